@@ -1,0 +1,56 @@
+"""Loss landscapes, curvature and sharpness of fine-tuned language models."""
+
+# ruff: noqa: F401 - the imports below are the table of contents
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from landscape.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+    from landscape.data import TokenData, load_data
+    from landscape.directions import Direction, difference_direction, random_directions
+    from landscape.errors import InputError, MeasurementWarning
+    from landscape.finetune import finetune
+    from landscape.objective import supervised_loss
+    from landscape.plotting import plot_surfaces, surfaces_html
+    from landscape.sam import SAM, SAMTrainer
+    from landscape.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
+    from landscape.surface_metrics import SurfaceMetrics, compare_metrics
+
+# Public names in the order a reader needs them, and the module each lives in. Loaded on first use (PEP 562), so
+# that `landscape --help` does not wait for torch.
+_HOME = {
+    "load_checkpoint": "checkpoints",
+    "Checkpoint": "checkpoints",
+    "save_checkpoint": "checkpoints",
+    "load_data": "data",
+    "TokenData": "data",
+    "supervised_loss": "objective",
+    "random_directions": "directions",
+    "difference_direction": "directions",
+    "Direction": "directions",
+    "compute_surface": "surface",
+    "compute_interpolation": "surface",
+    "compute_plane": "surface",
+    "auto_span": "surface",
+    "Surface": "surface",
+    "SurfaceMetrics": "surface_metrics",
+    "compare_metrics": "surface_metrics",
+    "plot_surfaces": "plotting",
+    "surfaces_html": "plotting",
+    "finetune": "finetune",
+    "SAM": "sam",
+    "SAMTrainer": "sam",
+    "InputError": "errors",
+    "MeasurementWarning": "errors",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'landscape' has no attribute {name!r}")
+    return getattr(import_module(f"landscape.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

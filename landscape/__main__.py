@@ -1,0 +1,5 @@
+"""`python -m landscape`, for torchrun and for environments without the script on their path."""
+
+from landscape.cli import main
+
+main()

@@ -1,0 +1,553 @@
+"""Texts and records as batches of tokens, and two corpora that every Python carries."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+import numpy as np
+import torch
+
+from landscape.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+IGNORED = -100  # the label of a position where no loss is taken
+PARTS = ("train", "heldout")  # of a built-in corpus
+_FILE_SUFFIXES = (".jsonl", ".txt", ".parquet", ".json", ".csv")  # what is meant as a file, readable or not
+_RECORD_KEYS = ("text", "prompt", "completion", "messages")
+_SHAPES = '{"text"}, {"prompt", "completion"} or {"messages"}'
+_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PIECE_CHARACTERS = 4000  # of a built-in corpus: the unit that is held out whole
+_CODE_PACKAGES = (
+    *("asyncio", "collections", "concurrent", "email", "http", "importlib"),
+    *("json", "logging", "multiprocessing", "unittest", "urllib", "xml"),
+)
+
+
+# --- token data ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence: token ids, and as many labels: the id where a loss is taken, -100 where not.
+
+    The label at position t is predicted from t-1, so the label at position 0 never counts; `load_data` makes
+    it -100.
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Number of supervised tokens."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenData:
+    """Examples as batches that can be read again and again, longest first so that memory peaks at once.
+
+    A batch is what `pad_examples` makes; rows * longest row <= batch_tokens, except where one example alone
+    is longer. Raises InputError unless `batch_tokens` is positive.
+    """
+
+    source: str
+    examples: tuple[Example, ...]
+    batch_tokens: int = 4096
+    padding_id: int = 0
+    truncated: int = 0  # examples that lost their end to max_length
+    dropped: int = 0  # examples left out because no supervised token was in them, or remained
+
+    def __post_init__(self) -> None:
+        _check_positive("batch_tokens", self.batch_tokens)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Number of supervised tokens, the weight of the mean loss."""
+        return sum(example.tokens for example in self.examples)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the examples in the order of their source; batches do not change it."""
+        hashed = hashlib.sha256()
+        for example in self.examples:
+            numbers = [len(example.input_ids), *example.input_ids, *example.labels]
+            hashed.update(np.array(numbers, dtype="<i8").tobytes())
+        return hashed.hexdigest()
+
+    @cached_property
+    def _batches(self) -> list[dict[str, torch.Tensor]]:
+        groups: list[list[Example]] = []
+        width = 0  # of the last group, set by its first and longest example
+        for example in sorted(self.examples, key=lambda e: len(e.input_ids), reverse=True):
+            if groups and (len(groups[-1]) + 1) * width <= self.batch_tokens:
+                groups[-1].append(example)
+            else:
+                groups.append([example])
+                width = len(example.input_ids)
+        return [pad_examples(group, self.padding_id) for group in groups]
+
+    def describe(self) -> str:
+        """One line for a terminal."""
+        return (
+            f"{self.source}: {len(self.examples):,} examples, {self.tokens:,} supervised tokens, "
+            f"{self.truncated:,} truncated, {self.dropped:,} dropped"
+        )
+
+    def with_batch_tokens(self, batch_tokens: int) -> TokenData:
+        """The same examples in other batches."""
+        return replace(self, batch_tokens=batch_tokens)
+
+
+def pad_examples(examples: Sequence[Example], padding_id: int = 0) -> dict[str, torch.Tensor]:
+    """One batch: `input_ids`, `attention_mask`, `labels`, int64 (rows, longest row), padded on the right."""
+    shape = (len(examples), max(len(example.input_ids) for example in examples))
+    input_ids = torch.full(shape, padding_id)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    labels = torch.full(shape, IGNORED)
+    for row, example in enumerate(examples):
+        length = len(example.input_ids)
+        input_ids[row, :length] = torch.tensor(example.input_ids)
+        attention_mask[row, :length] = 1
+        labels[row, :length] = torch.tensor(example.labels)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def check_vocabulary(data: TokenData, vocabulary_size: int, where: str) -> None:
+    """Raise InputError where an example holds a token id that `where`, a model, has no embedding for."""
+    for index, example in enumerate(data.examples):
+        largest = max(example.input_ids)
+        if largest >= vocabulary_size:
+            raise InputError(
+                f"{data.source}, example {index}, has token id {largest}, but {where} has a vocabulary of "
+                f"{vocabulary_size}; use the tokenizer that belongs to it."
+            )
+
+
+# --- loading ------------------------------------------------------------------------------------------------
+
+
+def load_data(
+    source: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    max_length: int = 512,
+    limit: int | None = None,
+    batch_tokens: int = 4096,
+    seed: int = 0,
+    append_eos: bool = False,
+    part: str = "heldout",
+) -> TokenData:
+    """Read `source` into batches of tokens.
+
+    source       a `.jsonl`, `.txt` or `.parquet` file; `builtin:docs` or `builtin:code`, with `@train` or
+                 `@heldout` in place of `part`; else `ID[:CONFIG][@SPLIT]`, a `datasets` id or a local folder
+                 that `datasets` can read (split: train)
+    max_length   tokens of an example; a longer record loses its end, running text is cut into windows
+    limit        at most so many examples, drawn with `seed`: records before they are tokenized (lines not
+                 drawn are not even parsed), windows out of whole pieces of text drawn until there are enough
+    append_eos   end each text and completion with the tokenizer's EOS token, supervised (chats and running
+                 text are left as they are)
+
+    Records are `{"messages"}` (loss on assistant turns), `{"prompt", "completion"}` (loss on the completion)
+    or `{"text"}` (loss on all), looked for in this order; other keys are ignored. Tokens are the tokenizer's
+    own: `tokenizer(text)`, `tokenizer(prompt)` then `tokenizer(completion, add_special_tokens=False)`, the
+    chat template for messages. A `.txt` file and each piece of a built-in corpus is running text: consecutive
+    windows of `tokenizer(text)`. The `source` of what is returned says which part or split was read.
+
+    Raises InputError for a source that cannot be read (naming file and line) or holds no supervised token,
+    and for an option that is not positive.
+    """
+    source = str(source)
+    for option, value in (("max_length", max_length), ("batch_tokens", batch_tokens), ("limit", limit)):
+        if value is not None:
+            _check_positive(option, value)
+    if seed < 0:
+        raise InputError(f"seed must not be negative, but is {seed}.")
+    if append_eos and tokenizer.eos_token_id is None:
+        raise InputError("append_eos needs an EOS token, but the tokenizer has none.")
+
+    encoded: Iterable[_Encoded]
+    if source.startswith("builtin:"):
+        source, pieces = _builtin(source, part)
+        encoded = _windows(tokenizer, pieces, max_length, limit, seed)
+    elif _is_file_name(source) and _file_suffix(source) == ".txt":
+        encoded = _windows(tokenizer, [_read_text(source)], max_length, limit, seed)
+    else:
+        source, records = _records(source, limit, seed)
+        eos = [tokenizer.eos_token_id] if append_eos else []
+        encoded = (_encode(tokenizer, record, where, eos) for where, record in records)
+
+    examples, truncated, dropped = [], 0, 0
+    for ids, supervised in encoded:
+        labels = [i if s else IGNORED for i, s in zip(ids, supervised, strict=True)]
+        example = Example(tuple(ids[:max_length]), (IGNORED, *labels[1:max_length]))
+        truncated += len(ids) > max_length
+        if example.tokens:
+            examples.append(example)
+        else:
+            dropped += 1
+    if not examples:
+        raise InputError(f"{source} has no supervised token within max_length={max_length}.")
+    padding_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return TokenData(source, tuple(examples), batch_tokens, padding_id, truncated, dropped)
+
+
+def parse_named_source(value: str) -> tuple[str, str]:
+    """The name and the source in `name=source`; a bare source is named after its file or data set.
+
+    >>> parse_named_source("old=builtin:docs"), parse_named_source("runs/tasks.jsonl")
+    (('old', 'builtin:docs'), ('tasks', 'runs/tasks.jsonl'))
+    """
+    name, equals, source = value.partition("=")
+    if equals and "/" not in name and not Path(value).exists():
+        if not name or not source:
+            raise InputError(f"{value!r} does not name a source of data; write name=source.")
+        return name, source
+    if _is_file_name(value):
+        return Path(value).stem, value
+    return value.removeprefix("builtin:").rstrip("/").rpartition("/")[2], value
+
+
+def _check_positive(option: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{option} must be positive, but is {value}.")
+
+
+def _is_file_name(source: str) -> bool:
+    path = Path(source)
+    return path.is_file() or (path.suffix.lower() in _FILE_SUFFIXES and not path.is_dir())
+
+
+def _file_suffix(source: str) -> str:
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"there is no file {source}.")
+    if path.suffix.lower() not in (".jsonl", ".txt", ".parquet"):
+        raise InputError(f"{source} is not a .jsonl, .txt or .parquet file.")
+    return path.suffix.lower()
+
+
+def _shuffled(count: int, seed: int) -> list[int]:
+    """The indices below `count` in an order drawn with `seed` (a raw stream: no NumPy changes it)."""
+    return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable").tolist()
+
+
+def _choose(count: int, limit: int | None, seed: int) -> list[int]:
+    """At most `limit` of the indices below `count`, increasing; a smaller limit draws a subset."""
+    return list(range(count)) if limit is None else sorted(_shuffled(count, seed)[:limit])
+
+
+# --- records ------------------------------------------------------------------------------------------------
+
+_Records = Iterator[tuple[str, Any]]  # each with the words that say where it is
+
+
+def _records(source: str, limit: int | None, seed: int) -> tuple[str, _Records]:
+    """The full name of a source of records, and the chosen records."""
+    if not _is_file_name(source):
+        return _dataset_records(source, limit, seed)
+    read = _jsonl_records if _file_suffix(source) == ".jsonl" else _parquet_records
+    return source, read(source, limit, seed)
+
+
+def _jsonl_records(source: str, limit: int | None, seed: int) -> _Records:
+    lines = [(number, line) for number, line in enumerate(_read(source).split(b"\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{source} is empty.")
+    for index in _choose(len(lines), limit, seed):
+        number, line = lines[index]
+        where = f"{source} line {number}"
+        try:
+            yield where, json.loads(line.decode("utf-8-sig"))  # a file may start with a byte-order mark
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} is not valid UTF-8.") from error
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "a number too long or nesting too deep")
+            raise InputError(f"{where} is not valid JSON ({reason}).") from error
+
+
+def _parquet_records(source: str, limit: int | None, seed: int) -> _Records:
+    pyarrow, parquet = _import("pyarrow", source), _import("pyarrow.parquet", source)
+    try:
+        with parquet.ParquetFile(source) as file:
+            table = file.read(columns=_known_columns(source, file.schema_arrow.names))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{source} cannot be read as parquet: {_one_line(error)}.") from error
+    return _rows(source, _choose(len(table), limit, seed), lambda chosen: table.take(chosen).to_pylist())
+
+
+def _dataset_records(source: str, limit: int | None, seed: int) -> tuple[str, _Records]:
+    name, _, split = (source, "", "") if Path(source).is_dir() else source.partition("@")
+    identifier, _, config = (name, "", "") if Path(name).is_dir() else name.partition(":")
+    if not identifier or (identifier.startswith(("/", ".", "~")) and not Path(identifier).is_dir()):
+        raise InputError(f"there is no file or folder {source!r}.")
+    datasets = _import("datasets", source)
+    if not Path(identifier).is_dir():
+        _check_hub_answers(identifier)
+    try:
+        dataset = datasets.load_dataset(identifier, config or None, split=split or "train")
+    except Exception as error:  # builders, file systems and HTTP clients raise what they like
+        raise InputError(f"{source} cannot be loaded as a data set: {_one_line(error)}.") from error
+    dataset = dataset.select_columns(_known_columns(source, dataset.column_names))
+    return f"{name}@{split or 'train'}", _rows(source, _choose(len(dataset), limit, seed), dataset.select)
+
+
+def _check_hub_answers(identifier: str) -> None:
+    """Ask the Hub once: its client would retry for half a minute before it says that there is no network."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:  # the user's word for: read it from the cache
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception as error:  # the HTTP client's own errors, whichever client it is
+        raise InputError(
+            f"{identifier!r} is no local file or folder, and {constants.ENDPOINT} cannot be reached to look "
+            "for a data set of that name (HF_HUB_OFFLINE=1 reads one that was downloaded before)."
+        ) from error
+
+
+def _known_columns(source: str, columns: Sequence[str]) -> list[str]:
+    known = [column for column in columns if column in _RECORD_KEYS]
+    if not known:
+        raise InputError(f"{source} has columns {', '.join(columns)}, but none that make {_SHAPES}.")
+    return known
+
+
+def _rows(source: str, chosen: list[int], take: Any) -> _Records:
+    if not chosen:
+        raise InputError(f"{source} is empty.")
+    return ((f"{source} row {index + 1}", row) for index, row in zip(chosen, take(chosen), strict=True))
+
+
+def _import(module: str, source: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{source} needs {module} to be read: pip install 'landscape-lm[train]'.") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+# --- tokens -------------------------------------------------------------------------------------------------
+
+
+class _Encoded(NamedTuple):
+    """Token ids, and for each whether a loss is taken on it."""
+
+    ids: list[int]
+    supervised: list[bool]
+
+
+def _encode(tokenizer: Tokenizer, record: Any, where: str, eos: list[int]) -> _Encoded:
+    if not isinstance(record, dict):
+        raise InputError(f"{where} is not a JSON object.")
+    record = {key: value for key, value in record.items() if value is not None}  # tables fill gaps with null
+    if "messages" in record:
+        return _encode_messages(tokenizer, record["messages"], where)
+    if "prompt" in record and "completion" in record:
+        prompt = _tokenize(tokenizer, _string(record, "prompt", where))
+        completion = _tokenize(tokenizer, _string(record, "completion", where), add_special_tokens=False)
+        completion += eos
+        return _Encoded(prompt + completion, [False] * len(prompt) + [True] * len(completion))
+    if "text" in record:
+        ids = _tokenize(tokenizer, _string(record, "text", where)) + eos
+        return _Encoded(ids, [True] * len(ids))
+    raise InputError(f"{where} is none of {_SHAPES}.")
+
+
+def _string(record: dict, key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        raise InputError(f"{where} has no string as {key!r}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise InputError(f"{where} has a {key!r} that is not valid Unicode.") from error
+    return value
+
+
+def _tokenize(tokenizer: Tokenizer, text: str, **options: bool) -> list[int]:
+    # verbose=False: what is longer than the model's positions is cut here, so no warning is due
+    return list(tokenizer(text, verbose=False, **options)["input_ids"])
+
+
+def _encode_messages(tokenizer: Tokenizer, messages: Any, where: str) -> _Encoded:
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise InputError(f"{where} has 'messages' that are not a list of objects.")
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    for message in messages:
+        _string(message, "role", where)
+        _string(message, "content", where)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise InputError(f"{where} has no assistant turn to take a loss on.")
+    if not tokenizer.is_fast:
+        raise InputError(f"{where} is a chat, which needs a fast tokenizer (with character offsets).")
+    text, spans = _assistant_spans(tokenizer, messages, where)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    supervised = [any(a <= start < b for a, b in spans) for start, _ in encoding["offset_mapping"]]
+    return _Encoded(list(encoding["input_ids"]), supervised)
+
+
+_Spans = list[tuple[int, int]]  # of characters: first, and one past the last
+
+
+def _assistant_spans(tokenizer: Tokenizer, messages: list[dict], where: str) -> tuple[str, _Spans]:
+    """The chat as text, and the spans of it that the assistant says.
+
+    With `{% generation %}` marks these are what the marks enclose. (The token mask that transformers makes of
+    them, `return_assistant_tokens_mask`, loses the end of a character of several tokens, and runs on over the
+    following turns where a span ends in characters without a token: transformers issue 47325.) Without marks,
+    the span of a turn is what it adds to the generation prompt of the turns before it.
+    """
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise InputError(f"{where} is a chat, but the tokenizer has no (default) chat template.") from error
+    if _GENERATION_MARK.search(template):
+        text, spans = _render(tokenizer, template, messages, where, return_assistant_tokens_mask=True)
+        if not spans:
+            raise InputError(f"{where}: the chat template's {{% generation %}} marks enclose nothing.")
+        return text, spans
+
+    text, spans = _render(tokenizer, template, messages, where)
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before, _ = _render(tokenizer, template, messages[:index], where, add_generation_prompt=True)
+            through, _ = _render(tokenizer, template, messages[: index + 1], where)
+            if not (text.startswith(before) and text.startswith(through) and len(before) <= len(through)):
+                raise InputError(
+                    f"{where}: the chat template rewrites earlier turns, so it needs {{% generation %}} "
+                    "marks to say what is the assistant's."
+                )
+            spans.append((len(before), len(through)))
+    return text, spans
+
+
+def _render(
+    tokenizer: Tokenizer, template: str, messages: list[dict], where: str, **options: bool
+) -> tuple[str, _Spans]:
+    """What `apply_chat_template(tokenize=False)` renders, and the spans in generation marks, if asked for."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    settings: dict[str, Any] = {"conversations": [messages], "chat_template": template, **options}
+    try:
+        rendered: Any = render_jinja_template(**(tokenizer.special_tokens_map | settings))
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise InputError(f"{where} cannot be rendered by the chat template: {_one_line(error)}.") from error
+    texts, spans = rendered
+    return texts[0], spans[0] if spans else []
+
+
+# --- running text -------------------------------------------------------------------------------------------
+
+
+def _read(source: str) -> bytes:
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {error.strerror}.") from error
+
+
+def _read_text(source: str) -> str:
+    try:
+        text = _read(source).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not valid UTF-8 at byte {error.start}.") from error
+    if not text.strip():
+        raise InputError(f"{source} is empty.")
+    return text
+
+
+def _windows(
+    tokenizer: Tokenizer,
+    pieces: list[str],
+    max_length: int,
+    limit: int | None,
+    seed: int,
+) -> list[_Encoded]:
+    """Consecutive windows of each piece's tokens, in order, without a last one of a single token."""
+    found: list[tuple[int, int, list[int]]] = []
+    for piece in range(len(pieces)) if limit is None else _shuffled(len(pieces), seed):
+        ids = _tokenize(tokenizer, pieces[piece])
+        starts = range(0, len(ids) - 1, max_length)
+        found += [(piece, start, ids[start : start + max_length]) for start in starts]
+        if limit is not None and len(found) >= limit:
+            break
+    chosen = sorted(found[index] for index in _choose(len(found), limit, seed))
+    return [_Encoded(ids, [True] * len(ids)) for _, _, ids in chosen]
+
+
+def _builtin(source: str, part: str) -> tuple[str, list[str]]:
+    """The full name of a built-in corpus, `builtin:NAME@PART`, and the pieces of that part."""
+    corpora = {"docs": _language_reference, "code": _standard_library}
+    name, _, suffix = source.removeprefix("builtin:").partition("@")
+    part = suffix or part
+    if name not in corpora or part not in PARTS:
+        raise InputError(f"there is no builtin:{name}@{part}; there are docs and code, @train and @heldout.")
+    pieces = [piece for piece in _pieces(corpora[name]()) if _is_held_out(piece) == (part == "heldout")]
+    return f"builtin:{name}@{part}", pieces
+
+
+def _is_held_out(piece: str) -> bool:
+    return hashlib.sha256(piece.encode()).digest()[0] < 26  # 26 of 256: about a tenth
+
+
+def _pieces(documents: Iterable[str]) -> list[str]:
+    """Documents cut at blank lines into pieces of about 4000 characters, each paragraph kept once.
+
+    Sections of the language reference appear in several topics: without this, a quarter of the held-out text
+    would stand word for word in the training part.
+    """
+    pieces: list[str] = []
+    seen: set[str] = set()
+    for document in documents:
+        piece = ""
+        for paragraph in re.split(r"(?<=\n\n)(?!\n)", document):
+            key = paragraph.strip()
+            if key and key not in seen:
+                seen.add(key)
+                if piece and len(piece) + len(paragraph) > _PIECE_CHARACTERS:
+                    pieces.append(piece)
+                    piece = ""
+                piece += paragraph
+        if piece:
+            pieces.append(piece)
+    return pieces
+
+
+def _language_reference() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def _standard_library() -> list[str]:
+    root = Path(sysconfig.get_path("stdlib"))
+    installed = ("_sysconfigdata", "sitecustomize")  # by whoever built or packaged this Python
+    modules = [path for path in root.glob("*.py") if not path.name.startswith(installed)]
+    for package in _CODE_PACKAGES:
+        modules += (root / package).rglob("*.py")
+    names = sorted(module.relative_to(root) for module in modules)
+    return [(root / name).read_text("utf-8") for name in names if not {"test", "tests"} & set(name.parts)]

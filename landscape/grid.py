@@ -1,0 +1,48 @@
+"""Coordinates of a surface's grid points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from landscape.errors import InputError
+
+
+def grid_axis(low: float, high: float, points: int) -> np.ndarray:
+    """`points` equidistant coordinates; the one nearest zero is exactly zero where rounding alone moved it."""
+    axis = np.linspace(low, high, points)
+    axis[np.abs(axis) < 1e-12 * (high - low)] = 0.0
+    return axis
+
+
+def with_points(axis: np.ndarray, wanted: Sequence[float]) -> np.ndarray:
+    """`axis` with the wanted coordinates inside its range on it exactly, moved there or added."""
+    for t in wanted:
+        if axis[0] <= t <= axis[-1]:
+            nearest = int(np.abs(axis - t).argmin())
+            if abs(axis[nearest] - t) < 1e-9:
+                axis[nearest] = t
+            else:
+                axis = np.insert(axis, np.searchsorted(axis, t), t)
+    return axis
+
+
+def ends(span: float | tuple[float, float] | str) -> tuple[float, float]:
+    """(low, high) of a span given as s for [-s, s] or as a pair. Raises InputError where it is empty."""
+    if isinstance(span, str):
+        raise InputError(f"span={span!r} is neither a number, a pair (low, high) nor 'auto'.")
+    low, high = (-span, span) if isinstance(span, (int, float)) else tuple(span)
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise InputError(f"span={span} is empty; it needs low < high, or a positive number.")
+    return float(low), float(high)
+
+
+def per_axis(points: int | Sequence[int], dim: int) -> list[int]:
+    """Number of points for each of `dim` axes. Raises InputError where there are fewer than 2 on one."""
+    counts = [points] * dim if isinstance(points, int) else [int(n) for n in points]
+    if len(counts) != dim:
+        raise InputError(f"points={tuple(counts)} for {dim} axes.")
+    if min(counts) < 2:
+        raise InputError(f"points={points}; an axis takes at least 2.")
+    return counts

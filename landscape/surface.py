@@ -1,0 +1,397 @@
+"""One- and two-dimensional slices of the loss: random planes, interpolation, the plane through three checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import nn
+
+from landscape.checkpoints import Checkpoint, identify
+from landscape.directions import Direction, check_same_tensors, random_directions
+from landscape.errors import InputError, MeasurementWarning
+from landscape.grid import ends, grid_axis, per_axis, with_points
+from landscape.objective import Batch, LossFunction
+from landscape.parameters import Fidelity, Parameters, Vector, inner_product, vector_norm
+from landscape.results import Provenance, Result
+from landscape.surface_metrics import SurfaceMetrics, surface_metrics
+from landscape.sweep import Place, Sweep, sweeping
+
+Span = float | tuple[float, float] | Literal["auto"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """A checkpoint at its place on the surface."""
+
+    name: str
+    coordinates: tuple[float, ...]
+    loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Surface(Result):
+    """Loss over a grid: `loss[i, j]` belongs to `(axes[0][i], axes[1][j])` (`loss[i]` in one dimension)."""
+
+    kind_of_result: ClassVar[str] = "surface"
+
+    name: str  # of the checkpoint, or "a to b"
+    data: str  # name of the data set
+    kind: str  # "random" | "interpolate" | "plane" | "given"
+    axes: tuple[np.ndarray, ...]  # one or two increasing 1-D arrays
+    axis_labels: tuple[str, ...]
+    loss: np.ndarray  # shape tuple(len(axis) for axis in axes); nats per supervised token; NaN/inf as computed
+    center: float  # loss of the unperturbed model (at the origin, whether or not the grid contains it)
+    markers: tuple[Marker, ...]
+    normalize: str | None  # of random directions: "filter" | "unit" | "head" | "layer" | "none"
+    seed: int | None
+    direction_cosine: float | None  # between the two directions as used
+    fidelity: Fidelity  # the worst over the grid
+    weight: float  # number of loss terms (supervised tokens) behind each loss
+    provenance: Provenance
+
+    @property
+    def coordinates(self) -> np.ndarray:
+        """Array of shape `loss.shape + (dim,)`: the coordinates of every grid point."""
+        return np.stack(np.meshgrid(*self.axes, indexing="ij"), axis=-1)
+
+    @property
+    def nonfinite(self) -> int:
+        """Number of grid points whose loss is NaN or infinite."""
+        return int((~np.isfinite(self.loss)).sum())
+
+    def metrics(self) -> SurfaceMetrics:
+        """Curvature and gradient of the surface; see `surface_metrics.SurfaceMetrics` for the definitions."""
+        grid = {
+            "kind": self.kind,
+            "axes": [[float(axis[0]), float(axis[-1]), len(axis)] for axis in self.axes],
+            "normalize": self.normalize,
+            "seed": self.seed,
+        }
+        ends_of_line = (self.markers[0].loss, self.markers[1].loss) if self.kind == "interpolate" else None
+        return surface_metrics(self.axes, self.loss, grid, ends_of_line)
+
+    def rows(self) -> list[tuple[str, str]]:
+        finite = self.loss[np.isfinite(self.loss)]
+        shape = " x ".join(str(len(axis)) for axis in self.axes)
+        spans = ", ".join(f"[{axis[0]:.4g}, {axis[-1]:.4g}]" for axis in self.axes)
+        seen = f"{finite.min():.4f} to {finite.max():.4f}" if finite.size else "nowhere finite"
+        if self.nonfinite:
+            seen += f" ({self.nonfinite} of {self.loss.size} points not finite)"
+        rows = [
+            ("surface", f"{self.name} on {self.data}, {self.kind}"),
+            ("grid", f"{shape} over {spans}, normalize={self.normalize}, seed={self.seed}"),
+            ("loss at centre", f"{self.center:.6f} nats per token over {self.weight:.0f} tokens"),
+            ("loss", seen),
+            *((m.name, f"{m.loss:.6f} at {', '.join(f'{c:.4g}' for c in m.coordinates)}") for m in self.markers),
+        ]
+        if not self.fidelity.faithful:
+            rows.append(
+                (
+                    "rounding",
+                    f"steps were rounded: cosine {self.fidelity.cosine:.4f}, norm x{self.fidelity.norm_ratio:.4f}",
+                )
+            )
+        return rows + (self.metrics().rows() if min(self.loss.shape) >= 3 else [])
+
+
+# --- the three kinds of surface -----------------------------------------------------------------------------
+
+
+def compute_surface(
+    model: nn.Module | Checkpoint,
+    data: Iterable[Batch],
+    directions: Sequence[Direction] | None = None,
+    *,
+    dim: int = 2,
+    points: int | Sequence[int] = 25,
+    span: Span = 1.0,
+    normalize: str = "filter",
+    seed: int = 0,
+    parameters: str | Sequence[str] | None = None,
+    include_1d: bool = False,
+    loss_fn: LossFunction | None = None,
+    journal: Path | str | None = None,
+    progress: bool = True,
+) -> Surface:
+    """Loss on a line or plane through the model: f(x, y) = L(theta + x d_1 + y d_2) (Li et al. 2018, sec. 4).
+
+    directions  one or two; default: `dim` random directions, see `random_directions` for `normalize`, `seed`,
+                `parameters` and `include_1d`
+    points      per axis, or one number for each axis
+    span        s for [-s, s], (low, high), or "auto": where the loss has risen by 1 nat, see `auto_span`;
+                in units of the direction (1 perturbs every filter by its own norm)
+    journal     a file that keeps finished points; a killed run started again with it continues
+
+    Raises InputError for wrong arguments, MeasurementWarning where losses are not finite or rounding swallowed
+    part of the steps. The model comes back bit-identical.
+    """
+    module, name, described = identify(model)
+    if directions is None:
+        if dim not in (1, 2):
+            raise InputError(f"dim={dim}; a surface has 1 or 2 dimensions.")
+        directions = random_directions(
+            module, dim, normalize=normalize, seed=seed, parameters=parameters, include_1d=include_1d
+        )
+        kind = "random"
+    else:
+        if len(directions) not in (1, 2):
+            raise InputError(f"{len(directions)} directions given; a surface takes 1 or 2.")
+        kind = directions[0].kind if len({d.kind for d in directions}) == 1 else "given"
+    vectors = [d.tensors for d in directions]
+    counts = per_axis(points, len(directions))
+
+    def place(x: Sequence[float]) -> Place:
+        return 1.0, list(zip(x, vectors, strict=True))
+
+    settings = {
+        "kind": kind,
+        "points": counts,
+        "span": span,
+        "parameters": parameters,
+        "include_1d": include_1d,
+    }
+    settings |= {"normalize": directions[0].normalize, "seed": directions[0].seed}
+    own = vectors if kind != "random" else []
+    everything = Parameters(module, frozen=True)
+    with sweeping(
+        module, data, place, everything, loss_fn=loss_fn, settings=settings, others=own, journal=journal
+    ) as sweep:
+        width = _auto_span(sweep, len(directions)) if span == "auto" else span
+        axes = tuple(grid_axis(*ends(width), count) for count in counts)
+        loss = sweep.over(axes, f"{name} {kind}", progress)
+        center = sweep.loss_at((0.0,) * len(axes))
+    return Surface(
+        name=name,
+        data=str(getattr(data, "source", "data")),
+        kind=kind,
+        axes=axes,
+        axis_labels=tuple(d.label for d in directions),
+        loss=loss,
+        center=center,
+        markers=(),
+        normalize=directions[0].normalize,
+        seed=directions[0].seed,
+        direction_cosine=directions[0].cosine(directions[1]) if len(directions) == 2 else None,
+        fidelity=sweep.checked_fidelity(),
+        weight=sweep.weight,
+        provenance=sweep.provenance(settings, directions[0].seed, described),
+    )
+
+
+def compute_interpolation(
+    model_a: nn.Module | Checkpoint,
+    model_b: nn.Module | Checkpoint,
+    data: Iterable[Batch],
+    *,
+    points: int = 25,
+    span: tuple[float, float] = (-0.5, 1.5),
+    loss_fn: LossFunction | None = None,
+    journal: Path | str | None = None,
+    progress: bool = True,
+) -> Surface:
+    """Loss along the line from a (at 0) to b (at 1): f(t) = L((1-t) theta_a + t theta_b) (Goodfellow et al. 2014).
+
+    Both ends are evaluated exactly: 0 and 1 join the grid where `points` misses them. All parameters move, also
+    frozen ones; buffers stay those of `model_a`. Raises InputError naming the first tensor that differs in shape.
+    """
+    module_a, name_a, said_a = identify(model_a)
+    module_b, name_b, said_b = identify(model_b)
+    if module_a is module_b:
+        raise InputError("the two models are the same object; a line needs two.")
+    parameters = Parameters(module_a, frozen=True)
+    other = Parameters(module_b, frozen=True).values()
+    check_same_tensors(parameters.values(), other)
+    _warn_of_buffers(module_a, module_b)
+    name_a, name_b = (name_a, name_b) if name_a != name_b else (f"{name_a} (a)", f"{name_b} (b)")
+
+    def place(x: Sequence[float]) -> Place:
+        return 1.0 - x[0], [(x[0], other)]
+
+    settings = {"kind": "interpolate", "points": [points], "span": list(span)}
+    with sweeping(
+        module_a, data, place, parameters, loss_fn=loss_fn, settings=settings, others=[other], journal=journal
+    ) as sweep:
+        axis = with_points(grid_axis(*ends(span), points), (0.0, 1.0))
+        loss = sweep.over((axis,), f"{name_a} to {name_b}", progress)
+        endpoints = [Marker(name, (t,), sweep.loss_at((t,))) for name, t in ((name_a, 0.0), (name_b, 1.0))]
+    return Surface(
+        name=f"{name_a} to {name_b}",
+        data=str(getattr(data, "source", "data")),
+        kind="interpolate",
+        axes=(axis,),
+        axis_labels=(f"{name_a} (0) to {name_b} (1)",),
+        loss=loss,
+        center=endpoints[0].loss,
+        markers=tuple(endpoints),
+        normalize=None,
+        seed=None,
+        direction_cosine=None,
+        fidelity=sweep.checked_fidelity(),
+        weight=sweep.weight,
+        provenance=sweep.provenance(settings, None, {"a": said_a, "b": said_b}),
+    )
+
+
+def compute_plane(
+    models: Sequence[nn.Module | Checkpoint],
+    data: Iterable[Batch],
+    *,
+    points: int | Sequence[int] = 25,
+    margin: float = 0.25,
+    loss_fn: LossFunction | None = None,
+    journal: Path | str | None = None,
+    progress: bool = True,
+) -> Surface:
+    """Loss on the plane through three checkpoints, P(x, y) = w1 + x u + y v (Garipov et al. 2018, 1802.10026).
+
+    u and v are orthonormal (Gram-Schmidt on w2 - w1 and w3 - w1), so both axes are distances in parameter space.
+    The grid spans the three checkpoints and `margin` of their extent around them. Raises InputError where the
+    number of models is not three, shapes differ, or the three lie on a line.
+    """
+    if len(models) != 3:
+        raise InputError(f"a plane takes three checkpoints, got {len(models)}.")
+    if margin < 0:
+        raise InputError(f"margin={margin} is negative; it is a fraction of the checkpoints' extent.")
+    modules, names, said = zip(*(identify(model) for model in models), strict=True)
+    if len({id(module) for module in modules}) < 3:
+        raise InputError("two of the models are the same object; a plane needs three.")
+    parameters = Parameters(modules[0], frozen=True)
+    first = parameters.values()
+    second, third = (Parameters(module, frozen=True).values() for module in modules[1:])
+    for other in (second, third):
+        check_same_tensors(first, other)
+    corners, coefficients = _plane(first, second, third)
+
+    def place(x: Sequence[float]) -> Place:
+        b, c = coefficients(*x)
+        return 1.0 - b - c, [(b, second), (c, third)]
+
+    counts = per_axis(points, 2)
+    settings = {"kind": "plane", "points": counts, "margin": margin}
+    others = [second, third]
+    with sweeping(
+        modules[0],
+        data,
+        place,
+        parameters,
+        loss_fn=loss_fn,
+        settings=settings,
+        others=others,
+        journal=journal,
+    ) as sweep:
+        low, high = np.min(corners, axis=0), np.max(corners, axis=0)
+        border = margin * (high - low)
+        bounds = zip(low - border, high + border, counts, strict=True)
+        axes = tuple(grid_axis(float(lo), float(hi), count) for lo, hi, count in bounds)
+        loss = sweep.over(axes, "plane", progress)
+        markers = [Marker(name, corner, sweep.loss_at(corner)) for name, corner in zip(names, corners, strict=True)]
+    return Surface(
+        name=", ".join(names),
+        data=str(getattr(data, "source", "data")),
+        kind="plane",
+        axes=axes,
+        axis_labels=(f"distance towards {names[1]}", f"distance towards {names[2]}"),
+        loss=loss,
+        center=markers[0].loss,
+        markers=tuple(markers),
+        normalize=None,
+        seed=None,
+        direction_cosine=0.0,
+        fidelity=sweep.checked_fidelity(),
+        weight=sweep.weight,
+        provenance=sweep.provenance(settings, None, dict(zip("abc", said, strict=True))),
+    )
+
+
+def _warn_of_buffers(a: nn.Module, b: nn.Module) -> None:
+    theirs = dict(b.named_buffers())
+    for name, buffer in a.named_buffers():
+        other = theirs.get(name)
+        if other is None or other.shape != buffer.shape or not bool((other.to(buffer.device) == buffer).all()):
+            warnings.warn(
+                f"buffer {name} differs between the two models; the line uses that of the first, so its end "
+                "need not be the second model.",
+                MeasurementWarning,
+                stacklevel=3,
+            )
+            return
+
+
+def _plane(
+    first: Vector, second: Vector, third: Vector
+) -> tuple[list[tuple[float, float]], Callable[[float, float], tuple[float, float]]]:
+    """Coordinates of three points in their plane, and the map from coordinates to weights of `second` and `third`."""
+    u = {name: second[name].double() - first[name].double() for name in first}
+    w = {name: third[name].double() - first[name].double() for name in first}
+    length = vector_norm(u)
+    if length == 0:
+        raise InputError("the first two checkpoints are equal; a plane needs three points.")
+    along = inner_product(w, u) / length**2
+    v = {name: w[name] - along * u[name] for name in first}
+    height = vector_norm(v)
+    if height <= 1e-6 * vector_norm(w):
+        raise InputError("the three checkpoints lie on one line; plot them with interpolation.")
+
+    def coefficients(x: float, y: float) -> tuple[float, float]:
+        return x / length - along * (y / height), y / height
+
+    return [(0.0, 0.0), (length, 0.0), (along * length, height)], coefficients
+
+
+# --- spans ---------------------------------------------------------------------------------------------------
+
+
+def auto_span(
+    model: nn.Module | Checkpoint,
+    data: Iterable[Batch],
+    directions: Sequence[Direction],
+    *,
+    rise: float = 1.0,
+    loss_fn: LossFunction | None = None,
+) -> float:
+    """The distance s at which the loss, averaged over +s and -s along each direction, is `rise` nats above the centre.
+
+    Found by doubling or halving from 0.25 and bisection to 5%; a loss that is not finite counts as risen.
+    MeasurementWarning, and the last distance tried, where no rise is found within 2**8.
+    """
+    module, _, _ = identify(model)
+    vectors = [d.tensors for d in directions]
+
+    def place(x: Sequence[float]) -> Place:
+        return 1.0, list(zip(x, vectors, strict=True))
+
+    with sweeping(module, data, place, Parameters(module, frozen=True), loss_fn=loss_fn) as sweep:
+        return _auto_span(sweep, len(directions), rise)
+
+
+def _auto_span(sweep: Sweep, dim: int, rise: float = 1.0) -> float:
+    center = sweep.loss_at((0.0,) * dim)
+
+    def risen(s: float) -> bool:
+        steps = [tuple(sign * s * (i == k) for i in range(dim)) for k in range(dim) for sign in (1, -1)]
+        mean = float(np.mean([sweep.loss_at(step) for step in steps]))
+        return not mean - center < rise  # NaN counts as risen
+
+    low, high = 0.0, 0.25
+    while not risen(high):
+        if high >= 2**8:
+            warnings.warn(
+                f"the loss does not rise by {rise} within a distance of {high}; the span is that distance.",
+                MeasurementWarning,
+                stacklevel=3,
+            )
+            return high
+        low, high = high, 2 * high
+    if low == 0:
+        while risen(high / 2) and high > 2**-20:
+            high /= 2
+        low = high / 2
+    while high / low > 1.05:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if risen(middle) else (middle, high)
+    return float(f"{high:.3g}")  # a round number, so that axes read well

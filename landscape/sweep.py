@@ -1,0 +1,139 @@
+"""Evaluating a model's loss at many places around it, each from the exact base, remembering what is done."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm.auto import tqdm
+
+from landscape.errors import MeasurementWarning
+from landscape.objective import Batch, LossFunction, Objective, describe_data
+from landscape.parameters import (
+    EXACT,
+    Excursion,
+    Fidelity,
+    Parameters,
+    Vector,
+    excursion,
+    preserved,
+    vector_digest,
+)
+from landscape.results import Journal, Provenance
+
+# Where a point lies: the coefficient of the base weights, and of each vector added to them.
+Place = tuple[float, list[tuple[float, Vector]]]
+
+
+class Sweep:
+    """Losses by coordinates, each evaluated once; what a journal already knows is not evaluated again."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        trip: Excursion,
+        place: Callable[[Sequence[float]], Place],
+        weights: str,
+        journal: Journal | None,
+    ):
+        self._objective, self._trip, self._place, self._journal = objective, trip, place, journal
+        self._weights = weights  # digest of the base
+        self._done: dict[str, Any] = journal.done if journal else {}
+        self._started = time.perf_counter()
+        self.fidelity = EXACT
+        self.weight = 0.0
+
+    def loss_at(self, coordinates: Sequence[float]) -> float:
+        """Loss at the point with these coordinates; NaN or infinite where the model's is."""
+        key = ",".join(repr(float(c)) for c in coordinates)
+        if key not in self._done:
+            base_coefficient, terms = self._place(coordinates)
+            fidelity = self._trip.move(terms, base_coefficient)
+            loss = self._objective.loss()
+            record = [loss.mean, loss.weight, fidelity.norm_ratio, fidelity.cosine]
+            if self._journal:
+                self._journal.append(key, record)
+            else:
+                self._done[key] = record
+        loss_mean, weight, norm_ratio, cosine = (float(value) for value in self._done[key])
+        self.fidelity = self.fidelity.worse(Fidelity(norm_ratio, cosine))
+        self.weight = weight
+        return loss_mean
+
+    def over(self, axes: Sequence[np.ndarray], title: str, progress: bool) -> np.ndarray:
+        """Losses over the grid of `axes`: shape tuple(len(axis) for axis in axes), 'ij' order."""
+        shape = tuple(len(axis) for axis in axes)
+        places = tqdm(product(*axes), desc=title, total=int(np.prod(shape)), unit="pt", disable=not progress)
+        losses = np.array([self.loss_at(place) for place in places]).reshape(shape)
+        bad = int((~np.isfinite(losses)).sum())
+        if bad:
+            warnings.warn(
+                f"{title}: {bad} of {losses.size} losses are not finite; they stay as they are.",
+                MeasurementWarning,
+                stacklevel=3,
+            )
+        return losses
+
+    def checked_fidelity(self) -> Fidelity:
+        """The worst fidelity of all points so far; MeasurementWarning where rounding swallowed part of a step."""
+        if not self.fidelity.faithful:
+            warnings.warn(
+                f"rounding to the weights' type changed the steps (worst cosine {self.fidelity.cosine:.4f}, norm "
+                f"ratio {self.fidelity.norm_ratio:.4f}); load the model in float32 or widen the span.",
+                MeasurementWarning,
+                stacklevel=3,
+            )
+        return self.fidelity
+
+    def provenance(self, settings: Mapping[str, Any], seed: int | None, checkpoint: dict | None) -> Provenance:
+        """Provenance of a result of this sweep; the base weights' digest stands in for an unnamed checkpoint."""
+        return Provenance(
+            settings=dict(settings),
+            seed=seed,
+            checkpoint=checkpoint or {"weights": self._weights},
+            data=describe_data(self._objective.data),
+            device=str(self._objective.device),
+            dtype=str(next(self._objective.model.parameters()).dtype).removeprefix("torch."),
+            seconds=time.perf_counter() - self._started,
+        )
+
+
+@contextlib.contextmanager
+def sweeping(
+    model: nn.Module,
+    data: Iterable[Batch],
+    place: Callable[[Sequence[float]], Place],
+    parameters: Parameters,
+    *,
+    loss_fn: LossFunction | None = None,
+    settings: Mapping[str, Any] | None = None,
+    others: Sequence[Vector] = (),
+    journal: Path | str | None = None,
+) -> Iterator[Sweep]:
+    """A `Sweep` of `model` in evaluation mode; on leaving, the model is bit for bit what it was.
+
+    `settings`, the weights, the vectors in `others` and the data identify the journal.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(preserved(model))
+        objective = Objective(model, data, loss_fn)
+        weights = vector_digest(parameters.values())
+        log = None
+        if journal is not None:
+            identity = {
+                "settings": dict(settings or {}),
+                "weights": weights,
+                "others": [vector_digest(vector) for vector in others],
+                "data": describe_data(data)["digest"],
+                "device": str(objective.device),
+            }
+            log = stack.enter_context(Journal(journal, identity))
+        trip = stack.enter_context(excursion(parameters))
+        yield Sweep(objective, trip, place, weights, log)

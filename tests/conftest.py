@@ -1,0 +1,193 @@
+"""Real parts, built on the spot: tiny models and tokenizers saved with save_pretrained; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from torch import nn
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(2)
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, and then it sleeps.",
+    "A function may return any object; without a return statement it returns None.",
+    "Sharp minima, flat minima: the landscape says where the model has landed.",
+    "def add(a, b):\n    return a + b\n\nprint(add(1, 2))",
+    "If the loss rises steeply in every direction, the minimum is called sharp.",
+    "Seven small models were saved to disk and read again.",
+] * 3
+VOCABULARY = 320
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(TEXTS, vocab_size=VOCABULARY, special_tokens=["<|end|>"], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def build_model(architecture: str, seed: int = 0, vocabulary: int = VOCABULARY, **changes: Any) -> Any:
+    """A tiny causal language model of a real architecture, with weights large enough that its loss is curved."""
+    shape: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+        "initializer_range": 0.1,
+    }
+    torch.manual_seed(seed)
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shape | {"tie_word_embeddings": False} | changes)).eval()
+    if architecture == "gpt2":
+        config = GPT2Config(
+            vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.1,
+            bos_token_id=0, eos_token_id=0, **changes,
+        )  # fmt: skip
+        return GPT2LMHeadModel(config).eval()
+    if architecture == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**shape | {"tie_word_embeddings": True, "head_dim": 8} | changes)).eval()
+    if architecture == "gemma2":
+        special = {"head_dim": 8, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8}
+        return Gemma2ForCausalLM(Gemma2Config(**shape | special | changes)).eval()
+    raise ValueError(architecture)
+
+
+ARCHITECTURES = ("llama", "gpt2", "qwen3", "gemma2")
+
+
+@pytest.fixture(scope="session")
+def save_checkpoint_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Callable[..., Path]:
+    """Build and save a model with its tokenizer, once per session for each set of arguments."""
+    made: dict[str, Path] = {}
+
+    def save(architecture: str, seed: int = 0, sharded: bool = False, **changes: Any) -> Path:
+        key = json.dumps([architecture, seed, sharded, changes], sort_keys=True)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("checkpoints") / f"{architecture}-{seed}"
+            size = "60KB" if sharded else "5GB"
+            build_model(architecture, seed, **changes).save_pretrained(folder, max_shard_size=size)
+            tokenizer.save_pretrained(folder)
+            made[key] = folder
+        return made[key]
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompt and completion records of mixed length, as a .jsonl file."""
+    path = tmp_path_factory.mktemp("data") / "tasks.jsonl"
+    lines = []
+    for index, text in enumerate(TEXTS):
+        cut = 5 + 3 * (index % 7)
+        lines.append(json.dumps({"prompt": text[:cut], "completion": text[cut : cut + 20 + 5 * (index % 5)]}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def make_batches(rows: int = 3, examples: int = 7, seed: int = 0, vocabulary: int = VOCABULARY) -> list[dict]:
+    """Random examples of different lengths as padded batches of `rows` rows, the same examples whatever `rows` is."""
+    generator = torch.Generator().manual_seed(seed)
+    sequences = []
+    for index in range(examples):
+        length = 4 + 3 * index
+        ids = torch.randint(1, vocabulary, (length,), generator=generator)
+        labels = ids.clone()
+        labels[: 1 + index % 3] = -100
+        sequences.append((ids, labels))
+    batches = []
+    for start in range(0, examples, rows):
+        group = sequences[start : start + rows]
+        width = max(len(ids) for ids, _ in group)
+        batch = {
+            "input_ids": torch.zeros(len(group), width, dtype=torch.long),
+            "attention_mask": torch.zeros(len(group), width, dtype=torch.long),
+            "labels": torch.full((len(group), width), -100),
+        }
+        for row, (ids, labels) in enumerate(group):
+            batch["input_ids"][row, : len(ids)] = ids
+            batch["attention_mask"][row, : len(ids)] = 1
+            batch["labels"][row, : len(ids)] = labels
+        batches.append(batch)
+    return batches
+
+
+@pytest.fixture
+def token_batches() -> Callable[..., list[dict[str, torch.Tensor]]]:
+    return make_batches
+
+
+class Quadratic(nn.Module):
+    """L(theta) = 1/2 (theta - center)' A (theta - center), float64; theta in two tensors to have several filters."""
+
+    def __init__(self, matrix: torch.Tensor, center: torch.Tensor, start: torch.Tensor):
+        super().__init__()
+        self.matrix, self.center = matrix.double(), center.double()
+        half = len(start) // 2
+        self.first = nn.Parameter(start[:half].double().reshape(1, -1))
+        self.second = nn.Parameter(start[half:].double().reshape(1, -1))
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        offset = torch.cat([self.first.flatten(), self.second.flatten()]) - self.center
+        return 0.5 * offset @ self.matrix @ offset
+
+
+def quadratic_loss(model: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The same value for every term, so that the mean over any batches is the quadratic itself."""
+    return model(batch) * len(batch), len(batch)
+
+
+@pytest.fixture
+def quadratic() -> Quadratic:
+    matrix = torch.tensor([[2.0, 0.3, 0.0, 0.1], [0.3, 1.5, 0.2, 0.0], [0.0, 0.2, 3.0, -0.4], [0.1, 0.0, -0.4, -1.0]])
+    return Quadratic(matrix, torch.tensor([0.1, -0.2, 0.3, 0.4]), torch.tensor([1.0, 2.0, -1.0, 0.5]))
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Everything law 2 promises to bring back, copied."""
+    return {
+        "weights": {name: tensor.clone() for name, tensor in model.state_dict(keep_vars=False).items()},
+        "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
+        "training": [module.training for module in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "random": torch.get_rng_state(),
+    }
+
+
+def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for key in ("weights", "buffers"):
+        assert before[key].keys() == after[key].keys()
+        for name in before[key]:
+            assert torch.equal(before[key][name], after[key][name]), name
+    assert before["training"] == after["training"]
+    assert before["requires_grad"] == after["requires_grad"]
+    for a, b in zip(before["gradients"], after["gradients"], strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+    assert torch.equal(before["random"], after["random"])
