@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from landscape.data import TokenData, load_data
     from landscape.directions import Direction, difference_direction, random_directions
     from landscape.errors import InputError, MeasurementWarning
-    from landscape.finetune import finetune
     from landscape.objective import supervised_loss
     from landscape.plotting import plot_surfaces, surfaces_html
     from landscape.sam import SAM, SAMTrainer
@@ -37,7 +36,6 @@ _HOME = {
     "compare_metrics": "surface_metrics",
     "plot_surfaces": "plotting",
     "surfaces_html": "plotting",
-    "finetune": "finetune",
     "SAM": "sam",
     "SAMTrainer": "sam",
     "InputError": "errors",

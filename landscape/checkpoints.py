@@ -140,7 +140,8 @@ def load_files(
             raise InputError(f"{files.source} cannot be applied to its base: {first_line(error)}") from error
         how = "kept"
         if adapter == "merge":
-            model, how = model.merge_and_unload(), "merged"
+            # peft froze the base; merged, all of it is the model again and all of it is perturbed
+            model, how = model.merge_and_unload().requires_grad_(True), "merged"
     model = model.to(place).eval()
     found = str(next(model.parameters()).dtype).removeprefix("torch.")
     return Checkpoint(model, files, files.name, how, found, str(place))

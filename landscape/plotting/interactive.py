@@ -199,6 +199,7 @@ def _surface_traces(surface: Surface, scale: LossScale, scene: str, coloraxis: s
     ).any():  # plotly fails at an empty surface; a hidden point keeps the axes in place
         corner = {"x": [x[0]], "y": [y[0]], "z": [scale.low], "scene": scene}
         return [go.Scatter3d(mode="markers", marker={"opacity": 0}, hoverinfo="skip", **corner)]
+    first, second = (plotly_text(label) for label in surface.axis_labels)
     traces: list[Any] = [
         go.Surface(
             x=x,
@@ -207,8 +208,8 @@ def _surface_traces(surface: Surface, scale: LossScale, scene: str, coloraxis: s
             scene=scene,
             coloraxis=coloraxis,
             connectgaps=False,
-            text=_hover_texts(surface),
-            hoverinfo="text",
+            customdata=surface.loss.T,  # on a log scale z is not the loss
+            hovertemplate=f"{first}: %{{x:.3g}}<br>{second}: %{{y:.3g}}<br>loss: %{{customdata:.4f}}<extra></extra>",
             contours={"z": {"show": True, "usecolormap": True, "project": {"z": True}, "width": 1}},
             lighting={"ambient": 0.75, "diffuse": 0.45, "specular": 0.03, "roughness": 0.9},
         )
@@ -231,15 +232,6 @@ def _surface_traces(surface: Surface, scale: LossScale, scene: str, coloraxis: s
             )
         )
     return traces
-
-
-def _hover_texts(surface: Surface) -> list[list[str]]:
-    """What to say at each point, ready made: on a log scale z is not the loss, and a template has nothing else."""
-    (x, y), (first, second) = surface.axes, [plotly_text(label) for label in surface.axis_labels]
-    return [
-        [f"{first} {x[i]:.3g}<br>{second} {y[j]:.3g}<br>loss {surface.loss[i, j]:.4f}" for i in range(len(x))]
-        for j in range(len(y))
-    ]
 
 
 def _inside(place: Sequence[float], surface: Surface) -> bool:
@@ -319,7 +311,7 @@ def _line_traces(
         "xaxis": f"x{suffix}",
         "yaxis": f"y{suffix}",
         "legendgroup": str(order),
-        "hovertemplate": f"{name}<br>{where} %{{x:.3g}}<br>loss %{{y:.4f}}<extra></extra>",
+        "hovertemplate": f"{name}<br>{where}: %{{x:.3g}}<br>loss: %{{y:.4f}}<extra></extra>",
     }
     color = COLORS[order % len(COLORS)]
     line = {"color": color, "dash": _DASHES[order % len(_DASHES)], "width": 2.5}
