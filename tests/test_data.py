@@ -42,10 +42,15 @@ UNMARKED = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-FORGETFUL = (  # as templates do that show the reasoning of the last turn only
-    "{% for m in messages %}<|{{ m.role }}|>{% if loop.last %}thinking {% endif %}{{ m.content }}<|end|>"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+REWRITING = {
+    "shows the reasoning of the last turn only": UNMARKED.replace(
+        "{{ m.content }}", "{% if loop.last %}thinking {% endif %}{{ m.content }}"
+    ),
+    "closes the last answer only": UNMARKED.replace(
+        "<|end|>", "{% if loop.last or m.role == 'user' %}<|end|>{% endif %}"
+    ),
+    "prompts with more than a turn": UNMARKED.replace("|>{% endif", "|>four<|end|><|user|>{% endif"),
+}
 CHAT = [
     {"role": "user", "content": "what is two plus two?"},
     {"role": "assistant", "content": "four"},
@@ -59,11 +64,13 @@ def byte_tokenizer(*, bos: bool = False, chat_template: str | None = None, **spe
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    tokenizer.train_from_iterator(CORPUS, trainer)
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
@@ -117,7 +124,9 @@ def full_tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def chat_tokenizers() -> dict[str, Any]:
-    return {"marked": byte_tokenizer(chat_template=MARKED), "unmarked": byte_tokenizer(chat_template=UNMARKED)}
+    """Both would add a BOS token to plain text; a rendered chat gets what its template says and no more."""
+    templates = {"marked": MARKED, "unmarked": UNMARKED}
+    return {kind: byte_tokenizer(bos=True, chat_template=template) for kind, template in templates.items()}
 
 
 def write_records(path: Path, *records: Any) -> Path:
@@ -145,12 +154,14 @@ def refusal(source: Any, tokenizer: Any, **options: Any) -> str:
 
 # --- batches ------------------------------------------------------------------------------------------------
 
+
+def labelled(pairs: list[tuple[int, bool]]) -> Example:
+    return Example(tuple(i for i, _ in pairs), tuple(i if on else IGNORED for i, on in pairs))
+
+
 label_pairs = st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=2, max_size=12)
-example_lists = st.lists(
-    label_pairs.map(lambda pairs: Example(tuple(i for i, _ in pairs), tuple(i if on else IGNORED for i, on in pairs))),
-    min_size=1,
-    max_size=12,
-)
+example_lists = st.lists(label_pairs.map(labelled), min_size=1, max_size=12).map(tuple)
+budgets = st.integers(1, 60)
 
 
 def unpadded(batch: dict[str, torch.Tensor]) -> list[Example]:
@@ -158,40 +169,40 @@ def unpadded(batch: dict[str, torch.Tensor]) -> list[Example]:
     return [Example(tuple(ids[on].tolist()), tuple(labels[on].tolist())) for ids, on, labels in rows]
 
 
-@given(example_lists, st.integers(1, 60))
-def test_batches_hold_every_example_once_whatever_the_budget(examples: list[Example], budget: int) -> None:
-    data = TokenData("memory", tuple(examples), batch_tokens=budget)
+@given(example_lists, budgets)
+def test_batches_hold_every_example_once(examples: tuple[Example, ...], budget: int) -> None:
+    data = TokenData("memory", examples, batch_tokens=budget)
     assert Counter(e for batch in data for e in unpadded(batch)) == Counter(examples)
     assert len(data) == len(list(data))
 
 
-@given(example_lists, st.integers(1, 60))
-def test_a_batch_stays_within_its_budget_unless_it_is_one_long_example(examples: list[Example], budget: int) -> None:
-    for batch in TokenData("memory", tuple(examples), batch_tokens=budget):
+@given(example_lists, budgets)
+def test_a_batch_of_several_keeps_its_budget(examples: tuple[Example, ...], budget: int) -> None:
+    for batch in TokenData("memory", examples, batch_tokens=budget):
         rows, width = batch["input_ids"].shape
         assert rows * width <= budget or rows == 1
 
 
-@given(example_lists, st.integers(1, 60))
-def test_batches_are_filled_longest_first_as_far_as_the_budget_goes(examples: list[Example], budget: int) -> None:
-    shapes = [tuple(b["input_ids"].shape) for b in TokenData("memory", tuple(examples), batch_tokens=budget)]
+@given(example_lists, budgets)
+def test_batches_are_full_and_longest_first(examples: tuple[Example, ...], budget: int) -> None:
+    shapes = [tuple(b["input_ids"].shape) for b in TokenData("memory", examples, batch_tokens=budget)]
     widths = [width for _, width in shapes]
     assert widths == sorted(widths, reverse=True)
-    assert all((rows + 1) * width > budget for rows, width in shapes[:-1])  # one more row would not have fitted
+    assert all((rows + 1) * width > budget for rows, width in shapes[:-1])  # no room for one more row
 
 
-@given(example_lists, st.integers(1, 60))
-def test_digest_and_token_count_do_not_depend_on_batches(examples: list[Example], budget: int) -> None:
-    data = TokenData("memory", tuple(examples))
+@given(example_lists, budgets)
+def test_digest_and_tokens_do_not_depend_on_batches(examples: tuple[Example, ...], budget: int) -> None:
+    data = TokenData("memory", examples)
     other = data.with_batch_tokens(budget)
     assert (other.digest, other.tokens, other.examples) == (data.digest, data.tokens, data.examples)
     in_batches = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in other)
     assert in_batches == data.tokens
 
 
-@given(example_lists, st.integers(1, 60))
-def test_padding_carries_no_loss_and_no_attention(examples: list[Example], budget: int) -> None:
-    for batch in TokenData("memory", tuple(examples), batch_tokens=budget, padding_id=99):
+@given(example_lists, budgets)
+def test_padding_carries_no_loss_and_no_attention(examples: tuple[Example, ...], budget: int) -> None:
+    for batch in TokenData("memory", examples, batch_tokens=budget, padding_id=99):
         padding = batch["input_ids"] == 99  # no example has this id
         assert (batch["labels"][padding] == IGNORED).all()
         assert torch.equal(batch["attention_mask"] == 0, padding)
@@ -259,7 +270,8 @@ def test_text_is_supervised_everywhere_but_at_position_0(tmp_path: Path, full_to
 def test_supervised_tokens_of_a_completion_decode_to_it(
     tmp_path_factory: pytest.TempPathFactory, full_tokenizer: Any, prompt: str, completion: str
 ) -> None:
-    path = write_records(tmp_path_factory.mktemp("records") / "a.jsonl", {"prompt": prompt, "completion": completion})
+    record = {"prompt": prompt, "completion": completion}
+    path = write_records(tmp_path_factory.mktemp("records") / "a.jsonl", record)
     (example,) = load_data(path, full_tokenizer, max_length=10_000).examples
     assert supervised_text(full_tokenizer, example) == completion
     expected = full_tokenizer(prompt)["input_ids"]
@@ -305,7 +317,7 @@ def test_messages_come_before_completions_and_these_before_text(
     assert supervised_text(tokenizer, second) == "four<|end|>fox jumps over<|end|>"
 
 
-def test_blank_lines_windows_line_ends_and_a_byte_order_mark_are_no_matter(tmp_path: Path, tokenizer: Any) -> None:
+def test_blank_lines_crlf_and_a_byte_order_mark_do_not_matter(tmp_path: Path, tokenizer: Any) -> None:
     plain = write_records(tmp_path / "plain.jsonl", {"text": "the dog"}, {"text": "the fox"})
     odd = tmp_path / "odd.jsonl"
     odd.write_bytes(b'\xef\xbb\xbf{"text": "the dog"}\r\n\r\n   \n{"text": "the fox"}')
@@ -336,9 +348,10 @@ def test_marked_and_unmarked_templates_supervise_the_same_tokens(
     path = write_records(tmp_path / "a.jsonl", {"messages": CHAT})
     marked, unmarked = (load_data(path, chat_tokenizers[kind]) for kind in ("marked", "unmarked"))
     assert marked.digest == unmarked.digest
-    encoding = chat_tokenizers["marked"].apply_chat_template(CHAT, return_assistant_tokens_mask=True, return_dict=True)
+    apply = chat_tokenizers["marked"].apply_chat_template
+    mask = apply(CHAT, return_assistant_tokens_mask=True, return_dict=True)["assistant_masks"]
     (example,) = marked.examples
-    assert [label != IGNORED for label in example.labels] == [bool(on) for on in encoding["assistant_masks"]]
+    assert [label != IGNORED for label in example.labels] == [bool(on) for on in mask]
 
 
 def test_a_turn_that_ends_within_a_character_of_several_tokens_is_supervised_to_its_last_byte(
@@ -354,8 +367,8 @@ def test_a_turn_that_ends_within_a_character_of_several_tokens_is_supervised_to_
 
 def test_a_turn_that_ends_in_characters_without_a_token_does_not_reach_into_the_next(tmp_path: Path) -> None:
     tokenizer = word_tokenizer(
-        "{% for m in messages %}<|{{ m.role }}|> {% if m.role == 'assistant' %}{% generation %}{{ m.content }} "
-        "{% endgeneration %}{% else %}{{ m.content }} {% endif %}{% endfor %}"
+        "{% for m in messages %}<|{{ m.role }}|> {% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content }} {% endgeneration %}{% else %}{{ m.content }} {% endif %}{% endfor %}"
     )
     chat = [("user", "hello"), ("assistant", "there again"), ("user", "hello again"), ("assistant", "hello")]
     messages = [{"role": role, "content": content} for role, content in chat]
@@ -371,12 +384,22 @@ def test_an_assistant_may_speak_first(tmp_path: Path, chat_tokenizers: dict[str,
         assert supervised_text(tokenizer, example) == "the quick brown<|end|>"
 
 
-def test_a_template_that_rewrites_earlier_turns_needs_marks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", REWRITING.values(), ids=REWRITING.keys())
+def test_a_template_that_rewrites_earlier_turns_needs_marks(tmp_path: Path, template: str) -> None:
     path = write_records(tmp_path / "a.jsonl", {"text": "fox"}, {"messages": CHAT})
-    message = refusal(path, byte_tokenizer(chat_template=FORGETFUL))
+    message = refusal(path, byte_tokenizer(chat_template=template))
     assert "a.jsonl line 2" in message
     assert "rewrites earlier turns" in message
     assert "{% generation %}" in message
+
+
+def test_a_turn_without_an_end_token_is_supervised_to_its_last_character(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "four?!"}]
+    path = write_records(tmp_path / "a.jsonl", {"messages": [*chat, *chat]})
+    for template in (MARKED, UNMARKED):
+        tokenizer = byte_tokenizer(chat_template=template.replace("<|end|>", ""))
+        (example,) = load_data(path, tokenizer).examples
+        assert supervised_text(tokenizer, example) == "four?!four?!"
 
 
 @pytest.mark.parametrize(
@@ -385,7 +408,7 @@ def test_a_template_that_rewrites_earlier_turns_needs_marks(tmp_path: Path) -> N
         (None, "no (default) chat template"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[0].content + 1 }}", "cannot be rendered"),
-        ("{% if false %}{% generation %}{% endgeneration %}{% endif %}{{ messages[0].content }}", "enclose nothing"),
+        ("{% if false %}{% generation %}{% endgeneration %}{% endif %}fox", "enclose nothing"),
     ],
 )
 def test_a_template_that_cannot_say_what_the_assistant_said_is_refused(
@@ -555,7 +578,7 @@ def dataset_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_parquet_file_reads_as_the_same_records_in_lines_do(tmp_path: Path, chat_tokenizers: dict[str, Any]) -> None:
+def test_parquet_reads_as_json_lines_do(tmp_path: Path, chat_tokenizers: dict[str, Any]) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "a.parquet")
     lines = load_data(write_records(tmp_path / "a.jsonl", *RECORDS), chat_tokenizers["marked"])
     table = load_data(tmp_path / "a.parquet", chat_tokenizers["marked"])
@@ -563,9 +586,7 @@ def test_a_parquet_file_reads_as_the_same_records_in_lines_do(tmp_path: Path, ch
     assert table.digest == lines.digest
 
 
-def test_a_local_data_set_reads_as_the_same_records_in_lines_do(
-    dataset_folder: Path, chat_tokenizers: dict[str, Any]
-) -> None:
+def test_a_data_set_reads_as_json_lines_do(dataset_folder: Path, chat_tokenizers: dict[str, Any]) -> None:
     tokenizer = chat_tokenizers["unmarked"]
     lines = load_data(dataset_folder / "train.jsonl", tokenizer)
     folder = load_data(dataset_folder, tokenizer)
@@ -615,7 +636,7 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(
         assert "pip install 'landscape-lm[train]'" in message
 
 
-def test_without_a_network_a_data_set_is_refused_at_once(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_at_once(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -657,14 +678,14 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
     "messages of strings": (b'{"messages": ["hello"]}', "not a list of objects"),
     "message without role": (b'{"messages": [{"content": "a"}]}', "no string as 'role'"),
     "message without content": (b'{"messages": [{"role": "assistant"}]}', "no string as 'content'"),
-    "content in parts": (b'{"messages": [{"role": "user", "content": [{"text": "a"}]}]}', "no string as 'content'"),
+    "content in parts": (b'{"messages": [{"role": "user", "content": [{}]}]}', "no string as 'content'"),
     "no assistant": (b'{"messages": [{"role": "user", "content": "a"}]}', "no assistant turn"),
     "no message": (b'{"messages": []}', "no assistant turn"),
 }
 
 
 @pytest.mark.parametrize("line, words", BAD_LINES.values(), ids=BAD_LINES.keys())  # noqa: PT006
-def test_a_bad_line_is_named(tmp_path: Path, chat_tokenizers: dict[str, Any], line: bytes, words: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, chat_tokenizers: dict, line: bytes, words: str) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_bytes(b'{"text": "the fox"}\n\n' + line + b'\n{"text": "the dog"}\n')
     message = refusal(path, chat_tokenizers["marked"])
@@ -711,7 +732,7 @@ def test_a_path_that_is_not_there_is_refused_without_asking_a_server(
     assert f"no file or folder {source!r}" in refusal(source, tokenizer)
 
 
-@pytest.mark.parametrize("source", ["builtin:poems", "builtin:", "builtin:docs@test", "builtin:docs@train@heldout"])
+@pytest.mark.parametrize("source", ["builtin:poems", "builtin:", "builtin:docs@test", "builtin:code@train@"])
 def test_an_unknown_built_in_source_is_refused_with_those_there_are(tokenizer: Any, source: str) -> None:
     message = refusal(source, tokenizer)
     assert "docs and code" in message
@@ -725,7 +746,8 @@ def test_an_unknown_part_is_refused(tokenizer: Any) -> None:
 @pytest.mark.parametrize("option", ["max_length", "batch_tokens", "limit"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_an_option_that_is_not_positive_is_refused(tokenizer: Any, option: str, value: int) -> None:
-    assert f"{option} must be positive, but is {value}" in refusal("builtin:docs", tokenizer, **{option: value})
+    message = refusal("builtin:docs", tokenizer, **{option: value})
+    assert f"{option} must be positive, but is {value}" in message
     with pytest.raises(InputError, match="batch_tokens must be positive"):
         TokenData("memory", ()).with_batch_tokens(value)
 
@@ -764,11 +786,11 @@ def test_a_token_beyond_the_vocabulary_is_named() -> None:
         ("corpus/", ("corpus", "corpus/")),
     ],
 )
-def test_a_source_has_the_name_it_was_given_or_that_of_its_file(value: str, expected: tuple[str, str]) -> None:
+def test_a_source_is_named_as_given_or_after_its_file(value: str, expected: tuple[str, str]) -> None:
     assert parse_named_source(value) == expected
 
 
-def test_a_path_with_an_equals_sign_that_exists_stays_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_path_stays_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert parse_named_source("lr=1.jsonl") == ("lr", "1.jsonl")
     (tmp_path / "lr=1.jsonl").touch()
