@@ -1,38 +1,30 @@
-"""Texts and records as batches of tokens, and two corpora that every Python carries."""
+"""Texts and records as batches of tokens."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import json
-import re
-import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
 import numpy as np
 import torch
 
-from landscape.errors import InputError
+from landscape.chat import assistant_spans
+from landscape.corpora import builtin_corpus
+from landscape.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 IGNORED = -100  # the label of a position where no loss is taken
-PARTS = ("train", "heldout")  # of a built-in corpus
 _FILE_SUFFIXES = (".jsonl", ".txt", ".parquet", ".json", ".csv")  # what is meant as a file, readable or not
 _RECORD_KEYS = ("text", "prompt", "completion", "messages")
 _SHAPES = '{"text"}, {"prompt", "completion"} or {"messages"}'
-_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_PIECE_CHARACTERS = 4000  # of a built-in corpus: the unit that is held out whole
-_CODE_PACKAGES = (
-    *("asyncio", "collections", "concurrent", "email", "http", "importlib"),
-    *("json", "logging", "multiprocessing", "unittest", "urllib", "xml"),
-)
 
 
 # --- token data ---------------------------------------------------------------------------------------------
@@ -187,7 +179,7 @@ def load_data(
 
     encoded: Iterable[_Encoded]
     if source.startswith("builtin:"):
-        source, pieces = _builtin(source, part)
+        source, pieces = builtin_corpus(source, part)
         encoded = _windows(tokenizer, pieces, max_length, limit, seed)
     elif _is_file_name(source) and _file_suffix(source) == ".txt":
         encoded = _windows(tokenizer, [_read_text(source)], max_length, limit, seed)
@@ -291,7 +283,7 @@ def _parquet_records(source: str, limit: int | None, seed: int) -> _Records:
         with parquet.ParquetFile(source) as file:
             table = file.read(columns=_known_columns(source, file.schema_arrow.names))
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{source} cannot be read as parquet: {_one_line(error)}.") from error
+        raise InputError(f"{source} cannot be read as parquet: {first_line(error)}") from error
     return _rows(source, _choose(len(table), limit, seed), lambda chosen: table.take(chosen).to_pylist())
 
 
@@ -306,7 +298,7 @@ def _dataset_records(source: str, limit: int | None, seed: int) -> tuple[str, _R
     try:
         dataset = datasets.load_dataset(identifier, config or None, split=split or "train")
     except Exception as error:  # builders, file systems and HTTP clients raise what they like
-        raise InputError(f"{source} cannot be loaded as a data set: {_one_line(error)}.") from error
+        raise InputError(f"{source} cannot be loaded as a data set: {first_line(error)}") from error
     dataset = dataset.select_columns(_known_columns(source, dataset.column_names))
     return f"{name}@{split or 'train'}", _rows(source, _choose(len(dataset), limit, seed), dataset.select)
 
@@ -344,10 +336,6 @@ def _import(module: str, source: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise InputError(f"{source} needs {module} to be read: pip install 'landscape-lm[train]'.") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
 
 
 # --- tokens -------------------------------------------------------------------------------------------------
@@ -404,60 +392,10 @@ def _encode_messages(tokenizer: Tokenizer, messages: Any, where: str) -> _Encode
         raise InputError(f"{where} has no assistant turn to take a loss on.")
     if not tokenizer.is_fast:
         raise InputError(f"{where} is a chat, which needs a fast tokenizer (with character offsets).")
-    text, spans = _assistant_spans(tokenizer, messages, where)
+    text, spans = assistant_spans(tokenizer, messages, where)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     supervised = [any(a <= start < b for a, b in spans) for start, _ in encoding["offset_mapping"]]
     return _Encoded(list(encoding["input_ids"]), supervised)
-
-
-_Spans = list[tuple[int, int]]  # of characters: first, and one past the last
-
-
-def _assistant_spans(tokenizer: Tokenizer, messages: list[dict], where: str) -> tuple[str, _Spans]:
-    """The chat as text, and the spans of it that the assistant says.
-
-    With `{% generation %}` marks these are what the marks enclose. (The token mask that transformers makes of
-    them, `return_assistant_tokens_mask`, loses the end of a character of several tokens, and runs on over the
-    following turns where a span ends in characters without a token: transformers issue 47325.) Without marks,
-    the span of a turn is what it adds to the generation prompt of the turns before it.
-    """
-    try:
-        template = tokenizer.get_chat_template()
-    except ValueError as error:
-        raise InputError(f"{where} is a chat, but the tokenizer has no (default) chat template.") from error
-    if _GENERATION_MARK.search(template):
-        text, spans = _render(tokenizer, template, messages, where, return_assistant_tokens_mask=True)
-        if not spans:
-            raise InputError(f"{where}: the chat template's {{% generation %}} marks enclose nothing.")
-        return text, spans
-
-    text, spans = _render(tokenizer, template, messages, where)
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before, _ = _render(tokenizer, template, messages[:index], where, add_generation_prompt=True)
-            through, _ = _render(tokenizer, template, messages[: index + 1], where)
-            if not (text.startswith(before) and text.startswith(through) and len(before) <= len(through)):
-                raise InputError(
-                    f"{where}: the chat template rewrites earlier turns, so it needs {{% generation %}} "
-                    "marks to say what is the assistant's."
-                )
-            spans.append((len(before), len(through)))
-    return text, spans
-
-
-def _render(
-    tokenizer: Tokenizer, template: str, messages: list[dict], where: str, **options: bool
-) -> tuple[str, _Spans]:
-    """What `apply_chat_template(tokenize=False)` renders, and the spans in generation marks, if asked for."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    settings: dict[str, Any] = {"conversations": [messages], "chat_template": template, **options}
-    try:
-        rendered: Any = render_jinja_template(**(tokenizer.special_tokens_map | settings))
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"{where} cannot be rendered by the chat template: {_one_line(error)}.") from error
-    texts, spans = rendered
-    return texts[0], spans[0] if spans else []
 
 
 # --- running text -------------------------------------------------------------------------------------------
@@ -497,57 +435,3 @@ def _windows(
             break
     chosen = sorted(found[index] for index in _choose(len(found), limit, seed))
     return [_Encoded(ids, [True] * len(ids)) for _, _, ids in chosen]
-
-
-def _builtin(source: str, part: str) -> tuple[str, list[str]]:
-    """The full name of a built-in corpus, `builtin:NAME@PART`, and the pieces of that part."""
-    corpora = {"docs": _language_reference, "code": _standard_library}
-    name, _, suffix = source.removeprefix("builtin:").partition("@")
-    part = suffix or part
-    if name not in corpora or part not in PARTS:
-        raise InputError(f"there is no builtin:{name}@{part}; there are docs and code, @train and @heldout.")
-    pieces = [piece for piece in _pieces(corpora[name]()) if _is_held_out(piece) == (part == "heldout")]
-    return f"builtin:{name}@{part}", pieces
-
-
-def _is_held_out(piece: str) -> bool:
-    return hashlib.sha256(piece.encode()).digest()[0] < 26  # 26 of 256: about a tenth
-
-
-def _pieces(documents: Iterable[str]) -> list[str]:
-    """Documents cut at blank lines into pieces of about 4000 characters, each paragraph kept once.
-
-    Sections of the language reference appear in several topics: without this, a quarter of the held-out text
-    would stand word for word in the training part.
-    """
-    pieces: list[str] = []
-    seen: set[str] = set()
-    for document in documents:
-        piece = ""
-        for paragraph in re.split(r"(?<=\n\n)(?!\n)", document):
-            key = paragraph.strip()
-            if key and key not in seen:
-                seen.add(key)
-                if piece and len(piece) + len(paragraph) > _PIECE_CHARACTERS:
-                    pieces.append(piece)
-                    piece = ""
-                piece += paragraph
-        if piece:
-            pieces.append(piece)
-    return pieces
-
-
-def _language_reference() -> list[str]:
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]
-
-
-def _standard_library() -> list[str]:
-    root = Path(sysconfig.get_path("stdlib"))
-    installed = ("_sysconfigdata", "sitecustomize")  # by whoever built or packaged this Python
-    modules = [path for path in root.glob("*.py") if not path.name.startswith(installed)]
-    for package in _CODE_PACKAGES:
-        modules += (root / package).rglob("*.py")
-    names = sorted(module.relative_to(root) for module in modules)
-    return [(root / name).read_text("utf-8") for name in names if not {"test", "tests"} & set(name.parts)]

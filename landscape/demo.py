@@ -10,6 +10,7 @@ import torch
 
 from landscape.checkpoints import load_checkpoint, save_checkpoint
 from landscape.comparison import compare_surfaces, open_comparison, summarize
+from landscape.corpora import builtin_corpus
 from landscape.data import load_data
 from landscape.finetune import finetune
 from landscape.objective import Objective
@@ -36,9 +37,8 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
         if not (folder / "random").exists():
             tokenizer = train_tokenizer()
             save_checkpoint(tiny_llama(len(tokenizer), seed), tokenizer, folder / "random")
-        common: dict[str, Any] = {
-            "batch_size": BATCH, "max_length": LENGTH, "seed": seed, "save_every": 50, "device": "cpu", "progress": progress,
-        }  # fmt: skip
+        common: dict[str, Any] = {"batch_size": BATCH, "max_length": LENGTH, "seed": seed, "save_every": 50}
+        common |= {"device": "cpu", "progress": progress}
         print(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
         finetune(folder / "random", "builtin:docs", folder / "base", lr=3e-3, steps=PRETRAIN_STEPS, **common)
         for optimizer, title in (("adamw", "AdamW"), ("sam", f"SAM, rho={RHO}")):
@@ -70,12 +70,9 @@ def train_tokenizer() -> Any:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from landscape.data import builtin_texts
-
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(
-        builtin_texts("docs", "train"), vocab_size=VOCABULARY, special_tokens=["<|end|>"], show_progress=False
-    )
+    _, texts = builtin_corpus("builtin:docs", "train")
+    trained.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=["<|end|>"], show_progress=False)
     return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|end|>", pad_token="<|end|>")
 
 

@@ -106,7 +106,7 @@ def finetune(
             seed=seed,
             use_cpu=start.device == "cpu",
         )
-        result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(training)))
+        result = trainer.train(resume_from_checkpoint=_last_checkpoint(training))
         record = settings | {
             "format": "landscape/checkpoint",
             "steps_taken": trainer.state.global_step,
@@ -115,7 +115,6 @@ def finetune(
                 "evaluated_before": before,
                 "evaluated_after": _mean_loss(model, held_out),
             },
-            "data_argument": data,
             "versions": installed_versions(),
             "seconds": time.perf_counter() - started,  # of this process; a continued run has spent more
         }
@@ -142,6 +141,15 @@ def _load(
         return train, train
     corpus = source.partition("@")[0]
     return train, load_data(corpus, tokenizer, max_length=max_length, limit=64, seed=0, part="heldout")
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The last training checkpoint that was written whole; what a kill tore is removed."""
+    while (last := get_last_checkpoint(str(folder))) is not None:
+        if (Path(last) / "trainer_state.json").exists():  # the Trainer writes it last
+            return last
+        shutil.rmtree(last)
+    return None
 
 
 def _mean_loss(model: Any, data: TokenData) -> float:

@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landscape.data import IGNORED
 from landscape.errors import InputError
 from landscape.parameters import Parameters, tensor_bytes, wide_dtype
 
 Batch = Any  # a mapping of tensors, or an (inputs, targets) pair
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Tensor | float]]  # -> (loss_sum, weight)
-
-IGNORED = -100  # the label of a position where no loss is taken
 
 
 class Loss(NamedTuple):
@@ -187,7 +186,7 @@ def supervised_loss(criterion: Callable[..., Tensor]) -> LossFunction:
 
 def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
     """Raise InputError where token ids, lengths or labels are such that the model has no loss on them."""
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    embeddings = _part(model, "get_input_embeddings")
     vocabulary = getattr(embeddings, "num_embeddings", None)
     config = getattr(model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
@@ -215,6 +214,11 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
         raise InputError("the data has no supervised token: no loss can be taken over it.")
 
 
+def _part(model: nn.Module, getter: str) -> Any:
+    """What a transformers model's getter returns; None for other modules."""
+    return getattr(model, getter)() if hasattr(model, getter) else None
+
+
 class CausalLoss:
     """Shifted causal language-model cross-entropy, summed over supervised positions.
 
@@ -234,7 +238,7 @@ class CausalLoss:
         and forwards that take other arguments all show as a different value.
         """
         plain = cls(at_supervised=False)
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        head = _part(model, "get_output_embeddings")
         if head is None:
             return plain
         labels = batch["labels"]
@@ -299,7 +303,7 @@ def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) ->
         hidden, *rest = arguments
         return (hidden[positions.to(hidden.device)].unsqueeze(0), *rest)
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(keep)  # type: ignore[operator]
+    handle = _part(model, "get_output_embeddings").register_forward_pre_hook(keep)
     try:
         return model(**inputs, use_cache=False).logits.squeeze(0)
     finally:

@@ -67,7 +67,8 @@ def ascend(parameters: Iterable[Tensor], rho: float, adaptive: bool = False) -> 
 def _direction(parameter: Tensor, adaptive: bool, power: int) -> Tensor:
     """T^power g in the widest float; T is the identity unless adaptive."""
     wide = wide_dtype(parameter.device)
-    gradient = parameter.grad.to(wide)  # type: ignore[union-attr]
+    assert parameter.grad is not None
+    gradient = parameter.grad.to(wide)
     return gradient * parameter.to(wide).abs() ** power if adaptive else gradient
 
 
@@ -114,7 +115,7 @@ class SAM(torch.optim.Optimizer):
             self.ascent = dataclasses.replace(self.ascent, weights=[])  # frees the copy, keeps the certificate
         self.base_optimizer.step()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One SAM step from two calls of `closure`; returns the loss at w."""
         if closure is None:
             raise InputError("SAM takes two gradients a step: call step(closure), or first_step and second_step.")

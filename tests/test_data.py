@@ -20,6 +20,7 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
+from landscape import corpora
 from landscape import data as data_module
 from landscape.data import (
     IGNORED,
@@ -386,7 +387,7 @@ def test_an_assistant_may_speak_first(tmp_path: Path, chat_tokenizers: dict[str,
 
 @pytest.mark.parametrize("template", REWRITING.values(), ids=REWRITING.keys())
 def test_a_template_that_rewrites_earlier_turns_needs_marks(tmp_path: Path, template: str) -> None:
-    path = write_records(tmp_path / "a.jsonl", {"text": "fox"}, {"messages": CHAT})
+    path = write_records(tmp_path / "a.jsonl", {"text": "fox"}, {"messages": CHAT[:3]})
     message = refusal(path, byte_tokenizer(chat_template=template))
     assert "a.jsonl line 2" in message
     assert "rewrites earlier turns" in message
@@ -469,7 +470,7 @@ def test_long_texts_cause_no_warning_of_the_tokenizer(tmp_path: Path) -> None:
 def test_no_paragraph_is_in_both_parts_of_a_built_in_corpus(name: str) -> None:
     paragraphs = {}
     for part in ("train", "heldout"):
-        source, pieces = data_module._builtin(f"builtin:{name}@{part}", "ignored")
+        source, pieces = corpora.builtin_corpus(f"builtin:{name}@{part}", "ignored")
         assert source == f"builtin:{name}@{part}"
         paragraphs[part] = [p.strip() for piece in pieces for p in re.split(r"\n\n+", piece) if p.strip()]
         assert len(paragraphs[part]) == len(set(paragraphs[part])) > 50
@@ -482,15 +483,15 @@ def test_no_paragraph_is_in_both_parts_of_a_built_in_corpus(name: str) -> None:
 @given(st.lists(st.text(alphabet="ab \n", max_size=40), max_size=5))
 def test_pieces_are_the_documents_less_their_repetitions(documents: list[str]) -> None:
     documents = [f"{number} {document}" for number, document in enumerate(documents)]
-    kept = " ".join(data_module._pieces(documents)).split()
-    assert len(data_module._pieces(documents)) == len(documents)
+    kept = " ".join(corpora._pieces(documents)).split()
+    assert len(corpora._pieces(documents)) == len(documents)
     assert set(kept) == {word for document in documents for word in document.split()}
-    assert data_module._pieces(documents + documents) == data_module._pieces(documents)
+    assert corpora._pieces(documents + documents) == corpora._pieces(documents)
 
 
 def test_pieces_end_at_blank_lines_at_about_4000_characters() -> None:
     paragraphs = [f"{i} " + "word " * 100 + "\n\n" for i in range(40)]
-    pieces = data_module._pieces(["".join(paragraphs)])
+    pieces = corpora._pieces(["".join(paragraphs)])
     assert "".join(pieces) == "".join(paragraphs)
     assert all(3000 < len(piece) <= 4000 for piece in pieces[:-1])
     assert all(piece.endswith("\n\n") for piece in pieces)
@@ -508,7 +509,7 @@ def test_a_built_in_source_takes_its_part_from_its_suffix_or_else_the_argument(t
 def test_built_in_code_is_python_without_its_tests(tokenizer: Any) -> None:
     data = load_data("builtin:code", tokenizer, limit=20, max_length=64)
     assert len(data.examples) == 20
-    documents = data_module._standard_library()
+    documents = corpora._standard_library()
     assert sum(map(len, documents)) > 3_000_000
     assert any("class JSONDecoder" in document for document in documents)
     assert not any("class Test_TestCase(" in document for document in documents)

@@ -12,7 +12,8 @@ PACKAGE = Path(landscape.__file__).parent
 # Each room may import from the rooms of lower floors, and from those beside it on the ground.
 FLOORS = [
     {"errors"},
-    {"results", "data", "grid"},
+    {"results", "grid", "chat", "corpora"},
+    {"data"},
     {"parameters"},
     {"checkpoints", "objective"},
     {"directions", "sweep", "surface_metrics", "sam"},

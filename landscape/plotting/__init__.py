@@ -28,7 +28,7 @@ def plot(result: Any, **options: Any) -> Figure:
     """
     draw = _PICTURES.get(getattr(result, "kind_of_result", ""))
     if draw is None:
-        raise InputError(f"There is no picture of a {type(result).__name__}.")
+        raise InputError(f"there is no picture of a {type(result).__name__}.")
     return draw(result, **options)
 
 
@@ -50,8 +50,8 @@ def plot_surfaces(
         caption: replaces the text under the figure (`caption_for`); "" leaves it out.
 
     Save it with `figure.savefig("name.pdf")` or `.png`; fonts are embedded.
-    Raises InputError where the surfaces are not comparable, where two have the same name and data, where `log`
-    meets a loss that is not positive, and for unusable `levels`.
+    Raises InputError where the surfaces are not comparable, where two have the same name and data, where
+    `log` meets a loss that is not positive, and for unusable `levels`.
     """
     from landscape.plotting import paper
 
@@ -85,7 +85,7 @@ def write_figures(
 ) -> list[Path]:
     """Write `stem`.png, `stem`.pdf and `stem`.html of `surfaces`; each is there completely or not at all.
 
-    The same surfaces give the same bytes. Raises InputError as `plot_surfaces` does, before anything is written.
+    The same surfaces give the same bytes. Raises InputError as `plot_surfaces` does, before writing anything.
     """
     stem = Path(stem)
     figure = plot_surfaces(surfaces, log=log, levels=levels, caption=caption)

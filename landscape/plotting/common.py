@@ -1,4 +1,4 @@
-"""What pictures of surfaces share, whichever library draws them: order, comparability, loss scale, caption."""
+"""What pictures of surfaces share, whichever library draws them: order, loss scale, words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E6
 
 
 def shared_label(surfaces: Sequence[Surface], axis: int) -> str:
-    """The label of an axis that several surfaces share; lines to different checkpoints have different ones."""
+    """The label of an axis that several surfaces share, though lines to other checkpoints have others."""
     found = list(dict.fromkeys(clean(surface.axis_labels[axis]) for surface in surfaces))
     if len(found) > 1 and surfaces[0].kind == "interpolate":
         return "position between checkpoints (0 to 1)"
@@ -51,7 +51,7 @@ def clean(text: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """`text`, its middle left out where it is longer than `limit`: names of checkpoints differ at the ends."""
+    """`text`, its middle left out where it is longer than `limit`: names mostly differ at their ends."""
     if len(text) <= limit:
         return text
     head = (limit - 1) // 2
@@ -76,25 +76,23 @@ class Arrangement:
 def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
     """Check that `surfaces` fit in one figure, and find the place of each.
 
-    Raises InputError where there are none, where they are not comparable, where two claim the same place, where
-    they have neither one nor two dimensions, and where `log` is asked for losses that are not positive.
+    Raises InputError where there are none, where they are not comparable, where two claim the same place,
+    where they have neither one nor two dimensions, and where `log` is asked for losses that are not positive.
     """
     if not surfaces:
-        raise InputError("There is no surface to plot; give at least one.")
+        raise InputError("no surface to plot; give at least one.")
     require_comparable(surfaces)
     if not 1 <= (dim := len(surfaces[0].axes)) <= 2:
         raise InputError(f"{_label(surfaces[0])} has {dim} dimensions; only one or two can be drawn.")
     if min(len(axis) for axis in surfaces[0].axes) < 2:
-        raise InputError(
-            f"{_label(surfaces[0])} has an axis of a single point; a picture needs at least two."
-        )
+        raise InputError(f"{_label(surfaces[0])} has an axis of one point; a picture needs at least two.")
     cells: dict[tuple[str, str], Surface] = {}
     for surface in surfaces:
         if (surface.name, surface.data) in cells:
-            raise InputError(f"Two surfaces are both {_label(surface)}; give them different names.")
+            raise InputError(f"two surfaces are both {_label(surface)}; give them different names.")
         if log and len(finite := finite_losses([surface])) and finite.min() <= 0:
             raise InputError(
-                f"A logarithmic scale needs losses above 0, but {_label(surface)} reaches {finite.min():.4g}."
+                f"a logarithmic scale needs losses above 0, but {_label(surface)} reaches {finite.min():.4g}."
             )
         cells[surface.name, surface.data] = surface
     names, data = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
@@ -104,8 +102,8 @@ def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
 def require_comparable(surfaces: Sequence[Surface]) -> None:
     """Raise InputError unless all `surfaces` may stand in one figure.
 
-    They have to agree in dimension, kind, normalization, seed and grid; and two that name their data alike have
-    to have been measured on the same data.
+    They have to agree in dimension, kind, normalization, seed and grid; and two that name their data alike
+    have to have been measured on the same data.
     """
     for first, other in itertools.pairwise(surfaces):
         for what, a, b in (
@@ -119,7 +117,7 @@ def require_comparable(surfaces: Sequence[Surface]) -> None:
         if not all(np.array_equal(a, b) for a, b in zip(first.axes, other.axes, strict=True)):
             raise InputError(
                 f"{_label(first)} and {_label(other)} differ in their axes: {_grid(first)} with "
-                f"{_extent(first)} against {_grid(other)} with {_extent(other)}; measure both on the same grid."
+                f"{_extent(first)} against {_grid(other)} with {_extent(other)}; measure both on one grid."
             )
     seen: dict[str, Surface] = {}
     for surface in surfaces:
@@ -127,7 +125,7 @@ def require_comparable(surfaces: Sequence[Surface]) -> None:
         if _what_was_read(first) != _what_was_read(surface):
             raise InputError(
                 f"{_label(first)} and {_label(surface)} were measured on different data "
-                f"({first.weight:,.10g} and {surface.weight:,.10g} supervised tokens); measure both on the same."
+                f"({first.weight:,.10g} and {surface.weight:,.10g} supervised tokens); use the same for both."
             )
 
 
@@ -174,6 +172,11 @@ class LossScale:
     log: bool
     empty: bool  # there is no finite loss to draw
 
+    @property
+    def name(self) -> str:
+        """What to write along it."""
+        return "loss (log scale)" if self.log else "loss"
+
     def heights(self, loss: np.ndarray | float) -> np.ndarray:
         """Where `loss` is drawn: the loss itself or its log10, NaN where it is not finite."""
         loss = np.asarray(loss, dtype=np.float64)
@@ -181,25 +184,25 @@ class LossScale:
         heights = np.where(drawable, loss, np.nan)
         return np.log10(heights) if self.log else heights
 
+    def losses(self, heights: Sequence[float] | np.ndarray) -> list[float]:
+        """The inverse of `heights`, for an axis that is logarithmic by itself."""
+        return [float(10**height if self.log else height) for height in heights]
+
     def ticks(self, count: int = 5) -> tuple[list[float], list[str]]:
         """Heights of round losses, about `count` of them, and their labels in units of loss."""
         if self.empty:
             return [], []
-        losses = (
-            _log_ticks(self.low, self.high, count) if self.log else round_ticks(self.low, self.high, count)
-        )
+        choose = _log_ticks if self.log else round_ticks
+        losses = choose(self.low, self.high, count)
         return [float(self.heights(loss)) for loss in losses], labels(losses)
 
     def bar_ticks(self) -> tuple[list[float], list[str]]:
         """Ticks of the colour bar: the levels where a person chose them, else round losses between them."""
         if self.chosen and len(self.levels) <= 12:
-            return list(self.levels), [
-                f"{loss:.6g}" for loss in (10**self.levels if self.log else self.levels)
-            ]
-        pairs = [
-            (h, t) for h, t in zip(*self.ticks(6), strict=True) if self.levels[0] <= h <= self.levels[-1]
-        ]
-        return [height for height, _ in pairs], [text for _, text in pairs]
+            return list(self.levels), [f"{loss:.6g}" for loss in self.losses(self.levels)]
+        low, high = self.levels[0], self.levels[-1]
+        inside = [(at, text) for at, text in zip(*self.ticks(6), strict=True) if low <= at <= high]
+        return [at for at, _ in inside], [text for _, text in inside]
 
 
 def loss_scale(surfaces: Sequence[Surface], log: bool, levels: int | Sequence[float] = 20) -> LossScale:
@@ -220,26 +223,18 @@ def loss_scale(surfaces: Sequence[Surface], log: bool, levels: int | Sequence[fl
         heights = np.linspace(low, high, levels)
     else:
         heights = np.asarray(levels, dtype=np.float64)
-        if (
-            heights.ndim != 1
-            or len(heights) < 2
-            or not np.isfinite(heights).all()
-            or (np.diff(heights) <= 0).any()
-        ):
-            raise InputError(
-                f"levels={levels!r} has to be a number or an increasing list of at least two losses."
-            )
+        is_list = heights.ndim == 1 and len(heights) >= 2 and bool(np.isfinite(heights).all())
+        if not is_list or (np.diff(heights) <= 0).any():
+            raise InputError(f"levels={levels!r} is neither a number nor an increasing list of losses.")
         if log:
             if heights[0] <= 0:
-                raise InputError(
-                    f"levels={levels!r} cannot be drawn on a logarithmic scale; give losses above 0."
-                )
+                raise InputError(f"levels={levels!r} do not fit a logarithmic scale; give losses above 0.")
             heights = np.log10(heights)
     return LossScale(low, high, heights, not isinstance(levels, int), log, empty)
 
 
 def round_ticks(low: float, high: float, count: int) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten between `low` and `high`, nearest to `count` of them."""
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten from `low` to `high`, nearest to `count` of them."""
     power = 10.0 ** math.floor(math.log10((high - low) / count))
     steps = [power * factor for factor in (1, 2, 2.5, 5, 10)]
     slack = 1e-6 * (high - low)  # so that rounding does not cost the tick at an edge
@@ -252,7 +247,7 @@ def round_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Round losses between 10**low and 10**high: 1-2-5 or powers of ten, plain round numbers within a decade."""
+    """Round losses from 10**low to 10**high: 1-2-5 or powers of ten, round numbers within a decade."""
     if high - low < 1:
         return round_ticks(10.0**low, 10.0**high, count)
     decades = range(math.floor(low), math.ceil(high) + 1)
@@ -282,19 +277,15 @@ def labels(ticks: Sequence[float]) -> list[str]:
 
 
 def center_name(surface: Surface) -> str:
-    """What to call the place of the unperturbed model: a path and a plane start there, the rest lies around it."""
+    """What to call the place of the unperturbed model: paths and planes start there."""
     return "origin" if surface.kind in ("interpolate", "plane") else "centre"
 
 
 def center_text(surface: Surface) -> str:
     """The loss of the unperturbed model, in words."""
     place = center_name(surface)
-    value = (
-        f"{surface.center:.3f}".replace("-", "\N{MINUS SIGN}")
-        if math.isfinite(surface.center)
-        else "not finite"
-    )
-    return f"loss at {place} {value}"
+    value = f"{surface.center:.3f}" if math.isfinite(surface.center) else "not finite"
+    return f"loss at {place} {value}".replace("-", "\N{MINUS SIGN}")
 
 
 def notes(surface: Surface) -> list[str]:
@@ -311,7 +302,7 @@ def notes(surface: Surface) -> list[str]:
 
 
 def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
-    """What a reader has to know to read a figure of `surfaces`. Raises InputError where they make no figure."""
+    """What a reader has to know about a figure of `surfaces`. Raises InputError where they make no figure."""
     arrangement = arrange(surfaces, log)
     dim, shown = arrangement.dim, list(arrangement.cells.values())
     first = shown[0]

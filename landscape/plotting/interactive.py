@@ -1,4 +1,4 @@
-"""Pages to turn, zoom and read values from, drawn by plotly. One file each, which loads nothing from elsewhere."""
+"""Pages to turn, zoom and read values from, drawn by plotly. One file each, which loads nothing else."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ plot.on("plotly_relayout", change => {
   const moved = scenes.find(scene => Object.keys(change).some(key => key.startsWith(scene + ".camera")));
   if (moved === undefined) return;
   const camera = JSON.stringify(plot.layout[moved].camera);
-  const others = scenes.filter(scene => scene !== moved).map(scene => [scene + ".camera", JSON.parse(camera)]);
+  const others = scenes.filter(key => key !== moved).map(key => [key + ".camera", JSON.parse(camera)]);
   const done = () => { busy = false; };
   busy = true;
   Plotly.relayout(plot, Object.fromEntries(others)).then(done, done);
@@ -136,7 +136,7 @@ def _add_scenes(figure: go.Figure, arrangement: Arrangement, scales: dict[str, L
             "cmin": scale.low,
             "cmax": scale.high,
             "colorbar": {
-                "title": {"text": "loss (log scale)" if scale.log else "loss"},
+                "title": {"text": scale.name},
                 "tickvals": ticks,
                 "ticktext": texts,
                 "x": 1.0,
@@ -157,26 +157,23 @@ def _add_scenes(figure: go.Figure, arrangement: Arrangement, scales: dict[str, L
             lines = [f"<b>{plotly_text(shorten(clean(name), 44))}</b>"]
             where = f"{plotly_text(shorten(clean(data), 30))}: " if several else ""
             lines += [where + center_text(surface), *notes(surface)]
-            _add_heading(
-                figure, lines, (column + 0.5) / columns, top, xanchor="center", yanchor="top", yshift=-4
-            )
+            middle = (column + 0.5) / columns
+            _add_heading(figure, lines, middle, top, xanchor="center", yanchor="top", yshift=-4)
 
 
 def _scene(surface: Surface, scale: LossScale) -> dict[str, Any]:
     (x, y), (ticks, texts) = surface.axes, scale.ticks(5)
     height = scale.high - scale.low
-    floor, ceiling = (
-        scale.low - 0.15 * height,
-        scale.high + 0.03 * height,
-    )  # room to see the contours on the floor
+    zrange = [scale.low - 0.15 * height, scale.high + 0.03 * height]  # room to see the contours on the floor
     axis = _SCENE_AXIS | {"showspikes": False, "nticks": 5}
-    labels = [_scene_text(label) for label in surface.axis_labels]
+    labels = [_scene_text(shorten(clean(label), 32)) for label in surface.axis_labels]
     return {
         "xaxis": axis | {"title": {"text": labels[0]}, "range": [x[0], x[-1]]},
         "yaxis": axis | {"title": {"text": labels[1]}, "range": [y[0], y[-1]]},
-        # No title: it would be cut off in narrow windows, and the colour bar says what it is.
         "zaxis": axis
-        | {"title": {"text": ""}, "range": [floor, ceiling], "tickvals": ticks, "ticktext": texts},
+        | {"type": "log" if scale.log else "linear", "range": zrange}
+        # No title: it would be cut off in narrow windows, and the colour bar says what it is.
+        | {"title": {"text": ""}, "tickvals": scale.losses(ticks), "ticktext": texts},
         "aspectmode": "manual",
         "aspectratio": {"x": 1, "y": aspect(surface), "z": 0.7},
         "camera": {"eye": _EYE, "center": {"x": 0, "y": 0, "z": -0.2}},
@@ -193,24 +190,23 @@ def _flag(marker: Marker, scale: LossScale) -> dict[str, Any]:
 
 def _surface_traces(surface: Surface, scale: LossScale, scene: str, coloraxis: str) -> list[Any]:
     """The surface itself, and a point where each checkpoint lies."""
-    (x, y), heights = surface.axes, scale.heights(surface.loss).T  # plotly's rows are y
-    if not np.isfinite(
-        heights
-    ).any():  # plotly fails at an empty surface; a hidden point keeps the axes in place
-        corner = {"x": [x[0]], "y": [y[0]], "z": [scale.low], "scene": scene}
+    (x, y), heights = surface.axes, scale.heights(surface.loss)
+    drawable = np.isfinite(heights)
+    if not drawable.any():  # plotly fails at an empty surface; a hidden point keeps the axes in place
+        corner = {"x": [x[0]], "y": [y[0]], "z": scale.losses([scale.low]), "scene": scene}
         return [go.Scatter3d(mode="markers", marker={"opacity": 0}, hoverinfo="skip", **corner)]
     first, second = (plotly_text(label) for label in surface.axis_labels)
     traces: list[Any] = [
         go.Surface(
             x=x,
             y=y,
-            z=heights,
+            z=np.where(drawable, surface.loss, np.nan).T,  # plotly's rows are y
+            surfacecolor=heights.T,
             scene=scene,
             coloraxis=coloraxis,
             connectgaps=False,
-            customdata=surface.loss.T,  # on a log scale z is not the loss
-            hovertemplate=f"{first}: %{{x:.3g}}<br>{second}: %{{y:.3g}}<br>loss: %{{customdata:.4f}}<extra></extra>",
-            contours={"z": {"show": True, "usecolormap": True, "project": {"z": True}, "width": 1}},
+            hovertemplate=f"{first}: %{{x:.3g}}<br>{second}: %{{y:.3g}}<br>loss: %{{z:.4f}}<extra></extra>",
+            contours={"z": {"show": True, "color": "#777", "project": {"z": True}, "width": 1}},
             lighting={"ambient": 0.75, "diffuse": 0.45, "specular": 0.03, "roughness": 0.9},
         )
     ]
@@ -223,7 +219,7 @@ def _surface_traces(surface: Surface, scale: LossScale, scene: str, coloraxis: s
             go.Scatter3d(
                 x=[p[0] for p in places],
                 y=[p[1] for p in places],
-                z=scale.heights(np.array(losses)),
+                z=losses,
                 mode="markers",
                 scene=scene,
                 marker={"size": 4, "color": "white", "line": {"color": "black", "width": 2}},
@@ -267,7 +263,7 @@ def _add_lines(figure: go.Figure, arrangement: Arrangement, scales: dict[str, Lo
             "domain": [left, right],
             "anchor": f"y{suffix}",
             "range": [x[0], x[-1]],
-            "title": {"text": plotly_text(shared_label(surfaces, 0))},
+            "title": {"text": plotly_text(shorten(shared_label(surfaces, 0), 60))},
             "showgrid": False,
         }
         # A plotly range on a log axis is in powers of ten, as the scale's heights are; its ticks are losses.
@@ -277,8 +273,8 @@ def _add_lines(figure: go.Figure, arrangement: Arrangement, scales: dict[str, Lo
             "type": "log" if scale.log else "linear",
             "range": [scale.low - pad, scale.high + pad],
             "ticktext": texts,
-            "tickvals": [10**tick for tick in ticks] if scale.log else ticks,
-            "title": {"text": "loss (log scale)" if scale.log else "loss"},
+            "tickvals": scale.losses(ticks),
+            "title": {"text": scale.name},
         }
         for surface in surfaces:
             order = arrangement.names.index(surface.name)
@@ -299,17 +295,15 @@ def _legend(arrangement: Arrangement, name: str) -> str:
     return plotly_text(shorten(clean(name), 100)) + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
-def _line_traces(
-    surface: Surface, order: int, suffix: str, scale: LossScale, legend: str | None
-) -> list[Any]:
+def _line_traces(surface: Surface, order: int, panel: str, scale: LossScale, legend: str | None) -> list:
     name = plotly_text(surface.name)
     losses = np.where(np.isfinite(surface.loss), surface.loss, np.nan)
     spots = [(m.coordinates[0], m.loss) for m in surface.markers] or [(0.0, surface.center)]
     spots = [spot for spot in spots if np.isfinite(scale.heights(spot[1]))]
     where = plotly_text(surface.axis_labels[0])
     common = {
-        "xaxis": f"x{suffix}",
-        "yaxis": f"y{suffix}",
+        "xaxis": f"x{panel}",
+        "yaxis": f"y{panel}",
         "legendgroup": str(order),
         "hovertemplate": f"{name}<br>{where}: %{{x:.3g}}<br>loss: %{{y:.4f}}<extra></extra>",
     }

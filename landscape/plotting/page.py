@@ -26,7 +26,8 @@ h1 {{ font-size: 1.35rem; margin: 0.2rem 0 0.6rem; overflow-wrap: anywhere; }}
 .plot > div {{ min-width: {narrowest}px; }}
 .caption {{ max-width: 75ch; color: #444; font-size: 0.9rem; overflow-wrap: anywhere; }}
 table {{ border-collapse: collapse; font-size: 0.9rem; }}
-th, td {{ text-align: left; padding: 0.25rem 1rem 0.25rem 0; border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }}
+th, td {{ text-align: left; padding: 0.25rem 1rem 0.25rem 0; border-bottom: 1px solid #ddd;
+         overflow-wrap: anywhere; }}
 td {{ font-variant-numeric: tabular-nums; }}
 </style>
 </head>
@@ -52,8 +53,8 @@ def html_page(
 ) -> str:
     """A complete page: title, plot, caption, table.
 
-    `plot` is HTML and goes in as it is, all else is text; `width` is the plot's least and the page's greatest, in
-    pixels.
+    `plot` is HTML and goes in as it is, all else is text; `width` is the plot's least and the page's
+    greatest, in pixels.
     """
     return _PAGE.format(
         title=html.escape(clean(title)),

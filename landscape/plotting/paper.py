@@ -94,7 +94,7 @@ def surface_figure(
     """See `landscape.plotting.plot_surfaces`."""
     arrangement = arrange(surfaces, log)
     scales = {data: loss_scale(arrangement.of_data(data), log, levels) for data in arrangement.data}
-    text = caption_for(surfaces, log=log) if caption is None else caption
+    text = caption_for(surfaces, log=log) if caption is None else clean(caption)
     with _style():
         draw = _draw_lines if arrangement.dim == 1 else _draw_planes
         return draw(arrangement, scales, text)
@@ -147,13 +147,12 @@ def _draw_planes(arrangement: Arrangement, scales: dict[str, LossScale], caption
     flat_top = view_top + view + 0.08
     block = flat_top + flat_height + 0.45
 
-    sheet = _Sheet(
-        left + columns * side + (columns - 1) * gap + right, block * len(arrangement.data), caption
-    )
+    width = left + columns * side + (columns - 1) * gap + right
+    sheet = _Sheet(width, block * len(arrangement.data), caption)
     for row, data in enumerate(arrangement.data):
         top, scale = row * block, scales[data]
         if several:
-            sheet.text(0.1, top + 0.05, clean(data), fontsize=9, fontweight="bold")
+            sheet.text(0.1, top + 0.05, shorten(clean(data), int(10 * width)), fontsize=9, fontweight="bold")
         norm = Normalize(scale.levels[0], scale.levels[-1])
         outer, filled = True, None
         for column, name in enumerate(arrangement.names):
@@ -162,9 +161,8 @@ def _draw_planes(arrangement: Arrangement, scales: dict[str, LossScale], caption
                 continue
             x = left + column * (side + gap)
             _draw_title(sheet, x + side / 2, top + names_end, titles[name], surface)
-            _draw_view(
-                sheet.axes(x - 0.15, top + view_top, side + 0.3, view, projection="3d"), surface, scale, norm
-            )
+            box = sheet.axes(x - 0.15, top + view_top, side + 0.3, view, projection="3d")
+            _draw_view(box, surface, scale, norm)
             flat = sheet.axes(x, top + flat_top, side, flat_height)
             filled = _draw_contours(flat, surface, scale, norm) or filled
             if not outer:  # the first panel of a row speaks for the others
@@ -204,7 +202,7 @@ def _draw_view(axes: Axes3D, surface: Surface, scale: LossScale, norm: Normalize
         (axes.xaxis, surface.axis_labels[0], x),
         (axes.yaxis, surface.axis_labels[1], y),
     ):
-        axis.set_label_text(clean(label), fontsize=7)
+        axis.set_label_text(shorten(clean(label), 28), fontsize=7)
         axis.labelpad = -9
         edge = 0.1 * (grid[-1] - grid[0])  # ticks of both axes would collide in the corner
         _set_round_ticks(axis, grid[0] + edge, grid[-1] - edge, 3)
@@ -216,9 +214,8 @@ def _draw_view(axes: Axes3D, surface: Surface, scale: LossScale, norm: Normalize
         axis.pane.set(facecolor="white", edgecolor="0.8", linewidth=0.5)
         axis.line.set(color="0.5", linewidth=0.5)
     axes.computed_zorder = False
-    axes.plot(
-        [x[0]] * 2, [y[0]] * 2, [scale.low, scale.high], color="0.9", linewidth=0.5, zorder=0
-    )  # a pane's edge
+    # Of the panes' edges, matplotlib leaves out the one to the left.
+    axes.plot([x[0]] * 2, [y[0]] * 2, [scale.low, scale.high], color="0.9", linewidth=0.5, zorder=0)
     axes.patch.set_visible(False)  # the view reaches over its cell
 
 
@@ -234,7 +231,8 @@ def _draw_contours(axes: Axes, surface: Surface, scale: LossScale, norm: Normali
         if inside:
             axes.contour(x, y, masked, inside, colors="white", linewidths=0.35, linestyles="solid", alpha=0.7)
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
-    axes.set(xlabel=clean(surface.axis_labels[0]), ylabel=clean(surface.axis_labels[1]))
+    axes.set_xlabel(shorten(clean(surface.axis_labels[0]), 40))
+    axes.set_ylabel(shorten(clean(surface.axis_labels[1]), 40))
     _set_round_ticks(axes.xaxis, x[0], x[-1], 5)
     _set_round_ticks(axes.yaxis, y[0], y[-1], 5)
     if surface.kind == "plane":
@@ -271,9 +269,7 @@ def _extend(scale: LossScale) -> str:
 
 
 def _draw_bar(figure: Figure, axes: Axes, filled: Any, scale: LossScale) -> None:
-    bar = figure.colorbar(
-        filled, cax=axes, label="loss (log scale)" if scale.log else "loss", spacing="proportional"
-    )
+    bar = figure.colorbar(filled, cax=axes, label=scale.name, spacing="proportional")
     if bar.solids is not None:
         bar.solids.set_edgecolor("face")  # or PDF viewers show seams between the colours
     bar.outline.set_linewidth(0.4)
@@ -348,15 +344,13 @@ def _finish_lines(axes: Axes, surfaces: Sequence[Surface], scale: LossScale) -> 
     x = surfaces[0].axes[0]
     pad = 0.04 * (scale.high - scale.low)
     low, high = scale.low - pad, scale.high + pad
-    axes.set(xlim=(x[0], x[-1]), xlabel=shared_label(surfaces, 0), ylabel="loss")
+    axes.set(xlim=(x[0], x[-1]), xlabel=shorten(shared_label(surfaces, 0), 48), ylabel=scale.name)
     _set_round_ticks(axes.xaxis, x[0], x[-1], 5)
     if scale.log:
         axes.set_yscale("log")
-        axes.set(ylim=(10**low, 10**high), ylabel="loss (log scale)")
-    else:
-        axes.set_ylim(low, high)
+    axes.set_ylim(*scale.losses([low, high]))
     positions, texts = scale.ticks(6)
-    _set_ticks(axes.yaxis, [10**p for p in positions] if scale.log else positions, texts)
+    _set_ticks(axes.yaxis, scale.losses(positions), texts)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,64 @@
+"""Which part of a rendered chat the assistant says."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from landscape.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Spans = list[tuple[int, int]]  # of characters: first, and one past the last
+
+
+def assistant_spans(tokenizer: Tokenizer, messages: list[dict], where: str) -> tuple[str, Spans]:
+    """The chat as text, and the spans of it that the assistant says. Raises InputError where that is not to be told.
+
+    With `{% generation %}` marks these are what the marks enclose. (The token mask that transformers makes of
+    them, `return_assistant_tokens_mask`, loses the end of a character of several tokens, and runs on over the
+    following turns where a span ends in characters without a token: transformers issue 47325.) Without marks,
+    the span of a turn is what it adds to the generation prompt of the turns before it.
+    """
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise InputError(f"{where} is a chat, but the tokenizer has no (default) chat template.") from error
+    if _GENERATION_MARK.search(template):
+        text, spans = _render(tokenizer, template, messages, where, return_assistant_tokens_mask=True)
+        if not spans:
+            raise InputError(f"{where}: the chat template's {{% generation %}} marks enclose nothing.")
+        return text, spans
+
+    text, spans = _render(tokenizer, template, messages, where)
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before, _ = _render(tokenizer, template, messages[:index], where, add_generation_prompt=True)
+            through, _ = _render(tokenizer, template, messages[: index + 1], where)
+            if not (text.startswith(before) and text.startswith(through) and len(before) <= len(through)):
+                raise InputError(
+                    f"{where}: the chat template rewrites earlier turns, so it needs {{% generation %}} "
+                    "marks to say what is the assistant's."
+                )
+            spans.append((len(before), len(through)))
+    return text, spans
+
+
+def _render(
+    tokenizer: Tokenizer, template: str, messages: list[dict], where: str, **options: bool
+) -> tuple[str, Spans]:
+    """What `apply_chat_template(tokenize=False)` renders, and the spans in generation marks, if asked for."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    settings: dict[str, Any] = {"conversations": [messages], "chat_template": template, **options}
+    try:
+        rendered: Any = render_jinja_template(**(tokenizer.special_tokens_map | settings))
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise InputError(f"{where} cannot be rendered by the chat template: {first_line(error)}") from error
+    texts, spans = rendered
+    return texts[0], spans[0] if spans else []
