@@ -88,20 +88,23 @@ def main() -> None:
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", MeasurementWarning)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False) or 0
     except InputError as error:
-        print(f"landscape: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = _complain(" ".join(str(error).split()), 2)
     except (KeyboardInterrupt, typer.Abort):
-        print("landscape: interrupted; the same command again continues where it was.", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's own: a wrong option or argument
-            print(f"landscape: {error.format_message()}", file=sys.stderr)
-            sys.exit(error.exit_code)
-        raise
+        if not hasattr(error, "format_message"):
+            raise
+        code = _complain(error.format_message(), 2)  # the parser's own: a wrong option or argument
+    if code == 130:
+        _complain("interrupted; the same command again continues where it was.", code)
+    sys.exit(code)
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"landscape: {sentence}", file=sys.stderr)
+    return code
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

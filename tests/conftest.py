@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+
+# Before torch is imported, and for the commands the tests start: on tiny tensors a second thread only waits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +28,6 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and then it sleeps.",

@@ -125,14 +125,13 @@ def require_comparable(surfaces: Sequence[Surface]) -> None:
         if _what_was_read(first) != _what_was_read(surface):
             raise InputError(
                 f"{_label(first)} and {_label(surface)} were measured on different data "
-                f"({first.weight:,.10g} and {surface.weight:,.10g} supervised tokens); use the same for both."
+                f"({first.weight:,.10g} and {surface.weight:,.10g} terms); use the same for both."
             )
 
 
 def _what_was_read(surface: Surface) -> tuple[float, str | None]:
     """Number of loss terms, and the digest of the tokens; digests of other data change with its batches."""
-    data = surface.provenance.data or {}
-    return surface.weight, data.get("digest") if "supervised_tokens" in data else None
+    return surface.weight, (surface.provenance.data or {}).get("digest") if _of_tokens(surface) else None
 
 
 def _label(surface: Surface) -> str:
@@ -306,11 +305,10 @@ def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
     arrangement = arrange(surfaces, log)
     dim, shown = arrangement.dim, list(arrangement.cells.values())
     first = shown[0]
-    data = _listing(
-        [f"{clean(d)} ({arrangement.of_data(d)[0].weight:,.10g} supervised tokens)" for d in arrangement.data]
-    )
+    data = _listing([f"{clean(d)} ({_amount(arrangement.of_data(d)[0])})" for d in arrangement.data])
     several = len(arrangement.names) > 1
-    sentences = [f"Loss (nats per supervised token) on {data}, {_region(first)}"]
+    unit = " (nats per supervised token)" if all(_of_tokens(surface) for surface in shown) else ""
+    sentences = [f"Loss{unit} on {data}, {_region(first)}"]
 
     draw = []
     if first.kind == "random" and first.seed is not None:
@@ -353,6 +351,15 @@ def _region(surface: Surface) -> str:
     drawn = "random" if surface.kind == "random" else "given"
     directions = f"along one {drawn} direction" if one else f"over two {drawn} directions"
     return f"{directions} ({'; '.join([*([', '.join(said)] if said else []), grid])})"
+
+
+def _of_tokens(surface: Surface) -> bool:
+    """Whether the loss is a language model's; that of other models and data has units we do not know."""
+    return "supervised_tokens" in (surface.provenance.data or {})
+
+
+def _amount(surface: Surface) -> str:
+    return f"{surface.weight:,.10g} supervised tokens" if _of_tokens(surface) else f"mean of {surface.weight:,.10g}"
 
 
 def _listing(items: Sequence[str]) -> str:

@@ -75,7 +75,7 @@ def surface_page(surfaces: Sequence[Surface], *, log: bool, caption: str | None,
         div_id="landscape-plot",  # a fixed name: the same surfaces make the same page
         post_script=_SAME_CAMERA if arrangement.dim == 2 else None,
         # Plotly's "Share chart" button, there by default, would send the data to its makers' server.
-        config={"responsive": True, "displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""},
+        config={"responsive": True, "displaylogo": False, "showSendToCloud": False},
     )
     return html_page(
         title,

@@ -202,7 +202,7 @@ def _draw_view(axes: Axes3D, surface: Surface, scale: LossScale, norm: Normalize
         (axes.xaxis, surface.axis_labels[0], x),
         (axes.yaxis, surface.axis_labels[1], y),
     ):
-        axis.set_label_text(shorten(clean(label), 28), fontsize=7)
+        axis.set_label_text(shorten(clean(label), 30), fontsize=7 if len(label) <= 20 else 5.5)
         axis.labelpad = -9
         edge = 0.1 * (grid[-1] - grid[0])  # ticks of both axes would collide in the corner
         _set_round_ticks(axis, grid[0] + edge, grid[-1] - edge, 3)
@@ -324,8 +324,9 @@ def _draw_lines(arrangement: Arrangement, scales: dict[str, LossScale], caption:
 def _line_labels(surfaces: Sequence[Surface]) -> list[str]:
     wrapped = []
     for surface in surfaces:
-        parts = [shorten(clean(surface.name), 100), center_text(surface), *notes(surface)]
-        wrapped.append("\n".join(textwrap.wrap(", ".join(parts), 50)))
+        said = [text.replace(" ", "\xa0") for text in (center_text(surface), *notes(surface))]  # not to be broken
+        lines = textwrap.wrap(", ".join([shorten(clean(surface.name), 100), *said]), 50)
+        wrapped.append("\n".join(lines).replace("\xa0", " "))
     return wrapped
 
 

@@ -1,0 +1,392 @@
+"""The command line end to end: real checkpoints in, files and exit codes out."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, build_model
+from safetensors.torch import load_file, save_file
+from test_objective import plain_loss
+
+from landscape.cli import main
+from landscape.data import load_data
+from landscape.surface import Surface
+
+SMALL = ("--points", "3", "--device", "cpu")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """The command line in this process: exit code, stdout, stderr. Results go below tmp_path / "out"."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["landscape", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        with warnings.catch_warnings():
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def subprocess_run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "landscape", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+# --- plot ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_plot_measures_the_right_loss_and_writes_everything(
+    architecture, run, save_checkpoint_folder, records, tokenizer
+):
+    a = save_checkpoint_folder(architecture, seed=1)
+    b = save_checkpoint_folder(architecture, seed=2, sharded=architecture == "llama")
+    code, out, err = run("plot", a, b, "--data", records, *SMALL, "-o", "out")
+    assert code == 0, err
+    data = load_data(records, tokenizer, max_length=128)
+    summary = json.loads(open("out/summary.json").read())
+    for index, seed in enumerate((1, 2)):
+        expected = plain_loss(build_model(architecture, seed=seed), list(data))
+        found = summary["surfaces"][index]
+        assert found["loss_at_center"] == pytest.approx(expected, rel=1e-5)
+        assert found["supervised_tokens"] == data.tokens
+        assert f"{found['loss_at_center']:.4f}" in out
+        surface = Surface.load("out/" + found["file"])
+        assert surface.center == found["loss_at_center"]
+        assert surface.loss.shape == (3, 3)
+        assert surface.data == "tasks"
+    for name, start in (("surface.png", b"\x89PNG"), ("surface.pdf", b"%PDF"), ("surface.html", b"<!")):
+        assert open(f"out/{name}", "rb").read().startswith(start)
+    assert not [name for name in os.listdir("out") if name.startswith(".")], "no journal is left behind"
+
+
+def test_the_installed_command_runs_in_a_subprocess(tmp_path, save_checkpoint_folder, records):
+    a, b = save_checkpoint_folder("llama", seed=1), save_checkpoint_folder("llama", seed=2)
+    command = shutil.which("landscape", path=os.path.dirname(sys.executable))
+    assert command, "the package installs a command"
+    done = subprocess.run(
+        [command, "plot", a, b, "--data", records, *SMALL, "-o", tmp_path / "out", "--json", "--quiet"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "pt/s" not in done.stderr  # no progress bar
+    assert "Traceback" not in done.stderr
+
+
+def test_two_data_sets_give_a_row_of_panels_each(run, save_checkpoint_folder, records):
+    a, b = save_checkpoint_folder("llama", seed=1), save_checkpoint_folder("llama", seed=2)
+    both = ("--data", "old=builtin:docs", "--data", f"new={records}")
+    code, _, err = run("plot", a, b, *both, *SMALL, "--limit", 4, "-o", "out")
+    assert code == 0, err
+    surfaces = [Surface.load(f"out/{s['file']}") for s in json.loads(open("out/summary.json").read())["surfaces"]]
+    assert [(s.data) for s in surfaces] == ["old", "new", "old", "new"]
+    assert len({s.name for s in surfaces}) == 2
+
+
+def test_interpolation_and_plane(run, save_checkpoint_folder, records, tokenizer):
+    folders = [save_checkpoint_folder("qwen3", seed=seed) for seed in (1, 2, 3)]
+    expected = [
+        plain_loss(build_model("qwen3", seed=seed), list(load_data(records, tokenizer, max_length=128)))
+        for seed in (1, 2, 3)
+    ]
+    for kind, count in (("interpolate", 2), ("plane", 3)):
+        code, out, err = run("plot", *folders[:count], "--kind", kind, "--data", records, *SMALL, "-o", kind)
+        assert code == 0, err
+        (summary,) = json.loads(open(f"{kind}/summary.json").read())["surfaces"]
+        assert [m["loss"] for m in summary["markers"]] == pytest.approx(expected[:count], rel=1e-5)
+        assert f"{expected[0]:.4f}" in out
+
+
+@pytest.mark.parametrize("normalize", ["unit", "head", "layer", "none"])
+def test_other_normalizations_and_one_dimension(normalize, run, save_checkpoint_folder, records):
+    options = ("--dim", 1, "--normalize", normalize, "--span", "0.1", "--log", "--levels", "5")
+    code, _, err = run("plot", save_checkpoint_folder("llama"), "--data", records, *SMALL, *options, "-o", "out")
+    assert code == 0, err
+    (summary,) = json.loads(open("out/summary.json").read())["surfaces"]
+    surface = Surface.load("out/" + summary["file"])
+    assert (surface.normalize, surface.loss.shape) == (normalize, (3,))
+
+
+def test_auto_span_is_shared_by_all_checkpoints(run, save_checkpoint_folder, records):
+    folders = [save_checkpoint_folder("llama", seed=seed) for seed in (1, 2)]
+    code, _, err = run("plot", *folders, "--data", records, *SMALL, "--span", "auto", "--dim", 1, "-o", "out")
+    assert code == 0, err
+    surfaces = [Surface.load(f"out/{s['file']}") for s in json.loads(open("out/summary.json").read())["surfaces"]]
+    assert np.array_equal(surfaces[0].axes[0], surfaces[1].axes[0])
+    rises = [np.mean([s.loss[0], s.loss[-1]]) - s.center for s in surfaces]
+    assert min(rises) >= 1.0
+
+
+def test_the_same_command_again_draws_anew_without_measuring(run, save_checkpoint_folder, records):
+    a = save_checkpoint_folder("llama")
+    arguments = ("plot", a, "--data", records, *SMALL, "-o", "out")
+    assert run(*arguments)[0] == 0
+    (file,) = (name for name in os.listdir("out") if name.startswith("surface-"))
+    before = os.stat(f"out/{file}").st_mtime_ns
+    code, _, err = run(*arguments, "--log", "--levels", "5")
+    assert code == 0, err
+    assert os.stat(f"out/{file}").st_mtime_ns == before
+
+
+def test_batch_size_changes_nothing_but_rounding(run, save_checkpoint_folder, records):
+    a = save_checkpoint_folder("llama")
+    losses = []
+    for budget in (1, 10**6):
+        assert run("plot", a, "--data", records, *SMALL, "--batch-tokens", budget, "-o", f"out{budget}")[0] == 0
+        (summary,) = json.loads(open(f"out{budget}/summary.json").read())["surfaces"]
+        losses.append(Surface.load(f"out{budget}/" + summary["file"]).loss)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-6)
+
+
+def test_without_data_it_says_what_it_measures_on(run, save_checkpoint_folder):
+    code, _, err = run("plot", save_checkpoint_folder("llama"), *SMALL, "--limit", 3, "-o", "out")
+    assert code == 0
+    assert "no --data given; measuring on builtin:docs" in err
+
+
+def test_a_killed_plot_continues_and_ends_with_the_same_result(tmp_path, save_checkpoint_folder, records):
+    a = save_checkpoint_folder("gpt2")
+    arguments = ["plot", a, "--data", records, "--points", "13", "--device", "cpu", "--quiet", "--batch-tokens", "64"]
+    whole = subprocess_run(*arguments, "-o", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(tmp_path / "killed")]
+    known = 0
+    for target in (10, 60, 120):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        journal = None
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            journal = next((tmp_path / "killed").glob(".*.journal"), None)
+            if journal and journal.read_bytes().count(b"\n") > target:
+                break
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert journal is not None
+        lines = journal.read_bytes().count(b"\n")
+        assert lines >= known, "nothing is lost"
+        known = lines
+    done = subprocess_run(*arguments, "-o", tmp_path / "killed")
+    assert done.returncode == 0, done.stderr
+    (name,) = (path.name for path in (tmp_path / "whole").glob("surface-*.json"))
+    one, other = Surface.load(tmp_path / "whole" / name), Surface.load(tmp_path / "killed" / name)
+    assert np.array_equal(one.loss, other.loss)
+    assert one.identity() == other.identity()
+
+
+def test_an_interrupt_says_how_to_continue(tmp_path, save_checkpoint_folder, records):
+    arguments = ["plot", save_checkpoint_folder("gpt2"), "--data", records, "--points", "101", "--device", "cpu"]
+    command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list((tmp_path / "out").glob(".*.journal")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command again continues" in err
+    assert "Traceback" not in err
+
+
+# --- bad input: one sentence, exit 2, nothing written -------------------------------------------------------
+
+
+@pytest.fixture
+def refused(run):
+    def check(*arguments, words, folder="out"):
+        code, out, err = run(*arguments, "-o", folder)
+        sentences = [line for line in err.strip().splitlines() if line.startswith("landscape: ")]
+        assert code == 2, err
+        assert words in sentences[-1]
+        assert "Traceback" not in err
+        assert out == ""
+        assert not os.path.exists(folder), "nothing is written"
+
+    return check
+
+
+@pytest.fixture
+def damaged(tmp_path, save_checkpoint_folder):
+    def copy(name="damaged", sharded=False, seed=1):
+        return shutil.copytree(save_checkpoint_folder("llama", seed=seed, sharded=sharded), tmp_path / name)
+
+    return copy
+
+
+def test_a_path_that_is_no_checkpoint(refused, tmp_path, save_checkpoint_folder):
+    good = save_checkpoint_folder("llama")
+    (tmp_path / "empty").mkdir()
+    refused("plot", good, tmp_path / "empty", *SMALL, words="is not a checkpoint")
+    refused("plot", "./missing", *SMALL, words="./missing does not exist")
+
+
+def test_only_pickled_weights(refused, damaged):
+    folder = damaged()
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    refused("plot", folder, *SMALL, words="only pickled weights (pytorch_model.bin)")
+
+
+def test_a_truncated_shard(refused, damaged):
+    folder = damaged(sharded=True)
+    shard = sorted(folder.glob("model-*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    refused("plot", folder, *SMALL, words=f"{shard.name} is truncated or damaged")
+
+
+def test_a_missing_shard(refused, damaged):
+    folder = damaged(sharded=True)
+    shard = sorted(folder.glob("model-*.safetensors"))[0]
+    shard.unlink()
+    refused("plot", folder, *SMALL, words=f"{shard.name} is missing")
+
+
+def test_checkpoints_of_different_shape(refused, save_checkpoint_folder, records):
+    a, b = save_checkpoint_folder("llama", seed=1), save_checkpoint_folder("llama", seed=1, vocabulary=330)
+    words = "tensor lm_head.weight is 320x32 in the first and 330x32 in the second"
+    refused("plot", a, b, "--kind", "interpolate", "--data", records, *SMALL, words=words)
+    c = save_checkpoint_folder("gpt2")
+    refused("plot", a, c, "--kind", "interpolate", "--data", records, *SMALL, words="differ in architecture")
+
+
+def test_weights_that_are_not_finite(refused, damaged):
+    folder = damaged()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    refused("plot", folder, *SMALL, words="tensor model.norm.weight has values that are not finite")
+
+
+def test_a_tensor_that_would_be_random(refused, damaged, save_checkpoint_folder, records):
+    folder = damaged()
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    words = "lacks 1 tensor(s) of its architecture, the first model.layers.1.mlp.up_proj.weight"
+    refused("plot", save_checkpoint_folder("llama"), folder, "--data", records, *SMALL, words=words)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.jsonl", "", "empty.jsonl is empty"),
+        ("bad.jsonl", '{"text": "fine"}\n{"text": \n', "bad.jsonl line 2"),
+        ("mute.jsonl", '{"prompt": "a", "completion": ""}\n', "no supervised token"),
+        ("shape.jsonl", '{"question": "a"}\n', "shape.jsonl line 1"),
+        ("data.csv", "a,b\n", "data.csv is not a .jsonl, .txt or .parquet file"),
+    ],
+)
+def test_bad_data(refused, tmp_path, save_checkpoint_folder, name, content, words):
+    (tmp_path / name).write_text(content)
+    refused("plot", save_checkpoint_folder("llama"), "--data", tmp_path / name, *SMALL, words=words)
+
+
+def test_data_that_does_not_exist(refused, save_checkpoint_folder):
+    refused("plot", save_checkpoint_folder("llama"), "--data", "nowhere.jsonl", *SMALL, words="nowhere.jsonl")
+    refused("plot", save_checkpoint_folder("llama"), "--data", "builtin:poems", *SMALL, words="builtin:poems")
+
+
+def test_a_token_beyond_the_vocabulary(refused, tmp_path, tokenizer, records):
+    build_model("llama", vocabulary=100).save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    refused("plot", tmp_path / "small", "--data", records, *SMALL, words="a vocabulary of 100")
+
+
+def test_checkpoints_whose_tokenizers_differ(refused, damaged, save_checkpoint_folder, records):
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    folder = damaged()
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(["abc abc"], vocab_size=280, show_progress=False)
+    PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer).save_pretrained(folder)
+    good = save_checkpoint_folder("llama")
+    refused("plot", good, folder, "--data", records, *SMALL, words="different tokenizers")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--points", "2"), "--points 2"),
+        (("--points", "a"), "--points a"),
+        (("--span", "-1"), "--span -1"),
+        (("--span", "1,0"), "--span 1,0"),
+        (("--kind", "interpolate"), "takes 2 checkpoints, got 1"),
+        (("--kind", "plane"), "takes 3 checkpoints, got 1"),
+        (("--kind", "interpolate", "--dim", "2"), "--dim 2"),
+        (("--kind", "plane", "--normalize", "layer"), "--normalize"),
+        (("--normalize", "rows"), "rows"),
+        (("--levels", "3,1"), "--levels 3,1"),
+        (("--limit", "0"), "limit"),
+        (("--max-length", "0"), "max_length"),
+        (("--device", "abacus"), "abacus"),
+        (("--dtype", "int4"), "int4"),
+        (("--data", "x=builtin:docs", "--data", "x=builtin:code"), "two data sets are named x"),
+        (("--nonsense",), "--nonsense"),
+    ],
+)
+def test_wrong_options(refused, save_checkpoint_folder, options, words):
+    base = [] if "--points" in options else ["--points", "3"]
+    refused("plot", save_checkpoint_folder("llama"), *base, *options, words=words)
+
+
+def test_an_output_folder_of_other_settings_is_left_alone(run, save_checkpoint_folder, records):
+    a = save_checkpoint_folder("llama")
+    assert run("plot", a, "--data", records, *SMALL, "-o", "out")[0] == 0
+    before = {name: open(f"out/{name}", "rb").read() for name in os.listdir("out")}
+    for options, words in ((("--seed", 1), "seed"), (("--span", 2), "span"), (("--limit", 2), "data")):
+        code, _, err = run("plot", a, "--data", records, *SMALL, *options, "-o", "out")
+        assert code == 2
+        assert f"holds results of other settings ({words} differ)" in err
+    assert {name: open(f"out/{name}", "rb").read() for name in os.listdir("out")} == before
+
+
+def test_no_command_prints_the_help_and_an_unknown_one_is_refused():
+    done = subprocess_run("--help")
+    assert done.returncode == 0
+    assert "plot" in done.stdout
+    wrong = subprocess_run("plod")
+    assert wrong.returncode == 2
+    assert "plod" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+# --- finetune and demo --------------------------------------------------------------------------------------
+
+
+def test_a_fine_tuned_checkpoint_can_be_plotted(run, save_checkpoint_folder, records):
+    base = save_checkpoint_folder("llama", seed=1)
+    common = ("--data", records, "--steps", 3, "--lr", "1e-3", "--batch-size", 4, "--device", "cpu", "-q")
+    for optimizer in ("adamw", "sam"):
+        code, out, err = run("finetune", base, *common, "--optimizer", optimizer, "-o", optimizer)
+        assert code == 0, err
+        assert "3 steps; loss on" in out
+        record = json.loads(open(f"{optimizer}/landscape.json").read())
+        assert record["optimizer"] == optimizer
+        assert record["losses"]["evaluated_after"] < record["losses"]["evaluated_before"]
+    code, _, err = run("plot", "adamw", "sam", *SMALL, "-o", "out")
+    assert code == 0, err
+    assert f"measuring on {records}, which adamw was evaluated on" in err
