@@ -21,11 +21,11 @@ from landscape.surface import Surface
 
 VOCABULARY = 1024
 LENGTH = 128  # tokens of an example
-PRETRAIN_STEPS, TUNE_STEPS = 300, 60
+PRETRAIN_STEPS, TUNE_STEPS = 260, 50
 BATCH = 32
 RHO = 0.05  # Foret et al. 2021
-GRID, SPAN = 13, 1.0
-EVALUATED = 24  # examples behind each point of a surface
+GRID, SPAN = 11, 1.0
+EVALUATED = 20  # examples behind each point of a surface
 
 
 def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:

@@ -359,7 +359,8 @@ def _of_tokens(surface: Surface) -> bool:
 
 
 def _amount(surface: Surface) -> str:
-    return f"{surface.weight:,.10g} supervised tokens" if _of_tokens(surface) else f"mean of {surface.weight:,.10g}"
+    count = f"{surface.weight:,.10g}"
+    return f"{count} supervised tokens" if _of_tokens(surface) else f"mean of {count}"
 
 
 def _listing(items: Sequence[str]) -> str:

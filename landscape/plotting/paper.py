@@ -324,7 +324,8 @@ def _draw_lines(arrangement: Arrangement, scales: dict[str, LossScale], caption:
 def _line_labels(surfaces: Sequence[Surface]) -> list[str]:
     wrapped = []
     for surface in surfaces:
-        said = [text.replace(" ", "\xa0") for text in (center_text(surface), *notes(surface))]  # not to be broken
+        # Spaces that do not break keep each remark on one line.
+        said = [text.replace(" ", "\xa0") for text in (center_text(surface), *notes(surface))]
         lines = textwrap.wrap(", ".join([shorten(clean(surface.name), 100), *said]), 50)
         wrapped.append("\n".join(lines).replace("\xa0", " "))
     return wrapped
