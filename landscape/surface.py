@@ -295,7 +295,7 @@ def compute_plane(
         data=str(getattr(data, "source", "data")),
         kind="plane",
         axes=axes,
-        axis_labels=(f"distance towards {names[1]}", f"distance towards {names[2]}"),
+        axis_labels=(f"towards {names[1]}", f"towards {names[2]}"),
         loss=loss,
         center=markers[0].loss,
         markers=tuple(markers),

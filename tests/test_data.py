@@ -451,6 +451,8 @@ def test_long_texts_cause_no_warning_of_the_tokenizer(tmp_path: Path) -> None:
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]
     logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # the command line, tested in this process too, silences it
     logger.addHandler(handler)
     try:
         tokenizer = byte_tokenizer(chat_template=UNMARKED)  # model_max_length is 64
@@ -464,6 +466,7 @@ def test_long_texts_cause_no_warning_of_the_tokenizer(tmp_path: Path) -> None:
         assert len(records) == 1  # so it would have been heard
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @pytest.mark.parametrize("name", ["docs", "code"])

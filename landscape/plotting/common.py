@@ -344,7 +344,7 @@ def _region(surface: Surface) -> str:
     if surface.kind == "interpolate":
         return f"on the straight line between two checkpoints ({grid})"
     if surface.kind == "plane":
-        return f"over the plane through the marked checkpoints ({grid})"
+        return f"over the plane through the marked checkpoints ({grid}; axes are distances in parameter space)"
     normalized = "not normalized" if surface.normalize == "none" else f"{surface.normalize}-normalized"
     said = [normalized] if surface.normalize else []
     said += [f"seed {surface.seed}"] if surface.seed is not None else []

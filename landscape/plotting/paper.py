@@ -291,7 +291,7 @@ def _set_round_ticks(axis: Any, low: float, high: float, count: int) -> None:
 
 
 def _draw_lines(arrangement: Arrangement, scales: dict[str, LossScale], caption: str) -> Figure:
-    width, height, gap, left, right = 2.75, 2.1, 0.6, 0.5, 0.1
+    width, height, gap, left, right = 2.75, 2.1, 0.72, 0.62, 0.1
     count = len(arrangement.data)
     columns = min(count, 3)
     rows = -(-count // columns)
