@@ -1,6 +1,6 @@
 """Loss surfaces of two checkpoints from a script: the same objects the command line uses.
 
-    python examples/two_checkpoints.py runs/adamw runs/sam tasks.jsonl
+python examples/two_checkpoints.py runs/adamw runs/sam tasks.jsonl
 """
 
 import sys

@@ -33,23 +33,23 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
     started = time.perf_counter()
     settings = {"command": "demo", "seed": seed, "versions": installed_versions()}
     with results_folder(folder, settings):
-        print(f"1. A tiny Llama with random weights and a tokenizer trained on builtin:docs -> {folder / 'random'}")
+        _say(f"1. A tiny Llama with random weights and a tokenizer trained on builtin:docs -> {folder / 'random'}")
         if not (folder / "random").exists():
             tokenizer = train_tokenizer()
             save_checkpoint(tiny_llama(len(tokenizer), seed), tokenizer, folder / "random")
         common: dict[str, Any] = {"batch_size": BATCH, "max_length": LENGTH, "seed": seed, "save_every": 50}
         common |= {"device": "cpu", "progress": progress}
-        print(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
+        _say(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
         finetune(folder / "random", "builtin:docs", folder / "base", lr=3e-3, steps=PRETRAIN_STEPS, **common)
         for optimizer, title in (("adamw", "AdamW"), ("sam", f"SAM, rho={RHO}")):
-            print(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
+            _say(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
             finetune(
                 folder / "base", "builtin:code", folder / optimizer,
                 optimizer=optimizer, rho=RHO, lr=1e-3, steps=TUNE_STEPS, **common,
             )  # fmt: skip
-        print(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
+        _say(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
         surfaces = _surfaces(folder, seed, progress)
-        print("5. What each forgot of the docs, and how flat it is\n")
+        _say("5. What each forgot of the docs, and how flat it is\n")
         rows = _table(folder, surfaces)
         write_json(folder / "demo.json", rows)
     print(_formatted(rows))
@@ -63,6 +63,10 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
         print(f"  {folder / name}")
     print(f"Checkpoints: {folder / 'base'}  {folder / 'adamw'}  {folder / 'sam'}; try")
     print(f"  landscape plot {folder / 'adamw'} {folder / 'sam'} --kind interpolate --data builtin:docs")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # as it goes, also into a pipe
 
 
 def train_tokenizer() -> Any:

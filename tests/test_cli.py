@@ -211,6 +211,23 @@ def test_an_interrupt_says_how_to_continue(tmp_path, save_checkpoint_folder, rec
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("how", ["merge", "keep"])
+def test_an_adapter_is_measured_as_asked_and_the_table_says_how(how, run, tmp_path, save_checkpoint_folder, records):
+    from peft import LoraConfig, get_peft_model
+
+    base = save_checkpoint_folder("llama", seed=1)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(build_model("llama", seed=1), config)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(tmp_path / "adapter")
+    code, out, err = run("plot", "adapter", "--adapter", how, "--data", records, *SMALL, "-o", "out")
+    assert code == 0, err
+    said = "merged" if how == "merge" else "kept"
+    assert f"adapters: {said}" in out
+    (summary,) = json.loads(open("out/summary.json").read())["surfaces"]
+    assert Surface.load("out/" + summary["file"]).provenance.checkpoint["adapter"] == said
+
+
 # --- bad input: one sentence, exit 2, nothing written -------------------------------------------------------
 
 
