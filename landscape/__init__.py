@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from landscape.data import TokenData, load_data
     from landscape.directions import Direction, difference_direction, random_directions
     from landscape.errors import InputError, MeasurementWarning
-    from landscape.objective import supervised_loss
+    from landscape.losses import supervised_loss
     from landscape.plotting import plot_surfaces, surfaces_html
     from landscape.sam import SAM, SAMTrainer
     from landscape.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
@@ -23,7 +23,7 @@ _HOME = {
     "save_checkpoint": "checkpoints",
     "load_data": "data",
     "TokenData": "data",
-    "supervised_loss": "objective",
+    "supervised_loss": "losses",
     "random_directions": "directions",
     "difference_direction": "directions",
     "Direction": "directions",

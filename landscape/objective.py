@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscape.data import IGNORED
 from landscape.errors import InputError
-from landscape.parameters import Parameters, tensor_bytes, wide_dtype
+from landscape.losses import Batch, LossFunction, default_loss
+from landscape.parameters import Parameters, tensor_bytes, vector_digest, wide_dtype
+from landscape.results import Provenance
 
-Batch = Any  # a mapping of tensors, or an (inputs, targets) pair
-LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Tensor | float]]  # -> (loss_sum, weight)
+T = TypeVar("T")
 
 
 class Loss(NamedTuple):
@@ -50,26 +49,13 @@ class Objective:
         first = next(iter(data), None)
         if first is None:
             raise InputError("the data holds no batch.")
-        self.loss_fn = loss_fn or self._default_loss(first)
-
-    def _default_loss(self, first: Batch) -> LossFunction:
-        if isinstance(first, Mapping) and "labels" in first:
-            check_token_batches(self.model, self.data)
-            return CausalLoss.for_model(self.model, on_device(first, self.device))
-        if isinstance(first, (tuple, list)) and len(first) == 2:
-            return supervised_loss(F.cross_entropy)
-        raise InputError(
-            "a batch is neither a mapping with 'labels' nor an (inputs, targets) pair; pass loss_fn to say what "
-            "the loss is."
-        )
+        self.loss_fn = loss_fn or default_loss(model, data, on_device(first, self.device))
+        self.rows_limit: int | None = None  # rows a micro-batch may have, once memory ran out
 
     @torch.no_grad()
     def loss(self) -> Loss:
         """The weighted mean over all batches, accumulated in float64 (float32 where the device has no more)."""
-        sums = []
-        for batch in self.data:
-            loss_sum, weight = self._evaluate(batch)
-            sums.append(torch.stack([loss_sum, weight]))
+        sums = [torch.stack(pair) for pair in self.over_batches(self.evaluate)]
         total, weight = torch.stack(sums).sum(0).tolist()
         return Loss(_mean(total, weight), weight)
 
@@ -77,24 +63,86 @@ class Objective:
         """The loss and its gradient by parameter name, in float32 or wider; `.grad` is not touched."""
         tensors = parameters.tensors
         gradient = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
-        total, weight = 0.0, 0.0
-        for batch in self.data:
+
+        def measure(batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
             with torch.enable_grad():
-                loss_sum, batch_weight = self._evaluate(batch)
-                parts = torch.autograd.grad(loss_sum, tensors, allow_unused=True)
+                loss_sum, weight = self.evaluate(batch)
+                return loss_sum.detach(), weight, torch.autograd.grad(loss_sum, tensors, allow_unused=True)
+
+        total, weight = 0.0, 0.0
+        for loss_sum, batch_weight, parts in self.over_batches(measure):
             for accumulated, part in zip(gradient, parts, strict=True):
                 if part is not None:
                     accumulated += part
-            total += float(loss_sum.detach())
+            total += float(loss_sum)
             weight += float(batch_weight)
         loss = Loss(_mean(total, weight), weight)
         named = {name: g.div_(weight) for name, g in zip(parameters.names, gradient, strict=True)}
         return loss, named
 
-    def _evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        loss_sum, weight = self.loss_fn(self.model, on_device(batch, self.device))
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss and weight of one batch that is on the device already, in the widest float."""
+        loss_sum, weight = self.loss_fn(self.model, batch)
         wide = wide_dtype(loss_sum.device)
         return loss_sum.to(wide), torch.as_tensor(weight, dtype=wide, device=loss_sum.device)
+
+    def over_batches(self, measure: Callable[[Batch], T]) -> Iterator[T]:
+        """`measure` of every batch, moved to the device; one that does not fit in memory is halved, and those after it.
+
+        Sums over what this yields do not depend on where batches were cut, to rounding. Raises InputError where a
+        single row does not fit.
+        """
+        for batch in self.data:
+            pending = _pieces(on_device(batch, self.device), self.rows_limit)
+            while pending:
+                try:
+                    result = measure(pending[0])
+                except RuntimeError as error:
+                    if not _out_of_memory(error):
+                        raise
+                else:
+                    del pending[0]
+                    yield result
+                    continue
+                # outside the except clause, whose traceback would keep the failed attempt's tensors alive
+                rows = rows_of(pending[0]) or 1
+                if rows < 2:
+                    raise InputError("one example alone does not fit in memory; lower max_length.")
+                self.rows_limit = rows // 2
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                pending = [piece for left in pending for piece in _pieces(left, self.rows_limit)]
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def rows_of(batch: Batch) -> int | None:
+    """The number of examples in a batch: the first dimension of its first tensor; None where it has none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    return next((rows for part in parts if (rows := rows_of(part)) is not None), None)
+
+
+def take_rows(batch: Batch, rows: slice, of: int) -> Batch:
+    """The examples `rows` of a batch that has `of` of them; tensors of another length are shared by all examples."""
+    if isinstance(batch, Tensor):
+        return batch[rows] if batch.ndim and len(batch) == of else batch
+    if isinstance(batch, Mapping):
+        return {key: take_rows(value, rows, of) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        taken = [take_rows(value, rows, of) for value in batch]
+        return type(batch)(*taken) if hasattr(batch, "_fields") else type(batch)(taken)
+    return batch
+
+
+def _pieces(batch: Batch, limit: int | None) -> list[Batch]:
+    rows = rows_of(batch)
+    if limit is None or rows is None or rows <= limit:
+        return [batch]
+    return [take_rows(batch, slice(start, start + limit), rows) for start in range(0, rows, limit)]
 
 
 def _mean(total: float, weight: float) -> float:
@@ -113,6 +161,22 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         moved = [on_device(value, device) for value in batch]
         return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
+
+
+def provenance_of(
+    objective: Objective, settings: Mapping[str, Any], seed: int | None, checkpoint: dict | None, seconds: float
+) -> Provenance:
+    """Provenance of a measurement of `objective`; the weights' digest stands in for an unnamed checkpoint."""
+    model = objective.model
+    return Provenance(
+        settings=dict(settings),
+        seed=seed,
+        checkpoint=checkpoint or {"weights": vector_digest(Parameters(model, frozen=True).values())},
+        data=describe_data(objective.data),
+        device=str(objective.device),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        seconds=seconds,
+    )
 
 
 def describe_data(data: Iterable[Batch]) -> dict:
@@ -140,178 +204,3 @@ def _hash_into(hashed: Any, value: Any) -> None:
             _hash_into(hashed, item)
     else:
         hashed.update(repr(value).encode())
-
-
-def supervised_loss(criterion: Callable[..., Tensor]) -> LossFunction:
-    """A loss function for `(inputs, targets)` batches from a torch criterion with mean reduction.
-
-    The criterion is called as `criterion(model(inputs), targets, reduction="sum")` where it takes a reduction
-    (functions of `torch.nn.functional`), or, as a module such as `nn.CrossEntropyLoss()`, has its reduction read.
-    The weight is the number of terms that a mean would divide by: targets that are not `ignore_index` for class
-    targets, elements for others. Raises InputError for a criterion with class weights, whose mean is not over
-    terms.
-
-    >>> import torch
-    >>> loss_fn = supervised_loss(torch.nn.MSELoss())
-    >>> total, weight = loss_fn(torch.nn.Identity(), (torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0])))
-    >>> float(total), weight
-    (5.0, 2)
-    """
-    if getattr(criterion, "weight", None) is not None:
-        raise InputError("a criterion with class weights does not average over terms; write loss_fn yourself.")
-    ignored = getattr(criterion, "ignore_index", IGNORED)
-
-    def loss_fn(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        inputs, targets = batch
-        outputs = model(inputs)
-        classes = not torch.is_floating_point(targets)
-        weight = int((targets != ignored).sum()) if classes else targets.numel()
-        if isinstance(criterion, nn.Module):
-            value = criterion(outputs, targets)
-            reduction = getattr(criterion, "reduction", "mean")
-            if reduction == "mean":
-                # a mean over no term is NaN; its sum is zero
-                total = value.to(wide_dtype(value.device)) * weight if weight else outputs.sum() * 0
-            else:
-                total = value.sum()
-        else:
-            total = criterion(outputs, targets, reduction="sum")
-        return total, weight
-
-    return loss_fn
-
-
-# --- language models ----------------------------------------------------------------------------------------
-
-
-def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
-    """Raise InputError where token ids, lengths or labels are such that the model has no loss on them."""
-    embeddings = _part(model, "get_input_embeddings")
-    vocabulary = getattr(embeddings, "num_embeddings", None)
-    config = getattr(model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError("an encoder-decoder model has no causal language-model loss; pass loss_fn.")
-    supervised = 0
-    for batch in data:
-        ids, labels = batch.get("input_ids"), batch["labels"]
-        if labels.ndim != 2:
-            raise InputError(f"labels must have shape (rows, tokens), got {tuple(labels.shape)}; pass loss_fn.")
-        supervised += int((labels[:, 1:] != IGNORED).sum())
-        if ids is None:
-            continue
-        if vocabulary is not None and ids.numel() and int(ids.max()) >= vocabulary:
-            raise InputError(
-                f"token id {int(ids.max())} in the data is beyond the model's vocabulary of {vocabulary}; "
-                "the tokenizer is not this model's."
-            )
-        if positions is not None and ids.shape[1] > positions:
-            raise InputError(
-                f"an example of {ids.shape[1]} tokens is longer than the model's {positions} positions; "
-                "lower max_length."
-            )
-    if supervised == 0:
-        raise InputError("the data has no supervised token: no loss can be taken over it.")
-
-
-def _part(model: nn.Module, getter: str) -> Any:
-    """What a transformers model's getter returns; None for other modules."""
-    return getattr(model, getter)() if hasattr(model, getter) else None
-
-
-class CausalLoss:
-    """Shifted causal language-model cross-entropy, summed over supervised positions.
-
-    With `at_supervised=True` the output head sees only the hidden states that predict a supervised label:
-    everything the architecture does to its logits afterwards (scaling, capping) still happens, in its own code.
-    Otherwise it is `model(**batch).loss` times the number of supervised tokens.
-    """
-
-    def __init__(self, at_supervised: bool):
-        self.at_supervised = at_supervised
-
-    @classmethod
-    def for_model(cls, model: nn.Module, batch: Batch) -> CausalLoss:
-        """The cheaper form where it gives the model's own loss on two rows of `batch`, else the plain one.
-
-        Asking the model beats a list of architectures: heads that do more than project, losses with extra terms
-        and forwards that take other arguments all show as a different value.
-        """
-        plain = cls(at_supervised=False)
-        head = _part(model, "get_output_embeddings")
-        if head is None:
-            return plain
-        labels = batch["labels"]
-        rows = (labels[:, 1:] != IGNORED).any(1).nonzero().flatten()[:2]
-        if not len(rows):
-            return plain
-        small = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(labels) else v for k, v in batch.items()}
-        selected = cls(at_supervised=True)
-        training = [(module, module.training) for module in model.modules()]
-        model.eval()  # dropout would make the two differ
-        try:
-            with torch.no_grad():
-                expected, weight = plain(model, small)
-                try:
-                    found, found_weight = selected(model, small)
-                except torch.OutOfMemoryError:
-                    raise
-                except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
-                    return plain
-        finally:
-            for module, flag in training:
-                module.training = flag
-        # the two differ by the order of rounding only: 1e-5 in float32, the type's own step in half precision
-        low = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
-        close = torch.isclose(
-            found.to(expected.dtype) / found_weight,
-            expected / weight,
-            rtol=1e-2 if low else 1e-5,
-            atol=1e-6,
-            equal_nan=True,
-        )
-        return selected if bool(close) else plain
-
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        labels = batch["labels"]
-        predicted = labels[:, 1:] != IGNORED
-        weight = predicted.sum()
-        if not self.at_supervised:
-            return self._plain(model, batch, weight)
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        positions = F.pad(predicted, (0, 1), value=False)  # the hidden state at t predicts the label at t+1
-        logits = logits_at(model, inputs, positions)
-        return _summed_cross_entropy(logits, labels[:, 1:][predicted]), weight
-
-    @staticmethod
-    def _plain(model: nn.Module, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
-        output = model(**batch)
-        own = getattr(output, "loss", None)
-        if own is None:
-            logits = getattr(output, "logits", output)
-            targets = batch["labels"][:, 1:]
-            kept = targets != IGNORED
-            return _summed_cross_entropy(logits[:, :-1][kept], targets[kept]), weight
-        total = own.to(wide_dtype(own.device)) * weight
-        return torch.where(weight > 0, total, torch.zeros_like(total)), weight  # a mean over no token is NaN
-
-
-def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
-    """Logits of a causal language model at `positions` (bool, rows x tokens) only: shape (positions.sum(), V)."""
-
-    def keep(_: nn.Module, arguments: Sequence[Any]) -> tuple:
-        hidden, *rest = arguments
-        return (hidden[positions.to(hidden.device)].unsqueeze(0), *rest)
-
-    handle = _part(model, "get_output_embeddings").register_forward_pre_hook(keep)
-    try:
-        return model(**inputs, use_cache=False).logits.squeeze(0)
-    finally:
-        handle.remove()
-
-
-def _summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over positions of the cross-entropy: softmax in float32 or wider, sum in float64 where there is any."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
-    return losses.to(wide_dtype(losses.device)).sum()

@@ -37,9 +37,13 @@ _RECORDED_PACKAGES = ("landscape-lm", "torch", "transformers", "numpy", "scipy")
 
 
 def to_plain(value: Any) -> Any:
-    """`value` as JSON types: dataclasses become dicts, arrays become nested lists, NaN becomes "nan"."""
+    """`value` as JSON types: dataclasses become dicts, arrays become nested lists, NaN becomes "nan".
+
+    Fields declared with `metadata={"stored": False}` are left out.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        stored = [f.name for f in dataclasses.fields(value) if f.metadata.get("stored", True)]
+        return {name: to_plain(getattr(value, name)) for name in stored}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

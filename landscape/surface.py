@@ -15,7 +15,7 @@ from landscape.checkpoints import Checkpoint, identify
 from landscape.directions import Direction, check_same_tensors, random_directions
 from landscape.errors import InputError, MeasurementWarning
 from landscape.grid import ends, grid_axis, per_axis, with_points
-from landscape.objective import Batch, LossFunction
+from landscape.losses import Batch, LossFunction
 from landscape.parameters import Fidelity, Parameters, Vector, inner_product, vector_norm
 from landscape.results import Provenance, Result
 from landscape.surface_metrics import SurfaceMetrics, surface_metrics

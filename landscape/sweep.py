@@ -15,7 +15,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from landscape.errors import MeasurementWarning
-from landscape.objective import Batch, LossFunction, Objective, describe_data
+from landscape.losses import Batch, LossFunction
+from landscape.objective import Objective, describe_data, provenance_of
 from landscape.parameters import (
     EXACT,
     Excursion,
@@ -94,15 +95,8 @@ class Sweep:
 
     def provenance(self, settings: Mapping[str, Any], seed: int | None, checkpoint: dict | None) -> Provenance:
         """Provenance of a result of this sweep; the base weights' digest stands in for an unnamed checkpoint."""
-        return Provenance(
-            settings=dict(settings),
-            seed=seed,
-            checkpoint=checkpoint or {"weights": self._weights},
-            data=describe_data(self._objective.data),
-            device=str(self._objective.device),
-            dtype=str(next(self._objective.model.parameters()).dtype).removeprefix("torch."),
-            seconds=time.perf_counter() - self._started,
-        )
+        seconds = time.perf_counter() - self._started
+        return provenance_of(self._objective, settings, seed, checkpoint or {"weights": self._weights}, seconds)
 
 
 @contextlib.contextmanager

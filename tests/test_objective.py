@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from landscape.errors import InputError
-from landscape.objective import CausalLoss, Objective, supervised_loss
+from landscape.losses import CausalLoss, supervised_loss
+from landscape.objective import Objective
 from landscape.parameters import Parameters
 
 

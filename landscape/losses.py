@@ -1,0 +1,268 @@
+"""What a loss is: criteria on pairs, causal cross-entropy of language models, each summed with its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landscape.data import IGNORED
+from landscape.errors import InputError
+from landscape.parameters import wide_dtype
+
+Batch = Any  # a mapping of tensors, or an (inputs, targets) pair
+LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Tensor | float]]  # -> (loss_sum, weight)
+
+
+@runtime_checkable
+class OutputLoss(Protocol):
+    """A loss function that says which outputs it is a convex function of, as the Gauss-Newton matrix needs it."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | float]: ...
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The outputs that the loss depends on (logits at supervised positions), shape (terms, ...)."""
+        ...
+
+    def of_outputs(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        """The summed loss and its weight."""
+        ...
+
+    def output_hessian(self, outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
+        """The Hessian of the summed loss in `outputs` times `tangent`, shaped like `outputs`."""
+        ...
+
+
+def default_loss(model: nn.Module, data: Iterable[Batch], first: Batch) -> LossFunction:
+    """The loss that `data` calls for, from its `first` batch (on the model's device): causal LM, or cross-entropy.
+
+    Raises InputError for batches that are neither, and where `check_token_batches` does.
+    """
+    if isinstance(first, Mapping) and "labels" in first:
+        check_token_batches(model, data)
+        return CausalLoss.for_model(model, first)
+    if isinstance(first, (tuple, list)) and len(first) == 2:
+        return supervised_loss(F.cross_entropy)
+    raise InputError(
+        "a batch is neither a mapping with 'labels' nor an (inputs, targets) pair; say the loss with loss_fn."
+    )
+
+
+class SupervisedLoss:
+    """A torch criterion on `(inputs, targets)` batches, summed. See `supervised_loss`."""
+
+    def __init__(self, criterion: Callable[..., Tensor]):
+        if getattr(criterion, "weight", None) is not None:
+            raise InputError("a criterion with class weights does not average over terms; write loss_fn yourself.")
+        self.criterion = criterion
+        self.ignored = getattr(criterion, "ignore_index", IGNORED)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        return self.of_outputs(model(batch[0]), batch)
+
+    def of_outputs(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        return self._sum(outputs, batch[1]), self._weight(batch[1])
+
+    def _weight(self, targets: Tensor) -> int:
+        classes = not torch.is_floating_point(targets)
+        return int((targets != self.ignored).sum()) if classes else targets.numel()
+
+    def _sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if not isinstance(self.criterion, nn.Module):
+            return self.criterion(outputs, targets, reduction="sum")
+        value = self.criterion(outputs, targets)
+        if getattr(self.criterion, "reduction", "mean") != "mean":
+            return value.sum()
+        weight = self._weight(targets)
+        # a mean over no term is NaN; its sum is zero
+        return value.to(wide_dtype(value.device)) * weight if weight else outputs.sum() * 0
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch[0])
+
+    def output_hessian(self, outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = outputs.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(self._sum(z, batch[1]), z, create_graph=True)
+            if not slope.requires_grad:  # the criterion is linear in the outputs
+                return torch.zeros_like(z)
+            (product,) = torch.autograd.grad(slope, z, grad_outputs=tangent.to(slope.dtype), allow_unused=True)
+        return torch.zeros_like(z) if product is None else product
+
+
+def supervised_loss(criterion: Callable[..., Tensor]) -> SupervisedLoss:
+    """A loss function for `(inputs, targets)` batches from a torch criterion with mean reduction.
+
+    The criterion is called as `criterion(model(inputs), targets, reduction="sum")` where it takes a reduction
+    (functions of `torch.nn.functional`), or, as a module such as `nn.CrossEntropyLoss()`, has its reduction read.
+    The weight is the number of terms that a mean would divide by: targets that are not `ignore_index` for class
+    targets, elements for others. Raises InputError for a criterion with class weights, whose mean is not over
+    terms.
+
+    >>> import torch
+    >>> loss_fn = supervised_loss(torch.nn.MSELoss())
+    >>> total, weight = loss_fn(torch.nn.Identity(), (torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0])))
+    >>> float(total), weight
+    (5.0, 2)
+    """
+    return SupervisedLoss(criterion)
+
+
+# --- language models ----------------------------------------------------------------------------------------
+
+
+def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
+    """Raise InputError where token ids, lengths or labels are such that the model has no loss on them."""
+    embeddings = _part(model, "get_input_embeddings")
+    vocabulary = getattr(embeddings, "num_embeddings", None)
+    config = getattr(model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError("an encoder-decoder model has no causal language-model loss; pass loss_fn.")
+    supervised = 0
+    for batch in data:
+        ids, labels = batch.get("input_ids"), batch["labels"]
+        if labels.ndim != 2:
+            raise InputError(f"labels must have shape (rows, tokens), got {tuple(labels.shape)}; pass loss_fn.")
+        supervised += int((labels[:, 1:] != IGNORED).sum())
+        if ids is None:
+            continue
+        if vocabulary is not None and ids.numel() and int(ids.max()) >= vocabulary:
+            raise InputError(
+                f"token id {int(ids.max())} in the data is beyond the model's vocabulary of {vocabulary}; "
+                "the tokenizer is not this model's."
+            )
+        if positions is not None and ids.shape[1] > positions:
+            raise InputError(
+                f"an example of {ids.shape[1]} tokens is longer than the model's {positions} positions; "
+                "lower max_length."
+            )
+    if supervised == 0:
+        raise InputError("the data has no supervised token: no loss can be taken over it.")
+
+
+def _part(model: nn.Module, getter: str) -> Any:
+    """What a transformers model's getter returns; None for other modules."""
+    return getattr(model, getter)() if hasattr(model, getter) else None
+
+
+class CausalLoss:
+    """Shifted causal language-model cross-entropy, summed over supervised positions.
+
+    With `at_supervised=True` the output head sees only the hidden states that predict a supervised label:
+    everything the architecture does to its logits afterwards (scaling, capping) still happens, in its own code.
+    Otherwise it is `model(**batch).loss` times the number of supervised tokens.
+    """
+
+    def __init__(self, at_supervised: bool):
+        self.at_supervised = at_supervised
+
+    @classmethod
+    def for_model(cls, model: nn.Module, batch: Batch) -> CausalLoss:
+        """The cheaper form where it gives the model's own loss on two rows of `batch`, else the plain one.
+
+        Asking the model beats a list of architectures: heads that do more than project, losses with extra terms
+        and forwards that take other arguments all show as a different value.
+        """
+        plain = cls(at_supervised=False)
+        head = _part(model, "get_output_embeddings")
+        if head is None:
+            return plain
+        labels = batch["labels"]
+        rows = (labels[:, 1:] != IGNORED).any(1).nonzero().flatten()[:2]
+        if not len(rows):
+            return plain
+        small = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(labels) else v for k, v in batch.items()}
+        selected = cls(at_supervised=True)
+        training = [(module, module.training) for module in model.modules()]
+        model.eval()  # dropout would make the two differ
+        try:
+            with torch.no_grad():
+                expected, weight = plain(model, small)
+                try:
+                    found, found_weight = selected(model, small)
+                except torch.OutOfMemoryError:
+                    raise
+                except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
+                    return plain
+        finally:
+            for module, flag in training:
+                module.training = flag
+        # the two differ by the order of rounding only: 1e-5 in float32, the type's own step in half precision
+        low = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        close = torch.isclose(
+            found.to(expected.dtype) / found_weight,
+            expected / weight,
+            rtol=1e-2 if low else 1e-5,
+            atol=1e-6,
+            equal_nan=True,
+        )
+        return selected if bool(close) else plain
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        predicted = labels[:, 1:] != IGNORED
+        weight = predicted.sum()
+        if not self.at_supervised:
+            return self._plain(model, batch, weight)
+        return self.of_outputs(self.outputs(model, batch), batch)
+
+    @staticmethod
+    def of_outputs(outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        targets = batch["labels"][:, 1:]
+        predicted = targets != IGNORED
+        return _summed_cross_entropy(outputs, targets[predicted]), predicted.sum()
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits at the positions that predict a supervised label, shape (supervised tokens, vocabulary)."""
+        predicted = batch["labels"][:, 1:] != IGNORED
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        if not self.at_supervised:
+            output = model(**inputs)
+            return getattr(output, "logits", output)[:, :-1][predicted]
+        positions = F.pad(predicted, (0, 1), value=False)  # the hidden state at t predicts the label at t+1
+        return logits_at(model, inputs, positions)
+
+    @staticmethod
+    def output_hessian(outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
+        """(diag p - p p') tangent at every position, p the softmax: the Hessian of cross-entropy in its logits."""
+        wide = torch.promote_types(outputs.dtype, torch.float32)
+        p = torch.softmax(outputs.detach().to(wide), dim=-1)
+        weighted = p * tangent.to(wide)
+        return weighted.addcmul_(p, weighted.sum(-1, keepdim=True), value=-1)
+
+    @staticmethod
+    def _plain(model: nn.Module, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
+        output = model(**batch)
+        own = getattr(output, "loss", None)
+        if own is None:
+            logits = getattr(output, "logits", output)
+            targets = batch["labels"][:, 1:]
+            kept = targets != IGNORED
+            return _summed_cross_entropy(logits[:, :-1][kept], targets[kept]), weight
+        total = own.to(wide_dtype(own.device)) * weight
+        return torch.where(weight > 0, total, torch.zeros_like(total)), weight  # a mean over no token is NaN
+
+
+def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
+    """Logits of a causal language model at `positions` (bool, rows x tokens) only: shape (positions.sum(), V)."""
+
+    def keep(_: nn.Module, arguments: Sequence[Any]) -> tuple:
+        hidden, *rest = arguments
+        return (hidden[positions.to(hidden.device)].unsqueeze(0), *rest)
+
+    handle = _part(model, "get_output_embeddings").register_forward_pre_hook(keep)
+    try:
+        return model(**inputs, use_cache=False).logits.squeeze(0)
+    finally:
+        handle.remove()
+
+
+def _summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum over positions of the cross-entropy: softmax in float32 or wider, sum in float64 where there is any."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
+    return losses.to(wide_dtype(losses.device)).sum()
