@@ -47,7 +47,7 @@ def default_loss(model: nn.Module, data: Iterable[Batch], first: Batch) -> LossF
     if isinstance(first, (tuple, list)) and len(first) == 2:
         return supervised_loss(F.cross_entropy)
     raise InputError(
-        "a batch is neither a mapping with 'labels' nor an (inputs, targets) pair; say the loss with loss_fn."
+        "a batch is neither a mapping with 'labels' nor an (inputs, targets) pair; pass loss_fn."
     )
 
 
