@@ -1,30 +1,36 @@
-"""The command line: arguments in, calls of the Python API, tables and files out."""
+"""`landscape plot`: loss surfaces, side by side."""
 
 from __future__ import annotations
 
 import enum
 import math
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from landscape.errors import InputError, MeasurementWarning
+from landscape.cli.common import (
+    Adapter,
+    BatchTokens,
+    Data,
+    Device,
+    Dtype,
+    DtypeOption,
+    Json,
+    Limit,
+    MaxLength,
+    Quiet,
+    Seed,
+    Trust,
+    app,
+    quiet_libraries,
+)
+from landscape.errors import InputError
 
 if TYPE_CHECKING:
     from landscape.surface import Surface
-
-app = typer.Typer(
-    help="Loss landscapes, curvature and sharpness of fine-tuned language models.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 
 
 class Kind(enum.StrEnum):
@@ -39,76 +45,6 @@ class Normalize(enum.StrEnum):
     head = "head"
     layer = "layer"
     none = "none"
-
-
-class Dtype(enum.StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float64 = "float64"
-    auto = "auto"
-
-
-class Adapter(enum.StrEnum):
-    merge = "merge"
-    keep = "keep"
-
-
-class Optimizer(enum.StrEnum):
-    adamw = "adamw"
-    sam = "sam"
-
-
-# Options that mean the same on every command.
-Data = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        help="A .jsonl, .txt or .parquet file, a datasets id, builtin:docs or builtin:code; again for more, each "
-        "also as name=source. Default: what the checkpoint was evaluated on, else builtin:docs.",
-    ),
-]
-Limit = Annotated[int | None, typer.Option(help="At most this many examples, a seeded random choice.")]
-MaxLength = Annotated[int, typer.Option(help="Tokens per example; the model's own limit if that is less.")]
-BatchTokens = Annotated[int, typer.Option(help="Tokens a batch may hold: memory, not results.")]
-DtypeOption = Annotated[Dtype, typer.Option(help="Type of the weights in memory.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Seed = Annotated[int, typer.Option(help="Of random directions and choices.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout instead of a table.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a checkpoint run its own model code.")]
-
-
-def main() -> None:
-    """Run the command line; exit codes: 0 done, 2 bad input, 130 interrupted, 1 our fault."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.showwarning = _show_warning
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("always", MeasurementWarning)
-    try:
-        code = app(standalone_mode=False) or 0
-    except InputError as error:
-        code = _complain(" ".join(str(error).split()), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        code = _complain(error.format_message(), 2)  # the parser's own: a wrong option or argument
-    if code == 130:
-        _complain("interrupted; the same command again continues where it was.", code)
-    sys.exit(code)
-
-
-def _complain(sentence: str, code: int) -> int:
-    print(f"landscape: {sentence}", file=sys.stderr)
-    return code
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"landscape: warning: {message}", file=sys.stderr)
 
 
 @app.command()
@@ -152,7 +88,7 @@ def plot(
     """Loss surfaces of checkpoints, side by side: surface.png, .pdf, .html, and a reloadable file for each."""
     shape = _shape_of(kind, dim, points, span, normalize)
     contours = _levels(levels)
-    _quiet_libraries()
+    quiet_libraries()
     from landscape.checkpoints import resolve_device
     from landscape.comparison import compare_surfaces, open_comparison, summarize
     from landscape.plotting import write_figures
@@ -313,79 +249,3 @@ def _adapters(checkpoint: dict | None) -> set[str]:
     """How adapters were measured ("merged" or "kept") in the provenance of one checkpoint or of several."""
     found = {checkpoint["adapter"]} if checkpoint and "adapter" in checkpoint else set()
     return found.union(*(_adapters(part) for part in (checkpoint or {}).values() if isinstance(part, dict)))
-
-
-def _quiet_libraries() -> None:
-    """Our progress bars say what happens; transformers' own would write over them."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-@app.command()
-def finetune(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Checkpoint folder or hub id to start from.")],
-    data: Annotated[str, typer.Option(help="A .jsonl, .txt or .parquet file, a datasets id, builtin:docs or :code.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tuned checkpoint.")],
-    optimizer: Annotated[Optimizer, typer.Option(help="AdamW, or SAM around AdamW.")] = Optimizer.adamw,
-    rho: Annotated[float, typer.Option(help="SAM: radius of the ascent step (global l2 norm).")] = 0.05,
-    lr: Annotated[float, typer.Option(help="Peak learning rate; 5% warm-up, then linear to 0.")] = 1e-5,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
-    save_every: Annotated[int, typer.Option(help="Steps between training checkpoints an interrupted run uses.")] = 200,
-    limit: Limit = None,
-    max_length: MaxLength = 512,
-    device: Device = "auto",
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    trust_remote_code: Trust = False,
-) -> None:
-    """Fine-tune a checkpoint with AdamW or SAM into a Hugging Face folder with landscape.json."""
-    _quiet_libraries()
-    from landscape.finetune import finetune as run
-    from landscape.results import read_json
-
-    folder = run(
-        base,
-        data,
-        output,
-        optimizer=optimizer.value,
-        rho=rho,
-        lr=lr,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        max_length=max_length,
-        limit=limit,
-        seed=seed,
-        save_every=save_every,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        progress=not quiet,
-    )
-    record = read_json(folder / "landscape.json")
-    losses, where = record["losses"], record["evaluated_on"]["source"]
-    before, after = losses["evaluated_before"], losses["evaluated_after"]
-    print(f"{record['steps_taken']} steps; loss on {where}: {float(before):.4f} before, {float(after):.4f} after")
-    print(f"wrote {folder}", file=sys.stderr)
-
-
-@app.command()
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path(
-        "landscape-demo"
-    ),
-    seed: Seed = 0,
-    quiet: Quiet = False,
-) -> None:
-    """The whole story on built-in data: pre-train on docs, fine-tune on code with AdamW and SAM, compare."""
-    _quiet_libraries()
-    from landscape.demo import run_demo
-
-    run_demo(output, seed=seed, progress=not quiet)
-
-
-if __name__ == "__main__":
-    main()
