@@ -59,6 +59,11 @@ class Objective:
         total, weight = torch.stack(sums).sum(0).tolist()
         return Loss(_mean(total, weight), weight)
 
+    def loss_weight(self) -> float:
+        """The number of loss terms (supervised tokens), without evaluating where the data says it itself."""
+        own = getattr(self.data, "tokens", None)
+        return float(own) if isinstance(own, int) else self.loss().weight
+
     def gradient(self, parameters: Parameters) -> tuple[Loss, dict[str, Tensor]]:
         """The loss and its gradient by parameter name, in float32 or wider; `.grad` is not touched."""
         tensors = parameters.tensors

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm.auto import tqdm
 
 from landscape.differences import central_difference
 from landscape.errors import InputError, MeasurementWarning, first_line
 from landscape.losses import Batch, OutputLoss
-from landscape.memory import available_memory, counting_saved_bytes
+from landscape.memory import MemoryEstimate, available_memory, counting_saved_bytes
 from landscape.objective import Objective, on_device, rows_of, take_rows
 from landscape.parameters import EXACT, Parameters, preserved
 from landscape.vectors import Layout
@@ -372,3 +374,18 @@ class Scaled:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         return self.operator(vectors * self.scale) * self.scale
+
+
+def require_memory(operator: CurvatureOperator, vectors: int, basis_device: str | None = None, *, told: bool) -> None:
+    """Say what the run will hold (with `told`) and refuse it where that cannot fit."""
+    host = basis_device is not None and torch.device(basis_device).type != operator.device.type
+    estimate = MemoryEstimate(
+        weights=sum(p.numel() * p.element_size() for p in operator.objective.model.parameters()),
+        graph=operator.graph_bytes,
+        vectors=vectors * operator.size * operator.dtype.itemsize,
+        vectors_on_device=not host,
+        available=available_memory(operator.device),
+    )
+    if told:
+        tqdm.write(f"{estimate.describe()}; products: {operator.hvp} {operator.reason}".rstrip(), file=sys.stderr)
+    estimate.require()
