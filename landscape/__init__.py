@@ -9,11 +9,15 @@ if TYPE_CHECKING:
     from landscape.data import TokenData, load_data
     from landscape.directions import Direction, difference_direction, random_directions
     from landscape.errors import InputError, MeasurementWarning
+    from landscape.hessian import eigen_directions, hessian_density, hessian_eigenvalues, hessian_vector_product
+    from landscape.hessian_results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
+    from landscape.layers import hessian_layers
     from landscape.losses import supervised_loss
     from landscape.plotting import plot_surfaces, surfaces_html
     from landscape.sam import SAM, SAMTrainer
     from landscape.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
     from landscape.surface_metrics import SurfaceMetrics, compare_metrics
+    from landscape.trace import hessian_trace
 
 # Public names in the order a reader needs them, and the module each lives in. Loaded on first use (PEP 562), so
 # that `landscape --help` does not wait for torch.
@@ -36,6 +40,16 @@ _HOME = {
     "compare_metrics": "surface_metrics",
     "plot_surfaces": "plotting",
     "surfaces_html": "plotting",
+    "hessian_eigenvalues": "hessian",
+    "hessian_trace": "trace",
+    "hessian_density": "hessian",
+    "hessian_layers": "layers",
+    "hessian_vector_product": "hessian",
+    "eigen_directions": "hessian",
+    "Eigenvalues": "hessian_results",
+    "TraceEstimate": "hessian_results",
+    "SpectralDensity": "hessian_results",
+    "LayerCurvature": "hessian_results",
     "SAM": "sam",
     "SAMTrainer": "sam",
     "InputError": "errors",
