@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from landscape.data import IGNORED
 from landscape.errors import InputError
-from landscape.parameters import wide_dtype
+from landscape.parameters import vector_digest, wide_dtype
 
 Batch = Any  # a mapping of tensors, or an (inputs, targets) pair
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Tensor | float]]  # -> (loss_sum, weight)
@@ -46,19 +49,30 @@ def default_loss(model: nn.Module, data: Iterable[Batch], first: Batch) -> LossF
         return CausalLoss.for_model(model, first)
     if isinstance(first, (tuple, list)) and len(first) == 2:
         return supervised_loss(F.cross_entropy)
-    raise InputError(
-        "a batch is neither a mapping with 'labels' nor an (inputs, targets) pair; pass loss_fn."
-    )
+    raise InputError("a batch is neither a mapping with 'labels' nor an (inputs, targets) pair; pass loss_fn.")
 
 
 class SupervisedLoss:
     """A torch criterion on `(inputs, targets)` batches, summed. See `supervised_loss`."""
 
     def __init__(self, criterion: Callable[..., Tensor]):
-        if getattr(criterion, "weight", None) is not None:
+        function: Any = criterion
+        options: dict[str, Any] = {}
+        while isinstance(function, functools.partial):
+            function, options = function.func, function.keywords | options
+
+        def option(name: str, default: Any) -> Any:
+            return options.get(name, getattr(function, name, default))
+
+        if option("weight", None) is not None:
             raise InputError("a criterion with class weights does not average over terms; write loss_fn yourself.")
+        if option("reduction", "mean") not in ("mean", "sum", "none"):
+            raise InputError(
+                f"reduction={option('reduction', None)!r} does not average over terms; use 'mean', or write loss_fn."
+            )
         self.criterion = criterion
-        self.ignored = getattr(criterion, "ignore_index", IGNORED)
+        self.ignored = option("ignore_index", IGNORED)
+        self._takes_classes = function is F.cross_entropy or isinstance(function, nn.CrossEntropyLoss)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         return self.of_outputs(model(batch[0]), batch)
@@ -67,8 +81,11 @@ class SupervisedLoss:
         return self._sum(outputs, batch[1]), self._weight(batch[1])
 
     def _weight(self, targets: Tensor) -> int:
-        classes = not torch.is_floating_point(targets)
-        return int((targets != self.ignored).sum()) if classes else targets.numel()
+        if not torch.is_floating_point(targets):
+            return int((targets != self.ignored).sum())
+        if self._takes_classes:  # a probability for each class makes one term
+            return targets.numel() // targets.shape[1 if targets.ndim > 1 else 0]
+        return targets.numel()
 
     def _sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if not isinstance(self.criterion, nn.Module):
@@ -99,8 +116,9 @@ def supervised_loss(criterion: Callable[..., Tensor]) -> SupervisedLoss:
     The criterion is called as `criterion(model(inputs), targets, reduction="sum")` where it takes a reduction
     (functions of `torch.nn.functional`), or, as a module such as `nn.CrossEntropyLoss()`, has its reduction read.
     The weight is the number of terms that a mean would divide by: targets that are not `ignore_index` for class
-    targets, elements for others. Raises InputError for a criterion with class weights, whose mean is not over
-    terms.
+    targets, rows for class probabilities of a cross-entropy, elements for others. Options bound with
+    `functools.partial` count. Raises InputError for class weights and for reductions such as "batchmean", whose
+    mean is not over terms.
 
     >>> import torch
     >>> loss_fn = supervised_loss(torch.nn.MSELoss())
@@ -109,6 +127,51 @@ def supervised_loss(criterion: Callable[..., Tensor]) -> SupervisedLoss:
     (5.0, 2)
     """
     return SupervisedLoss(criterion)
+
+
+def loss_name(loss_fn: LossFunction | None) -> str | None:
+    """What identifies a loss function in a result's settings and in a journal; None for the default.
+
+    A function by its name, a digest of its source and what it closes over; an object by its class and its public
+    attributes, tensors by their digest.
+    """
+    return None if loss_fn is None else _said(loss_fn)
+
+
+def _said(value: Any, depth: int = 0) -> str:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return vector_digest({"": value})[:16]
+    if inspect.isclass(value) or inspect.ismodule(value):
+        return value.__name__
+    named: Mapping[str, Any] = {}
+    if isinstance(value, functools.partial):
+        name, held, named = "partial", [value.func, *value.args], value.keywords
+    elif inspect.ismethod(value):
+        name, held = value.__name__, [value.__self__]
+    elif inspect.isroutine(value):
+        name = f"{value.__module__}.{value.__qualname__}{_source_digest(value)}"
+        cells = getattr(value, "__closure__", None) or ()
+        held = [*(getattr(value, "__defaults__", None) or ()), *(cell.cell_contents for cell in cells)]
+    else:
+        name, held = f"{type(value).__module__}.{type(value).__qualname__}", []
+        named = {key: part for key, part in getattr(value, "__dict__", {}).items() if not key.startswith("_")}
+        if isinstance(value, nn.Module):
+            named = named | value.state_dict()
+    if depth > 3:  # deep enough for a criterion within a loss; and an object may hold itself
+        return name
+    parts = [_said(part, depth + 1) for part in held]
+    parts += [f"{key}={_said(part, depth + 1)}" for key, part in sorted(named.items())]
+    return f"{name}({', '.join(parts)})" if parts else name
+
+
+def _source_digest(function: Any) -> str:
+    """A digest of a function's source: two may share a name, such as those of a notebook's cells."""
+    try:
+        return f"#{hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]}"
+    except (OSError, TypeError):
+        return ""
 
 
 # --- language models ----------------------------------------------------------------------------------------
@@ -122,12 +185,22 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError("an encoder-decoder model has no causal language-model loss; pass loss_fn.")
+    classes = getattr(_part(model, "get_output_embeddings"), "out_features", vocabulary)
     supervised = 0
-    for batch in data:
+    for number, batch in enumerate(data, start=1):
+        if not isinstance(batch, Mapping) or batch.get("labels") is None:
+            raise InputError(f"batch {number} of the data has no 'labels', though the first has.")
         ids, labels = batch.get("input_ids"), batch["labels"]
         if labels.ndim != 2:
             raise InputError(f"labels must have shape (rows, tokens), got {tuple(labels.shape)}; pass loss_fn.")
-        supervised += int((labels[:, 1:] != IGNORED).sum())
+        targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+        supervised += len(targets)
+        for label in (int(targets.min()), int(targets.max())) if len(targets) else ():
+            if label < 0 or (classes is not None and label >= classes):
+                raise InputError(
+                    f"label {label} in the data is no token of the model's vocabulary of {classes}; where no loss is "
+                    f"taken, the label is {IGNORED}."
+                )
         if ids is None:
             continue
         if vocabulary is not None and ids.numel() and int(ids.max()) >= vocabulary:
@@ -135,6 +208,8 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
                 f"token id {int(ids.max())} in the data is beyond the model's vocabulary of {vocabulary}; "
                 "the tokenizer is not this model's."
             )
+        if ids.numel() and int(ids.min()) < 0:
+            raise InputError(f"token id {int(ids.min())} in the data is negative.")
         if positions is not None and ids.shape[1] > positions:
             raise InputError(
                 f"an example of {ids.shape[1]} tokens is longer than the model's {positions} positions; "

@@ -1,5 +1,8 @@
 """Token-weighted loss and gradient: law 1, and equality with transformers' own loss."""
 
+import copy
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from landscape.errors import InputError
-from landscape.losses import CausalLoss, supervised_loss
+from landscape.losses import CausalLoss, loss_name, supervised_loss
 from landscape.objective import Objective
 from landscape.parameters import Parameters
 
@@ -148,9 +151,72 @@ def test_supervised_loss_is_the_mean_over_terms_however_batched(criterion, targe
         assert whole.mean == pytest.approx(float(reference(model(inputs), targets)), rel=1e-6)
 
 
-def test_class_weights_are_refused():
-    with pytest.raises(InputError, match="class weights"):
-        supervised_loss(nn.CrossEntropyLoss(weight=torch.ones(3)))
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        F.cross_entropy,
+        nn.CrossEntropyLoss(),
+        functools.partial(F.cross_entropy, label_smoothing=0.1),
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+    ],
+)
+@pytest.mark.parametrize("shape", [(8, 5), (8, 5, 3)])
+def test_class_probabilities_make_one_term_each(criterion, shape):
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(shape), torch.softmax(torch.randn(shape), 1)
+    total, weight = supervised_loss(criterion)(nn.Identity(), (outputs, targets))
+    assert weight == targets.numel() / 5
+    assert float(total) / weight == pytest.approx(float(criterion(outputs, targets)), rel=1e-6)
+
+
+def test_the_default_for_pairs_knows_class_probabilities():
+    torch.manual_seed(0)
+    model, inputs, targets = nn.Linear(4, 5), torch.randn(8, 4), torch.softmax(torch.randn(8, 5), 1)
+    with torch.no_grad():
+        expected = float(F.cross_entropy(model(inputs), targets))
+    assert Objective(model, [(inputs, targets)]).loss() == (pytest.approx(expected, rel=1e-6), 8)
+
+
+def test_options_bound_to_a_criterion_count():
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(8, 5), torch.tensor([0, 3, 1, 3, 2, 4, 3, 0])
+    ignoring = functools.partial(functools.partial(F.cross_entropy, label_smoothing=0.1), ignore_index=3)
+    total, weight = supervised_loss(ignoring)(nn.Identity(), (outputs, targets))
+    assert weight == 5
+    assert float(total) / weight == pytest.approx(float(ignoring(outputs, targets)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "words"),
+    [
+        (nn.CrossEntropyLoss(weight=torch.ones(3)), "class weights"),
+        (functools.partial(F.cross_entropy, weight=torch.ones(3)), "class weights"),
+        (nn.KLDivLoss(reduction="batchmean"), "'batchmean' does not average over terms"),
+        (functools.partial(F.kl_div, reduction="batchmean"), "batchmean"),
+    ],
+)
+def test_criteria_whose_mean_is_not_over_terms_are_refused(criterion, words):
+    with pytest.raises(InputError, match=words):
+        supervised_loss(criterion)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "other"),
+    [
+        (supervised_loss(nn.CrossEntropyLoss()), supervised_loss(nn.CrossEntropyLoss(label_smoothing=0.1))),
+        (supervised_loss(F.mse_loss), supervised_loss(F.l1_loss)),
+        (supervised_loss(functools.partial(F.cross_entropy, ignore_index=1)), supervised_loss(F.cross_entropy)),
+        (CausalLoss(True), CausalLoss(False)),
+        (plain_loss, make_batches),
+        (torch.dist, torch.dot),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.ones(2)), nn.BCEWithLogitsLoss(pos_weight=torch.zeros(2))),
+    ],
+)
+def test_a_loss_is_told_from_another_by_its_name(loss_fn, other):
+    assert loss_name(loss_fn) == loss_name(copy.copy(loss_fn))
+    assert loss_name(loss_fn) != loss_name(other)
+    assert " at 0x" not in loss_name(loss_fn)  # an address is another one in the next process
+    assert loss_name(None) is None
 
 
 def test_a_generator_is_refused_because_it_can_be_read_once(token_batches):
@@ -171,6 +237,19 @@ def test_bad_token_data_is_refused_in_words(token_batches):
     long = [{key: value.repeat(1, 20) for key, value in batch.items()} for batch in batches]
     with pytest.raises(InputError, match="longer than the model's 128 positions"):
         Objective(model, long)
+    negative = [batch | {"input_ids": batch["input_ids"] - 5} for batch in batches]
+    with pytest.raises(InputError, match=r"token id -\d in the data is negative"):
+        Objective(model, negative)
+    for label in (320, 5000, -5):
+        wrong = [{key: value.clone() for key, value in batch.items()} for batch in batches]
+        wrong[1]["labels"][0, 3] = label
+        with pytest.raises(InputError, match=f"label {label} in the data is no token"):
+            Objective(model, wrong)
+        wrong[1]["labels"][0, 3], wrong[1]["labels"][0, 0] = -100, label  # the first label is never predicted
+        Objective(model, wrong).loss()
+    for other in ({"input_ids": batches[1]["input_ids"]}, (torch.zeros(2), torch.zeros(2))):
+        with pytest.raises(InputError, match="batch 2 of the data has no 'labels'"):
+            Objective(model, [batches[0], other])
     with pytest.raises(InputError, match="holds no batch"):
         Objective(model, [])
     with pytest.raises(InputError, match="pass loss_fn"):
