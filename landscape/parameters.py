@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import hashlib
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -98,9 +99,9 @@ class Fidelity:
         return self.cosine >= 0.99 and abs(self.norm_ratio - 1) <= 0.01
 
     def worse(self, other: Fidelity) -> Fidelity:
-        """The worse of two, in norm and in direction."""
-        ratio = max(self.norm_ratio, other.norm_ratio, key=lambda r: abs(r - 1))
-        return Fidelity(ratio, min(self.cosine, other.cosine))
+        """The worse of two, in norm and in direction; NaN, of a step to where nothing is finite, is worst."""
+        ratio = max(self.norm_ratio, other.norm_ratio, key=lambda r: math.inf if math.isnan(r) else abs(r - 1))
+        return Fidelity(ratio, min(self.cosine, other.cosine, key=lambda c: -math.inf if math.isnan(c) else c))
 
 
 EXACT = Fidelity(1.0, 1.0)
@@ -136,6 +137,10 @@ class Parameters:
 
     def __getitem__(self, name: str) -> Tensor:
         return self._by_name[name].tensor
+
+    def named(self, name: str) -> NamedParameter | None:
+        """The entry that has `name`, or to which it is tied; None where there is none."""
+        return self._by_name.get(name) or next((entry for entry in self.entries if name in entry.aliases), None)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -293,7 +298,7 @@ class Excursion:
 
     def __init__(self, parameters: Parameters):
         self._parameters = parameters
-        self._base = {entry.name: entry.tensor.detach().clone() for entry in parameters}
+        self._base: dict[str, Tensor] = {}  # copies of the tensors that moved; the others are their own
         self._moved: set[str] = set()
 
     @torch.no_grad()
@@ -305,6 +310,8 @@ class Excursion:
         from the base that the rounded weights really took.
         """
         terms = [(coefficient, vector) for coefficient, vector in terms if coefficient != 0]
+        touched = [e.name for e in self._parameters if base_coefficient != 1 or any(e.name in v for _, v in terms)]
+        self._remember([name for name in touched if name not in self._base])
         sums: Tensor | None = None  # |intended|^2, |realized|^2, <intended, realized>
         for entry in self._parameters:
             active = [(c, vector[entry.name]) for c, vector in terms if entry.name in vector]
@@ -319,7 +326,12 @@ class Excursion:
         intended, realized, product = (float(s) for s in sums)
         if realized == 0:
             return Fidelity(0.0, 0.0)
-        return Fidelity((realized / intended) ** 0.5, product / (intended * realized) ** 0.5)
+        return Fidelity((realized / intended) ** 0.5, product / (intended**0.5 * realized**0.5))
+
+    def _remember(self, names: Sequence[str]) -> None:
+        if names:
+            self.restore()  # tensors may share memory: what is copied must not show another's step
+            self._base |= {name: self._parameters[name].detach().clone() for name in names}
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -370,7 +382,7 @@ def excursion(parameters: Parameters) -> Iterator[Excursion]:
 
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; flags, gradients, buffers and global RNG states as before afterwards."""
+    """Evaluation mode and no gradients inside the block; afterwards flags, gradients, buffers and RNG as before."""
     training = [(module, module.training) for module in model.modules()]
     requires_grad = [(p, p.requires_grad) for p in model.parameters()]
     gradients = [(p, p.grad) for p in model.parameters()]
@@ -380,6 +392,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         model.eval()
+        for parameter, _ in gradients:
+            parameter.grad = None  # a backward() in the block would add to the caller's tensor in place
         yield
     finally:
         for module, flag in training:

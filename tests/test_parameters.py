@@ -1,5 +1,7 @@
 """Parameters as one vector: ties, filters, noise, exact perturbation."""
 
+import math
+
 import pytest
 import torch
 from conftest import ARCHITECTURES, assert_same_state, build_model, state_of
@@ -9,6 +11,7 @@ from torch import nn
 
 from landscape.errors import InputError
 from landscape.parameters import (
+    EXACT,
     Fidelity,
     Parameters,
     excursion,
@@ -257,6 +260,62 @@ def test_fidelity_reports_a_step_that_bfloat16_swallowed():
     assert not fine.faithful
     assert fine.cosine < 0.8  # SCIENCE, fact 9: cosine 0.63 at a relative step of 1e-3
     assert gone == Fidelity(0.0, 0.0) or gone.cosine < 0.3
+
+
+def test_not_a_number_is_the_worst_fidelity():
+    lost, coarse = Fidelity(math.nan, math.nan), Fidelity(0.5, 0.3)
+    for one, other in ((EXACT, lost), (lost, EXACT), (coarse, lost), (lost, coarse), (Fidelity(math.inf, 0.0), lost)):
+        worst = one.worse(other)
+        assert math.isnan(worst.cosine)
+        assert not worst.faithful
+    assert EXACT.worse(coarse) == coarse.worse(EXACT) == coarse
+    assert not lost.faithful
+
+
+def test_fidelity_of_steps_whose_squares_underflow():
+    model = nn.Linear(4, 3, bias=False).double()
+    with torch.no_grad():
+        model.weight.zero_()
+    with excursion(Parameters(model)) as trip:
+        assert trip.move([(1e-100, {"weight": torch.ones(3, 4)})]).faithful
+
+
+def test_only_what_moves_is_copied():
+    model = build_model("llama")
+    parameters = Parameters(model)
+    before = {name: value.clone() for name, value in parameters.values().items()}
+    name, other = "model.norm.weight", "lm_head.weight"
+    with excursion(parameters) as trip:
+        trip.move([(0.5, {name: torch.ones(32)})])
+        assert set(trip._base) == {name}
+        trip.move([(0.5, {other: torch.ones(320, 32)})])
+        assert torch.equal(parameters[name].detach(), before[name])
+        assert torch.equal(parameters[other].detach(), before[other] + 0.5)
+    assert all(torch.equal(value, before[n]) for n, value in parameters.values().items())
+
+
+def test_tensors_that_share_memory_come_back_in_whatever_order_they_move():
+    model = nn.Module()
+    model.a = nn.Parameter(torch.randn(3, 4))
+    model.b = nn.Parameter(model.a.data.t())  # another layout, so it is another parameter
+    before = model.a.detach().clone()
+    with excursion(Parameters(model)) as trip:
+        trip.move([(1.0, {"a": torch.ones(3, 4)})])
+        trip.move([(1.0, {"b": torch.ones(4, 3)})])
+        assert torch.equal(model.a.detach(), before + 1)
+    assert torch.equal(model.a.detach(), before)
+
+
+def test_a_backward_pass_inside_leaves_the_gradients_of_the_caller_alone():
+    model = nn.Linear(3, 2)
+    model.weight.grad = torch.ones_like(model.weight)
+    mine = model.weight.grad
+    with preserved(model):
+        assert model.weight.grad is None
+        model(torch.ones(4, 3)).sum().backward()
+    assert model.weight.grad is mine
+    assert torch.equal(mine, torch.ones(2, 3))
+    assert model.bias.grad is None
 
 
 def test_a_non_contiguous_parameter_is_moved_too():
