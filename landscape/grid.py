@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from operator import index
 
 import numpy as np
 
@@ -29,18 +31,25 @@ def with_points(axis: np.ndarray, wanted: Sequence[float]) -> np.ndarray:
 
 
 def ends(span: float | tuple[float, float] | str) -> tuple[float, float]:
-    """(low, high) of a span given as s for [-s, s] or as a pair. Raises InputError where it is empty."""
+    """(low, high) of a span given as s for [-s, s] or as a pair. Raises InputError where it is neither, or empty."""
+    wrong = InputError(f"span={span!r} is neither a number, a pair (low, high) nor 'auto'.")
     if isinstance(span, str):
-        raise InputError(f"span={span!r} is neither a number, a pair (low, high) nor 'auto'.")
-    low, high = (-span, span) if isinstance(span, (int, float)) else tuple(span)
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise InputError(f"span={span} is empty; it needs low < high, or a positive number.")
-    return float(low), float(high)
+        raise wrong
+    try:
+        low, high = (-float(span), float(span)) if np.ndim(span) == 0 else map(float, span)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise wrong from error
+    if not (math.isfinite(high - low) and low < high):
+        raise InputError(f"span={span} is empty or not finite; it needs low < high, or a positive number.")
+    return low, high
 
 
 def per_axis(points: int | Sequence[int], dim: int) -> list[int]:
-    """Number of points for each of `dim` axes. Raises InputError where there are fewer than 2 on one."""
-    counts = [points] * dim if isinstance(points, int) else [int(n) for n in points]
+    """Number of points for each of `dim` axes. Raises InputError for what is no number of at least 2."""
+    try:
+        counts = [index(points)] * dim if np.ndim(points) == 0 else [index(n) for n in points]  # type: ignore
+    except (TypeError, ValueError) as error:
+        raise InputError(f"points={points!r} is neither a whole number nor one for each axis.") from error
     if len(counts) != dim:
         raise InputError(f"points={tuple(counts)} for {dim} axes.")
     if min(counts) < 2:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import nn
 
 from landscape.checkpoints import Checkpoint, identify
-from landscape.directions import Direction, check_same_tensors, random_directions
+from landscape.directions import Direction, check_directions, check_same_tensors, random_directions
 from landscape.errors import InputError, MeasurementWarning
 from landscape.grid import ends, grid_axis, per_axis, with_points
-from landscape.losses import Batch, LossFunction
-from landscape.parameters import Fidelity, Parameters, Vector, inner_product, vector_norm
-from landscape.results import Provenance, Result
+from landscape.losses import Batch, LossFunction, loss_name
+from landscape.parameters import Fidelity, Parameters, Vector, inner_product, vector_digest, vector_norm, wide_dtype
+from landscape.results import Provenance, Result, digest_of
 from landscape.surface_metrics import SurfaceMetrics, surface_metrics
-from landscape.sweep import Place, Sweep, sweeping
+from landscape.sweep import Place, sweeping
 
 Span = float | tuple[float, float] | Literal["auto"]
 
@@ -64,6 +64,13 @@ class Surface(Result):
         """Number of grid points whose loss is NaN or infinite."""
         return int((~np.isfinite(self.loss)).sum())
 
+    @property
+    def conventions(self) -> dict[str, Any]:
+        """What else two surfaces have to agree in to compare: what moved, along which draws, and the loss."""
+        settings = self.provenance.settings
+        said = {key: settings.get(key) for key in ("parameters", "include_1d", "tensors", "loss")}
+        return said | {"draws": list(self.axis_labels) if self.kind == "random" else None}
+
     def metrics(self) -> SurfaceMetrics:
         """Curvature and gradient of the surface; see `surface_metrics.SurfaceMetrics` for the definitions."""
         grid = {
@@ -71,6 +78,7 @@ class Surface(Result):
             "axes": [[float(axis[0]), float(axis[-1]), len(axis)] for axis in self.axes],
             "normalize": self.normalize,
             "seed": self.seed,
+            **self.conventions,
         }
         ends_of_line = (self.markers[0].loss, self.markers[1].loss) if self.kind == "interpolate" else None
         return surface_metrics(self.axes, self.loss, grid, ends_of_line)
@@ -121,16 +129,19 @@ def compute_surface(
     """Loss on a line or plane through the model: f(x, y) = L(theta + x d_1 + y d_2) (Li et al. 2018, sec. 4).
 
     directions  one or two; default: `dim` random directions, see `random_directions` for `normalize`, `seed`,
-                `parameters` and `include_1d`
+                `parameters` and `include_1d`, which say nothing of directions given
     points      per axis, or one number for each axis
     span        s for [-s, s], (low, high), or "auto": where the loss has risen by 1 nat, see `auto_span`;
                 in units of the direction (1 perturbs every filter by its own norm)
     journal     a file that keeps finished points; a killed run started again with it continues
 
-    Raises InputError for wrong arguments, MeasurementWarning where losses are not finite or rounding swallowed
-    part of the steps. The model comes back bit-identical.
+    Raises InputError for wrong arguments and for directions that do not fit the model, MeasurementWarning where losses
+    are not finite or rounding swallowed part of the steps. The model comes back bit-identical.
     """
     module, name, described = identify(model)
+    everything = Parameters(module, frozen=True)
+    globs = parameters if parameters is None or isinstance(parameters, str) else list(parameters)
+    given: dict[str, Any] = {"parameters": globs, "include_1d": include_1d}
     if directions is None:
         if dim not in (1, 2):
             raise InputError(f"dim={dim}; a surface has 1 or 2 dimensions.")
@@ -142,27 +153,20 @@ def compute_surface(
         if len(directions) not in (1, 2):
             raise InputError(f"{len(directions)} directions given; a surface takes 1 or 2.")
         kind = directions[0].kind if len({d.kind for d in directions}) == 1 else "given"
+        given = _said_of(directions)
+    check_directions(directions, everything)
     vectors = [d.tensors for d in directions]
     counts = per_axis(points, len(directions))
+    fixed = None if isinstance(span, str) and span == "auto" else ends(span)
 
     def place(x: Sequence[float]) -> Place:
         return 1.0, list(zip(x, vectors, strict=True))
 
-    settings = {
-        "kind": kind,
-        "points": counts,
-        "span": span,
-        "parameters": parameters,
-        "include_1d": include_1d,
-    }
-    settings |= {"normalize": directions[0].normalize, "seed": directions[0].seed}
-    own = vectors if kind != "random" else []
-    everything = Parameters(module, frozen=True)
-    with sweeping(
-        module, data, place, everything, loss_fn=loss_fn, settings=settings, others=own, journal=journal
-    ) as sweep:
-        width = _auto_span(sweep, len(directions)) if span == "auto" else span
-        axes = tuple(grid_axis(*ends(width), count) for count in counts)
+    settings = {"kind": kind, "points": counts, "span": list(fixed) if fixed else "auto", **given}
+    settings |= {"normalize": directions[0].normalize, "seed": directions[0].seed, "loss": loss_name(loss_fn)}
+    with sweeping(module, data, place, everything, loss_fn=loss_fn, settings=settings, journal=journal) as sweep:
+        low, high = fixed or ends(sweep.distance_of_rise(len(directions)))
+        axes = tuple(grid_axis(low, high, count) for count in counts)
         loss = sweep.over(axes, f"{name} {kind}", progress)
         center = sweep.loss_at((0.0,) * len(axes))
     return Surface(
@@ -183,6 +187,14 @@ def compute_surface(
     )
 
 
+def _said_of(directions: Sequence[Direction]) -> dict[str, Any]:
+    """What identifies directions that were given, and which tensors they move."""
+    return {
+        "directions": [{"label": d.label, "digest": vector_digest(d.tensors)} for d in directions],
+        "tensors": digest_of([sorted(d.tensors) for d in directions]),
+    }
+
+
 def compute_interpolation(
     model_a: nn.Module | Checkpoint,
     model_b: nn.Module | Checkpoint,
@@ -196,9 +208,13 @@ def compute_interpolation(
 ) -> Surface:
     """Loss along the line from a (at 0) to b (at 1): f(t) = L((1-t) theta_a + t theta_b) (Goodfellow et al. 2014).
 
-    Both ends are evaluated exactly: 0 and 1 join the grid where `points` misses them. All parameters move, also
-    frozen ones; buffers stay those of `model_a`. Raises InputError naming the first tensor that differs in shape.
+    Both ends are evaluated exactly: 0 and 1 join the grid where `points` misses them and `span` holds them. All
+    parameters move, also frozen ones; buffers stay those of `model_a`. Raises InputError for wrong arguments, and
+    naming the first tensor that differs in shape.
     """
+    if np.ndim(span) == 0:
+        raise InputError(f"span={span!r} is no pair (low, high); model a lies at 0 and model b at 1.")
+    (low, high), counts = ends(span), per_axis(points, 1)
     module_a, name_a, said_a = identify(model_a)
     module_b, name_b, said_b = identify(model_b)
     if module_a is module_b:
@@ -212,11 +228,11 @@ def compute_interpolation(
     def place(x: Sequence[float]) -> Place:
         return 1.0 - x[0], [(x[0], other)]
 
-    settings = {"kind": "interpolate", "points": [points], "span": list(span)}
+    settings = {"kind": "interpolate", "points": counts, "span": [low, high], "loss": loss_name(loss_fn)}
     with sweeping(
         module_a, data, place, parameters, loss_fn=loss_fn, settings=settings, others=[other], journal=journal
     ) as sweep:
-        axis = with_points(grid_axis(*ends(span), points), (0.0, 1.0))
+        axis = with_points(grid_axis(low, high, *counts), (0.0, 1.0))
         loss = sweep.over((axis,), f"{name_a} to {name_b}", progress)
         endpoints = [Marker(name, (t,), sweep.loss_at((t,))) for name, t in ((name_a, 0.0), (name_b, 1.0))]
     return Surface(
@@ -233,7 +249,9 @@ def compute_interpolation(
         direction_cosine=None,
         fidelity=sweep.checked_fidelity(),
         weight=sweep.weight,
-        provenance=sweep.provenance(settings, None, {"a": said_a, "b": said_b}),
+        provenance=sweep.provenance(
+            settings, None, _said_of_models({"a": said_a, "b": said_b}, [parameters.values(), other])
+        ),
     )
 
 
@@ -255,8 +273,8 @@ def compute_plane(
     """
     if len(models) != 3:
         raise InputError(f"a plane takes three checkpoints, got {len(models)}.")
-    if margin < 0:
-        raise InputError(f"margin={margin} is negative; it is a fraction of the checkpoints' extent.")
+    if not 0 <= margin < np.inf:
+        raise InputError(f"margin={margin} is no fraction of the checkpoints' extent; it must be at least 0.")
     modules, names, said = zip(*(identify(model) for model in models), strict=True)
     if len({id(module) for module in modules}) < 3:
         raise InputError("two of the models are the same object; a plane needs three.")
@@ -272,7 +290,7 @@ def compute_plane(
         return 1.0 - b - c, [(b, second), (c, third)]
 
     counts = per_axis(points, 2)
-    settings = {"kind": "plane", "points": counts, "margin": margin}
+    settings = {"kind": "plane", "points": counts, "margin": margin, "loss": loss_name(loss_fn)}
     others = [second, third]
     with sweeping(
         modules[0],
@@ -304,8 +322,15 @@ def compute_plane(
         direction_cosine=0.0,
         fidelity=sweep.checked_fidelity(),
         weight=sweep.weight,
-        provenance=sweep.provenance(settings, None, dict(zip("abc", said, strict=True))),
+        provenance=sweep.provenance(
+            settings, None, _said_of_models(dict(zip("abc", said, strict=True)), [first, second, third])
+        ),
     )
+
+
+def _said_of_models(said: Mapping[str, dict | None], weights: Sequence[Vector]) -> dict[str, dict]:
+    """Provenance of each model; the weights' digest stands in for one that came from memory."""
+    return {name: d or {"weights": vector_digest(w)} for (name, d), w in zip(said.items(), weights, strict=True)}
 
 
 def _warn_of_buffers(a: nn.Module, b: nn.Module) -> None:
@@ -326,8 +351,8 @@ def _plane(
     first: Vector, second: Vector, third: Vector
 ) -> tuple[list[tuple[float, float]], Callable[[float, float], tuple[float, float]]]:
     """Coordinates of three points in their plane, and the map from coordinates to weights of `second` and `third`."""
-    u = {name: second[name].double() - first[name].double() for name in first}
-    w = {name: third[name].double() - first[name].double() for name in first}
+    origin = {name: tensor.to(wide_dtype(tensor.device)) for name, tensor in first.items()}
+    u, w = ({name: point[name].to(start) - start for name, start in origin.items()} for point in (second, third))
     length = vector_norm(u)
     if length == 0:
         raise InputError("the first two checkpoints are equal; a plane needs three points.")
@@ -357,41 +382,16 @@ def auto_span(
     """The distance s at which the loss, averaged over +s and -s along each direction, is `rise` nats above the centre.
 
     Found by doubling or halving from 0.25 and bisection to 5%; a loss that is not finite counts as risen.
-    MeasurementWarning, and the last distance tried, where no rise is found within 2**8.
+    MeasurementWarning, and the last distance tried, where no rise is found within 2**8. Raises InputError for
+    directions that do not fit the model.
     """
     module, _, _ = identify(model)
+    everything = Parameters(module, frozen=True)
+    check_directions(directions, everything)
     vectors = [d.tensors for d in directions]
 
     def place(x: Sequence[float]) -> Place:
         return 1.0, list(zip(x, vectors, strict=True))
 
-    with sweeping(module, data, place, Parameters(module, frozen=True), loss_fn=loss_fn) as sweep:
-        return _auto_span(sweep, len(directions), rise)
-
-
-def _auto_span(sweep: Sweep, dim: int, rise: float = 1.0) -> float:
-    center = sweep.loss_at((0.0,) * dim)
-
-    def risen(s: float) -> bool:
-        steps = [tuple(sign * s * (i == k) for i in range(dim)) for k in range(dim) for sign in (1, -1)]
-        mean = float(np.mean([sweep.loss_at(step) for step in steps]))
-        return not mean - center < rise  # NaN counts as risen
-
-    low, high = 0.0, 0.25
-    while not risen(high):
-        if high >= 2**8:
-            warnings.warn(
-                f"the loss does not rise by {rise} within a distance of {high}; the span is that distance.",
-                MeasurementWarning,
-                stacklevel=3,
-            )
-            return high
-        low, high = high, 2 * high
-    if low == 0:
-        while risen(high / 2) and high > 2**-20:
-            high /= 2
-        low = high / 2
-    while high / low > 1.05:
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if risen(middle) else (middle, high)
-    return float(f"{high:.3g}")  # a round number, so that axes read well
+    with sweeping(module, data, place, everything, loss_fn=loss_fn) as sweep:
+        return sweep.distance_of_rise(len(directions), rise)

@@ -35,11 +35,12 @@ class SurfaceMetrics:
 
     barrier           max over [0, 1] of f(t) - ((1-t) f(0) + t f(1)) (Entezari et al. 2021, 2110.06296)
     barrier_to_mean   max over [0, 1] of f(t) - (f(0) + f(1)) / 2 (Frankle et al. 2020, 1912.05671)
-                      both for interpolations only
+                      both for interpolations whose grid covers [0, 1], else None; infinite where f is not finite
 
-    All depend on range, resolution and normalization of the grid, which is why `grid` travels with them and
-    `compare_metrics` refuses to mix grids. Points that are not finite, and derivatives that need them, are left
-    out of the means; `nonfinite` counts the points.
+    All depend on range, resolution and normalization of the grid, on the loss and on which parameters move, which is
+    why `grid` travels with them and `compare_metrics` refuses to mix grids. `nonfinite` counts the points whose loss
+    is not finite. Where there are any, the means are NaN: over the points that are left, a surface with infinite
+    walls would look flatter than one with finite ones. At the origin only its neighbourhood matters.
     """
 
     average_gradient: float
@@ -60,8 +61,9 @@ class SurfaceMetrics:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
 
     def rows(self) -> list[tuple[str, str]]:
+        missing = f"undefined: {self.nonfinite} points are not finite"
         return [
-            (f"{name.replace('_', ' ')} ({self.definition})", f"{value:.6g}")
+            (f"{name.replace('_', ' ')} ({self.definition})", missing if math.isnan(value) else f"{value:.6g}")
             for name, value in self.values().items()
             if value is not None
         ]
@@ -97,12 +99,13 @@ def surface_metrics(
             kappa = ((1 + fy**2) * fxx - 2 * fx * fy * fxy + (1 + fx**2) * fyy) / (2 * slope**1.5)
             laplacian = np.abs(fxx + fyy) / 2
             gaussian = (fxx * fyy - fxy**2) / slope**2
-    barrier, to_mean = _barriers(axes[0], f, ends_of_line) if ends_of_line else (None, None)
+    covered = axes[0][0] <= 0 and axes[0][-1] >= 1
+    barrier, to_mean = _barriers(axes[0], f, ends_of_line) if ends_of_line and covered else (None, None)
     return SurfaceMetrics(
-        average_gradient=_mean(steepness),
-        mean_absolute_gradient=_mean(absolute),
-        surface_curvature=_mean(np.abs(kappa)),
-        mean_absolute_laplacian=_mean(laplacian),
+        average_gradient=float(steepness.mean()),
+        mean_absolute_gradient=float(absolute.mean()),
+        surface_curvature=float(np.abs(kappa).mean()),
+        mean_absolute_laplacian=float(laplacian.mean()),
         center_curvature=None if origin is None else float(kappa[origin]),
         center_gaussian_curvature=None if origin is None or gaussian is None else float(gaussian[origin]),
         barrier=barrier,
@@ -121,11 +124,6 @@ def _derivatives(f: np.ndarray, axes: Sequence[np.ndarray]) -> list[np.ndarray]:
 def _origin(axes: Sequence[np.ndarray]) -> tuple[int, ...] | None:
     places = [np.flatnonzero(axis == 0.0) for axis in axes]
     return tuple(int(p[0]) for p in places) if all(len(p) for p in places) else None
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else math.nan
 
 
 def _barriers(t: np.ndarray, f: np.ndarray, ends: tuple[float, float]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from landscape.errors import MeasurementWarning
-from landscape.losses import Batch, LossFunction
+from landscape.losses import Batch, LossFunction, loss_name
 from landscape.objective import Objective, describe_data, provenance_of
 from landscape.parameters import (
     EXACT,
@@ -82,6 +82,34 @@ class Sweep:
             )
         return losses
 
+    def distance_of_rise(self, dim: int, rise: float = 1.0) -> float:
+        """The distance along each of `dim` axes where the loss has risen by `rise` nats, see `surface.auto_span`."""
+        center = self.loss_at((0.0,) * dim)
+
+        def risen(s: float) -> bool:
+            steps = [tuple(sign * s * (i == k) for i in range(dim)) for k in range(dim) for sign in (1, -1)]
+            mean = float(np.mean([self.loss_at(step) for step in steps]))
+            return not mean - center < rise  # NaN counts as risen
+
+        low, high = 0.0, 0.25
+        while not risen(high):
+            if high >= 2**8:
+                warnings.warn(
+                    f"the loss does not rise by {rise} within a distance of {high}; the span is that distance.",
+                    MeasurementWarning,
+                    stacklevel=3,
+                )
+                return high
+            low, high = high, 2 * high
+        if low == 0:
+            while risen(high / 2) and high > 2**-20:
+                high /= 2
+            low = high / 2
+        while high / low > 1.05:
+            middle = (low * high) ** 0.5
+            low, high = (low, middle) if risen(middle) else (middle, high)
+        return float(f"{high:.3g}")  # a round number, so that axes read well
+
     def checked_fidelity(self) -> Fidelity:
         """The worst fidelity of all points so far; MeasurementWarning where rounding swallowed part of a step."""
         if not self.fidelity.faithful:
@@ -113,7 +141,7 @@ def sweeping(
 ) -> Iterator[Sweep]:
     """A `Sweep` of `model` in evaluation mode; on leaving, the model is bit for bit what it was.
 
-    `settings`, the weights, the vectors in `others` and the data identify the journal.
+    `settings`, the loss, the weights, the vectors in `others` and the data identify the journal.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved(model))
@@ -123,6 +151,7 @@ def sweeping(
         if journal is not None:
             identity = {
                 "settings": dict(settings or {}),
+                "loss": loss_name(loss_fn),
                 "weights": weights,
                 "others": [vector_digest(vector) for vector in others],
                 "data": describe_data(data)["digest"],

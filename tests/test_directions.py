@@ -1,11 +1,13 @@
 """Random filter-normalized directions, and differences between checkpoints."""
 
+import math
+
 import pytest
 import torch
 from conftest import ARCHITECTURES, build_model
 from torch import nn
 
-from landscape.directions import difference_direction, random_directions
+from landscape.directions import Direction, difference_direction, random_directions
 from landscape.errors import InputError
 from landscape.parameters import Parameters
 
@@ -109,6 +111,8 @@ def test_wrong_arguments_are_refused_in_words():
         random_directions(model, normalize="rows")
     with pytest.raises(InputError, match="at least one"):
         random_directions(model, 0)
+    with pytest.raises(InputError, match="2 directions in a space of 1 weights"):
+        random_directions(nn.Linear(1, 1, bias=False), 2)
     with pytest.raises(InputError, match="include_1d"):
         random_directions(model, parameters="*norm*")
 
@@ -122,6 +126,12 @@ def test_difference_is_b_minus_a_and_keeps_ties_once():
     with torch.no_grad():
         a.get_parameter(name).zero_()  # the direction is a copy
     assert not torch.equal(direction.tensors[name], b.get_parameter(name))
+
+
+def test_the_cosine_with_nothing_is_not_a_number():
+    zero, other = (Direction({"w": value}, "given", "d") for value in (torch.zeros(2, 2), torch.ones(2, 2)))
+    assert math.isnan(zero.cosine(other))
+    assert other.cosine(other) == pytest.approx(1)
 
 
 def test_models_of_different_shape_have_no_difference():

@@ -1,8 +1,13 @@
 """Surfaces: closed forms at every grid point, exact ends, laws 1, 2, 5, 6, 8, 10 and 11."""
 
+import dataclasses
+import functools
+import math
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ARCHITECTURES, Quadratic, assert_same_state, build_model, make_batches, quadratic_loss, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,9 +16,12 @@ from torch import nn
 
 from landscape.directions import Direction, difference_direction, random_directions
 from landscape.errors import InputError, MeasurementWarning
+from landscape.losses import supervised_loss
 from landscape.objective import Objective
 from landscape.parameters import Parameters
+from landscape.plotting import caption_for, require_comparable
 from landscape.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
+from landscape.surface_metrics import compare_metrics
 
 ANY_DATA = [torch.zeros(2), torch.zeros(3)]
 QUIET = {"progress": False}
@@ -216,6 +224,15 @@ def test_differing_buffers_are_said():
         compute_interpolation(a, b, data, points=3, **QUIET)
 
 
+@pytest.mark.parametrize(("span", "known"), [((-0.5, 1.5), True), ((0, 1), True), ((0.2, 0.8), False), ((2, 3), False)])
+def test_a_barrier_needs_the_whole_line(span, known):
+    a, b = build_model("llama", seed=1), build_model("llama", seed=2)
+    surface = compute_interpolation(a, b, make_batches(), points=3, span=span, **QUIET)
+    assert (surface.metrics().barrier is not None) == known
+    assert (surface.metrics().barrier_to_mean is not None) == known
+    assert ("barrier (" in str(surface)) == known
+
+
 def test_the_plane_returns_its_three_checkpoints():
     models, batches = [build_model("llama", seed=s).double() for s in (1, 2, 3)], make_batches()
     surface = compute_plane(models, batches, points=(4, 3), **QUIET)
@@ -302,8 +319,6 @@ def test_non_finite_losses_survive_saving(quadratic, tmp_path):
     surface = compute_surface(
         quadratic, ANY_DATA, directions_of(quadratic)[:1], points=5, loss_fn=quadratic_loss, **QUIET
     )
-    import dataclasses
-
     broken = dataclasses.replace(surface, loss=loss)
     broken.save(tmp_path / "s.json")
     assert np.array_equal(Surface.load(tmp_path / "s.json").loss, loss, equal_nan=True)
@@ -328,6 +343,13 @@ def test_a_step_that_bfloat16_swallows_warns_and_is_recorded():
         ({"span": 0.0}, "empty"),
         ({"span": (1.0, -1.0)}, "empty"),
         ({"span": "wide"}, "'auto'"),
+        ({"span": None}, "neither a number"),
+        ({"span": (1, 2, 3)}, "neither a number"),
+        ({"span": (float("nan"), 1)}, "not finite"),
+        ({"span": 1e308}, "not finite"),  # its width is not
+        ({"points": 3.5}, "whole number"),
+        ({"points": "3"}, "whole number"),
+        ({"points": (3, 2.5)}, "whole number"),
         ({"dim": 3}, "1 or 2"),
         ({"normalize": "rows"}, "none of filter"),
     ],
@@ -337,26 +359,167 @@ def test_wrong_arguments_are_refused_in_words(arguments, words):
         compute_surface(build_model("llama"), make_batches(), **QUIET, **arguments)
 
 
+def test_numbers_of_numpy_are_numbers():
+    model, batches = build_model("llama"), make_batches()
+    plain = compute_surface(model, batches, points=3, span=1.0, **QUIET)
+    for points in (np.int64(3), np.array([3, 3])):
+        surface = compute_surface(model, batches, points=points, span=np.float32(1), **QUIET)
+        assert np.array_equal(surface.loss, plain.loss)
+        assert surface.identity() == plain.identity()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"points": 1}, "at least 2"),
+        ({"points": -1}, "at least 2"),
+        ({"points": 2.5}, "whole number"),
+        ({"span": 0.5}, r"no pair \(low, high\)"),
+        ({"span": "auto"}, "no pair"),
+        ({"span": (1, 0)}, "empty"),
+    ],
+)
+def test_wrong_arguments_of_a_line_are_refused_in_words(arguments, words):
+    a, b = build_model("llama", seed=1), build_model("llama", seed=2)
+    with pytest.raises(InputError, match=words):
+        compute_interpolation(a, b, make_batches(), **QUIET, **arguments)
+
+
+def test_a_margin_that_is_no_number_is_refused():
+    models = [build_model("llama", seed=s) for s in (1, 2, 3)]
+    for margin in (math.nan, math.inf, -1):
+        with pytest.raises(InputError, match="margin"):
+            compute_plane(models, make_batches(), margin=margin, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"model.layers.0.mlp.up_proj.wieght": torch.ones(48, 32)}, "wieght, which is no parameter"),
+        (
+            {"model.layers.0.mlp.up_proj.weight": torch.ones(32, 48)},
+            r"up_proj.weight is \(32, 48\), the model's is \(48",
+        ),
+        ({"lm_head.weight": torch.ones(320, 32)}, "first name, model.embed_tokens.weight"),
+        ({"model.norm.weight": torch.full((32,), math.inf)}, "model.norm.weight has values that are not finite"),
+        ({"model.norm.weight": torch.zeros(32)}, r"zero in all its tensors \(model.norm.weight"),
+        ({}, "zero in all"),
+    ],
+)
+def test_a_direction_that_does_not_fit_the_model_is_refused(tensors, words):
+    model, direction = build_model("qwen3"), Direction(tensors, "given", "the direction")
+    with pytest.raises(InputError, match=words):
+        compute_surface(model, make_batches(), [direction], points=3, **QUIET)
+    with pytest.raises(InputError, match=words):
+        auto_span(model, make_batches(), [direction])
+
+
+def test_a_model_whose_matrices_are_all_zero_has_no_random_surface():
+    model = build_model("llama")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.zero_()
+    with pytest.raises(InputError, match=r"random direction 1 is zero in all .*embed_tokens.* weights it is scaled to"):
+        compute_surface(model, make_batches(), points=3, **QUIET)
+    compute_surface(model, make_batches(), points=3, include_1d=True, **QUIET)  # the gains are not zero
+
+
+def test_a_step_out_of_the_finite_numbers_is_not_called_faithful():
+    with pytest.warns(MeasurementWarning) as told:
+        surface = compute_surface(build_model("llama"), make_batches(), dim=1, points=3, span=1e100, **QUIET)
+    assert not surface.fidelity.faithful
+    assert math.isnan(surface.fidelity.cosine)
+    assert any("rounding" in str(warning.message) for warning in told)
+
+
+# --- what identifies a measurement --------------------------------------------------------------------------
+
+
+def scaled_loss(scale):
+    def loss(model, batch):
+        return scale * F.mse_loss(model(batch[0]), batch[1], reduction="sum"), batch[1].numel()
+
+    return loss
+
+
+def measurements():
+    """Pairs of surfaces of one model and data that differ in one thing each, as functions of the journal."""
+    torch.manual_seed(0)
+    line = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    pairs = [(torch.randn(5, 3), torch.randn(5, 3))]
+    mse = supervised_loss(F.mse_loss)
+    one, two = random_directions(line, 2)
+    (first_layer,) = random_directions(line, 1, parameters="0.*")
+    smooth = functools.partial(F.smooth_l1_loss, beta=0.5)
+
+    def surface(directions=None, loss_fn=mse, **options):
+        return functools.partial(
+            compute_surface, line, pairs, directions, dim=1, points=3, loss_fn=loss_fn, progress=False, **options
+        )
+
+    return {
+        "directions": (surface([one]), surface([two])),
+        "tensors": (surface([one]), surface([first_layer])),
+        "given": (surface([two]), surface()),
+        "parameters": (surface(), surface(parameters="0.*")),
+        "include_1d": (surface(), surface(include_1d=True)),
+        "loss": (surface(), surface(loss_fn=supervised_loss(F.l1_loss))),
+        "options": (surface(loss_fn=supervised_loss(smooth)), surface(loss_fn=supervised_loss(F.smooth_l1_loss))),
+        "module": (surface(), surface(loss_fn=supervised_loss(nn.MSELoss()))),
+        "closure": (surface(loss_fn=scaled_loss(1.0)), surface(loss_fn=scaled_loss(2.0))),
+    }
+
+
+@pytest.mark.parametrize("what", measurements())
+def test_another_measurement_is_neither_read_from_a_journal_nor_overwritten_nor_compared(what, tmp_path):
+    measure, other = measurements()[what]
+    surface = measure(journal=tmp_path / "journal")
+    again = measure(journal=tmp_path / "journal")
+    assert np.array_equal(again.loss, surface.loss)
+    surface.save(tmp_path / "surface.json")
+    again.save(tmp_path / "surface.json")
+    require_comparable([surface, dataclasses.replace(again, name="b")])
+    with pytest.raises(InputError, match="other settings"):
+        other(journal=tmp_path / "journal")
+    different = dataclasses.replace(other(), name="b")
+    with pytest.raises(InputError, match="already holds"):
+        different.save(tmp_path / "surface.json")
+    with pytest.raises(InputError, match="do not compare"):
+        compare_metrics({"a": surface.metrics(), "b": different.metrics()})
+    with pytest.raises(InputError, match="differ in"):
+        require_comparable([surface, different])
+
+
+def test_lines_between_other_models_from_memory_are_other_measurements(tmp_path):
+    a, b, c = (build_model("llama", seed=seed) for seed in (1, 2, 3))
+    compute_interpolation(a, b, make_batches(), points=2, span=(0, 1), **QUIET).save(tmp_path / "line.json")
+    with pytest.raises(InputError, match="already holds"):
+        compute_interpolation(a, c, make_batches(), points=2, span=(0, 1), **QUIET).save(tmp_path / "line.json")
+
+
+def test_the_caption_says_what_moved():
+    surface = compute_surface(build_model("llama"), make_batches(), points=3, parameters="*.mlp.*", **QUIET)
+    assert "only *.mlp.* moved" in caption_for([surface])
+
+
 # --- journal ------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_surface_continues_where_it_was(tmp_path, quadratic):
-    journal, calls = tmp_path / "journal", []
+    journal, calls, last = tmp_path / "journal", [], [20]
 
     def counted(model, batch):
+        if len(calls) >= last[0]:
+            raise KeyboardInterrupt
         calls.append(1)
         return quadratic_loss(model, batch)
-
-    def dying(model, batch):
-        if len(calls) >= 20:
-            raise KeyboardInterrupt
-        return counted(model, batch)
 
     arguments = {"points": 5, "progress": False, "journal": journal}
     directions = directions_of(quadratic)
     with pytest.raises(KeyboardInterrupt):
-        compute_surface(quadratic, ANY_DATA, directions, loss_fn=dying, **arguments)
-    evaluated = len(calls) // len(ANY_DATA)
+        compute_surface(quadratic, ANY_DATA, directions, loss_fn=counted, **arguments)
+    evaluated, last[0] = len(calls) // len(ANY_DATA), 1000
     finished = compute_surface(quadratic, ANY_DATA, directions, loss_fn=counted, **arguments)
     assert len(calls) == 25 * len(ANY_DATA), f"{evaluated} points were known and none is evaluated twice"
     whole = compute_surface(quadratic, ANY_DATA, directions, points=5, loss_fn=quadratic_loss, **QUIET)
@@ -407,8 +570,6 @@ def test_saving_over_another_measurement_is_refused(tmp_path):
 
 
 def test_a_surface_prints_as_a_table_and_escapes_names():
-    import dataclasses
-
     surface = compute_surface(build_model("llama"), make_batches(), points=3, **QUIET)
     assert "loss at centre" in str(surface)
     assert "reconstruction" in str(surface)

@@ -58,6 +58,14 @@ def test_barrier_of_the_double_well():
     assert metrics.barrier_to_mean == pytest.approx(1, rel=1e-12)
 
 
+@pytest.mark.parametrize("span", [(2, 3), (0, 0.2), (0.5, 1)])
+def test_no_barrier_over_a_part_of_the_line(span):
+    t = np.linspace(*span, 11)
+    metrics = surface_metrics((t,), np.sin(np.pi * t) ** 2, {}, (0.0, 0.0))
+    assert metrics.barrier is None
+    assert metrics.barrier_to_mean is None
+
+
 def test_the_two_barriers_differ_on_a_slope():
     t = np.linspace(0, 1, 11)
     metrics = surface_metrics((t,), 3 * t, {}, (0.0, 3.0))
@@ -70,15 +78,17 @@ def test_no_centre_value_where_no_point_is_at_the_centre():
     assert surface_metrics(axes, f, {}).center_curvature is None
 
 
-def test_holes_are_left_out_and_counted():
+def test_walls_that_are_not_finite_do_not_look_flat():
     axes, f = parabola(2, 4)
-    whole = surface_metrics(axes, f, {})
-    f = f.copy()
-    f[0, 0], f[50, 50] = np.nan, np.inf
-    metrics = surface_metrics(axes, f, {})
-    assert metrics.nonfinite == 2
-    assert metrics.average_gradient == pytest.approx(whole.average_gradient, rel=0.01)
-    assert np.isnan(surface_metrics(axes, np.full_like(f, np.nan), {}).average_gradient)
+    x, y = np.meshgrid(*axes, indexing="ij")
+    walled = np.where(np.abs(x) + np.abs(y) > 1.5, np.inf, f)  # a mean over what is left would be lower
+    for hole in (walled, np.where((x == 1) & (y == 1), np.nan, f), np.full_like(f, np.nan)):
+        metrics = surface_metrics(axes, hole, {})
+        assert metrics.nonfinite == (~np.isfinite(hole)).sum() > 0
+        assert np.isnan(metrics.average_gradient)
+        assert np.isnan(metrics.surface_curvature)
+        assert f"undefined: {metrics.nonfinite} points are not finite" in dict(metrics.rows()).values()
+    assert surface_metrics(axes, walled, {}).center_curvature == pytest.approx(3, rel=1e-12)  # its neighbours are whole
     t = np.linspace(0, 1, 11)
     assert surface_metrics((t,), np.where(t == 0.5, np.nan, t), {}, (0.0, 1.0)).barrier == np.inf
 

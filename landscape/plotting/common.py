@@ -102,8 +102,8 @@ def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
 def require_comparable(surfaces: Sequence[Surface]) -> None:
     """Raise InputError unless all `surfaces` may stand in one figure.
 
-    They have to agree in dimension, kind, normalization, seed and grid; and two that name their data alike
-    have to have been measured on the same data.
+    They have to agree in dimension, kind, normalization, seed and grid, in what moved and in the loss; and two that
+    name their data alike have to have been measured on the same data.
     """
     for first, other in itertools.pairwise(surfaces):
         for what, a, b in (
@@ -111,6 +111,7 @@ def require_comparable(surfaces: Sequence[Surface]) -> None:
             ("kind", first.kind, other.kind),
             ("normalization", first.normalize, other.normalize),
             ("seed", first.seed, other.seed),
+            *((name, value, other.conventions[name]) for name, value in first.conventions.items()),
         ):
             if a != b:
                 raise InputError(f"{_label(first)} and {_label(other)} differ in {what}: {a} against {b}.")
@@ -348,6 +349,9 @@ def _region(surface: Surface) -> str:
     normalized = "not normalized" if surface.normalize == "none" else f"{surface.normalize}-normalized"
     said = [normalized] if surface.normalize else []
     said += [f"seed {surface.seed}"] if surface.seed is not None else []
+    moved = surface.conventions["parameters"]
+    said += [f"only {clean(moved if isinstance(moved, str) else ', '.join(moved))} moved"] if moved else []
+    said += ["1-D tensors too"] if surface.conventions["include_1d"] else []
     drawn = "random" if surface.kind == "random" else "given"
     directions = f"along one {drawn} direction" if one else f"over two {drawn} directions"
     return f"{directions} ({'; '.join([*([', '.join(said)] if said else []), grid])})"
