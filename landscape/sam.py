@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -38,13 +39,23 @@ def ascend(parameters: Iterable[Tensor], rho: float, adaptive: bool = False) -> 
     with eta = 0). A gradient of zero, or rho = 0, moves nothing. MeasurementWarning where rounding to the weights'
     type swallowed part of the step.
     """
-    moving = [p for p in parameters if p.grad is not None]
-    norm = sum(float(_direction(p, adaptive, power=1).square().sum()) for p in moving) ** 0.5
-    if norm == 0 or rho == 0:
+    return ascend_groups([(parameters, rho, adaptive)])
+
+
+@torch.no_grad()
+def ascend_groups(groups: Iterable[tuple[Iterable[Tensor], float, bool]]) -> Ascent:
+    """Move each group (parameters, rho, adaptive) by eps_k = rho_k T_k^2 g_k / |T g|, T_k the identity or diag|w_k|.
+
+    |T g| is the l2 norm over all groups with rho > 0: groups of one rho and one kind are SAM of them all together,
+    and a group with rho = 0 neither moves nor counts. Otherwise as `ascend`.
+    """
+    moving = [(p, rho, adaptive) for group, rho, adaptive in groups if rho > 0 for p in group if p.grad is not None]
+    norm = sum(float(_direction(p, adaptive, power=1).square().sum()) for p, _, adaptive in moving) ** 0.5
+    if norm == 0:
         return Ascent([], 0.0, EXACT)
-    before = [(parameter, parameter.detach().clone()) for parameter in moving]
+    before = [(parameter, parameter.detach().clone()) for parameter, _, _ in moving]
     intended = realized = product = 0.0
-    for parameter, base in before:
+    for (parameter, rho, adaptive), (_, base) in zip(moving, before, strict=True):
         step = _direction(parameter, adaptive, power=2) * (rho / norm)
         origin = base.to(step.dtype)
         parameter.copy_(origin + step)
@@ -52,7 +63,7 @@ def ascend(parameters: Iterable[Tensor], rho: float, adaptive: bool = False) -> 
         intended += float(step.square().sum())
         realized += float(taken.square().sum())
         product += float((step * taken).sum())
-    cosine = product / (intended * realized) ** 0.5 if realized else 0.0
+    cosine = product / (intended**0.5 * realized**0.5) if realized else 0.0
     fidelity = Fidelity((realized / intended) ** 0.5, cosine)
     if not fidelity.faithful:
         warnings.warn(
@@ -72,6 +83,11 @@ def _direction(parameter: Tensor, adaptive: bool, power: int) -> Tensor:
     return gradient * parameter.to(wide).abs() ** power if adaptive else gradient
 
 
+def _check_radius(rho: float) -> None:
+    if not 0 <= rho < math.inf:
+        raise InputError(f"rho={rho} is not a radius; it must be at least 0 and finite.")
+
+
 class SAM(torch.optim.Optimizer):
     """SAM around any torch optimizer: the descent step uses the gradient at w + rho g / |g|.
 
@@ -79,10 +95,12 @@ class SAM(torch.optim.Optimizer):
     rho             radius of the ascent step, l2 norm over all parameters of the optimizer
     adaptive        Kwon et al. 2021: the radius is relative to |w|, element by element
 
+    A parameter group may have its own `rho` and `adaptive`: group k moves by rho_k g_k / |g|, see `ascend_groups`.
+
     Either `step(closure)`, the closure clearing gradients, computing the loss, calling backward and returning the
     loss: it is called twice, at w and at w + eps. Or, with gradients at w in place: `first_step()`, gradients
     anew, `second_step()`. Weight decay, momentum and all else are the base optimizer's. Raises InputError for a
-    negative rho.
+    rho that is negative or not finite.
     """
 
     def __init__(
@@ -93,19 +111,20 @@ class SAM(torch.optim.Optimizer):
         adaptive: bool = False,
         **kwargs: Any,
     ):
-        if not rho >= 0:
-            raise InputError(f"rho={rho} is not a radius; it must be at least 0.")
+        _check_radius(rho)
         super().__init__(params, {"rho": rho, "adaptive": adaptive, **kwargs})
         self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
         self.param_groups = self.base_optimizer.param_groups
         self.defaults.update(self.base_optimizer.defaults)
-        self.rho, self.adaptive = rho, adaptive
         self.ascent: Ascent | None = None  # of the last step: radius and fidelity
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        _check_radius(param_group.get("rho", 0))
+        super().add_param_group(param_group)
 
     def first_step(self) -> Ascent:
         """Move to w + eps; the gradients in place must be those at w."""
-        everything = (p for group in self.param_groups for p in group["params"])
-        self.ascent = ascend(everything, self.rho, self.adaptive)
+        self.ascent = ascend_groups((g["params"], g["rho"], g["adaptive"]) for g in self.param_groups)
         return self.ascent
 
     def second_step(self) -> None:
@@ -149,8 +168,7 @@ class SAMTrainer(Trainer):
 
     def __init__(self, *args: Any, rho: float = 0.05, adaptive: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not rho >= 0:
-            raise InputError(f"rho={rho} is not a radius; it must be at least 0.")
+        _check_radius(rho)
         if self.args.gradient_accumulation_steps > 1:
             raise InputError("SAMTrainer does not take gradient_accumulation_steps > 1.")
         if self.args.n_gpu > 1 or self.args.world_size > 1:

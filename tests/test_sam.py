@@ -51,6 +51,48 @@ def test_an_adaptive_step_is_the_formula(quadratic):
     assert torch.allclose(places[1], w + 0.3 * w.abs() * scaled / scaled.norm(), rtol=1e-13)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_groups_of_one_rho_are_the_whole_model(quadratic, adaptive):
+    twin, together, apart = Quadratic(quadratic.matrix, quadratic.center, flat(quadratic)), [], []
+    one = SAM(quadratic.parameters(), torch.optim.SGD, rho=0.3, adaptive=adaptive, lr=0.1)
+    groups = [{"params": [twin.first], "rho": 0.3}, {"params": [twin.second], "adaptive": adaptive}]
+    two = SAM(groups, torch.optim.SGD, rho=0.3, adaptive=adaptive, lr=0.1)
+    one.step(closure_of(quadratic, one, together))
+    two.step(closure_of(twin, two, apart))
+    assert torch.equal(together[1], apart[1])
+    assert torch.equal(flat(quadratic), flat(twin))
+
+
+def test_each_group_has_its_own_radius_and_kind(quadratic):
+    w, places = flat(quadratic), []
+    groups = [{"params": [quadratic.first], "rho": 9.0}, {"params": [quadratic.second], "adaptive": True}]
+    optimizer = SAM(groups, torch.optim.SGD, rho=0.1, lr=0.1)
+    optimizer.step(closure_of(quadratic, optimizer, places))
+    gradient = quadratic.matrix @ (w - quadratic.center)
+    scale = torch.cat([torch.ones(2).double(), w[2:].abs()])
+    rho = torch.tensor([9.0, 9.0, 0.1, 0.1], dtype=torch.float64)
+    step = rho * scale**2 * gradient / (scale * gradient).norm()
+    assert torch.allclose(places[1], w + step, rtol=1e-13, atol=0)
+    assert optimizer.ascent.radius == pytest.approx(float(step.norm()), rel=1e-12)
+
+
+def test_a_group_without_radius_neither_moves_nor_counts(quadratic):
+    w, places = flat(quadratic), []
+    groups = [{"params": [quadratic.first], "rho": 0.0}, {"params": [quadratic.second]}]
+    optimizer = SAM(groups, torch.optim.SGD, rho=0.3, lr=0.1)
+    optimizer.step(closure_of(quadratic, optimizer, places))
+    gradient = (quadratic.matrix @ (w - quadratic.center))[2:]
+    assert torch.equal(places[1][:2], w[:2])
+    assert torch.allclose(places[1][2:], w[2:] + 0.3 * gradient / gradient.norm(), rtol=1e-14, atol=0)
+
+
+def test_a_radius_changed_on_the_way_holds_for_the_next_step(quadratic):
+    optimizer = SAM(quadratic.parameters(), torch.optim.SGD, rho=0.3, lr=0.1)
+    optimizer.param_groups[0]["rho"] = 0.02  # as a schedule does
+    optimizer.step(closure_of(quadratic, optimizer))
+    assert optimizer.ascent.radius == pytest.approx(0.02, rel=1e-14)
+
+
 def test_closed_form_of_one_step_sharpness():
     # SCIENCE (b) 2: A = diag(1,2,3,4), w - center = 1, rho = 0.5: L(w + eps) - L(w) = 3.1552794542
     model = Quadratic(torch.diag(torch.tensor([1.0, 2, 3, 4])), torch.zeros(4), torch.ones(4))
@@ -165,6 +207,9 @@ def test_state_round_trip_continues_the_same_run(quadratic, tmp_path):
 def test_wrong_use_is_refused_in_words(quadratic):
     with pytest.raises(InputError, match="rho=-1"):
         SAM(quadratic.parameters(), torch.optim.SGD, rho=-1, lr=0.1)
+    for rho in (-1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"rho={rho}"):
+            SAM([{"params": quadratic.parameters(), "rho": rho}], torch.optim.SGD, lr=0.1)
     with pytest.raises(InputError, match="two gradients"):
         SAM(quadratic.parameters(), torch.optim.SGD, lr=0.1).step()
 
