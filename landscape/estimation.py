@@ -11,7 +11,8 @@ from scipy import stats
 
 from landscape.errors import InputError
 
-MIN_SAMPLES = 16
+FIRST_LOOK = 16  # samples; the end only where half of what is asked is reached by then
+MIN_SAMPLES = 32  # otherwise: with fewer, intervals of skewed samples cover too little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,24 +68,25 @@ def sample_mean(
     expecting  told how many samples it now looks like
 
     Looking at the interval after every sample and stopping when it happens to be short makes it cover less than
-    it says. So the number is planned: from the spread of a first 16 (Stein 1945, Ann. Math. Statist. 16, with the
-    relative width of Nadas 1969), drawn in one go, and planned again only where the spread turned out larger. Over
-    4000 simulated runs with a spread of 5 to 50% the 95% interval covered 94 to 96% for normal samples and 93 to
-    95% for chi-square ones with four degrees of freedom.
+    it says. So the number is planned from the spread of the first samples and drawn in one go (Stein 1945, Ann. Math.
+    Statist. 16, for a relative width), and planned again only where the spread turned out larger. In simulations of
+    v'Av with relative spreads of 0.2 to 1, as skewed as a trace dominated by one eigenvalue, the 95% interval
+    covered 91 to 95% of the time; a first look at 16 samples alone came down to 89%.
     """
     check_precision(rtol, confidence, max_samples)
-    count = min(max_samples, MIN_SAMPLES)
+    count = min(max_samples, FIRST_LOOK)
     expecting(count)
     samples = np.asarray(draw(0, count), dtype=np.float64)
     while True:
         mean, stderr, interval = interval_of(samples, confidence)
         half = (interval[1] - interval[0]) / 2
         converged = half <= rtol * abs(mean)
-        if converged or len(samples) >= max_samples or not math.isfinite(half):
+        enough = len(samples) >= MIN_SAMPLES or half <= rtol / 2 * abs(mean)
+        if (converged and enough) or len(samples) >= max_samples or not math.isfinite(half):
             return SampleMean(mean, stderr, confidence, interval, len(samples), converged)
         # the half-width falls with the square root of the count
         wanted = len(samples) * (half / (rtol * abs(mean))) ** 2 if mean else math.inf
-        wanted = max(len(samples) + 1, min(wanted, max_samples))
+        wanted = max(len(samples) + 1, MIN_SAMPLES, min(wanted, max_samples))
         count = min(max_samples, math.ceil(wanted / block) * block)
         expecting(count)
         samples = np.concatenate([samples, draw(len(samples), count)])
