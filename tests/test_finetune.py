@@ -1,20 +1,26 @@
 """Fine-tuning runs: what they write, and that an interrupted one continues to the same weights."""
 
 import json
+import math
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from landscape.checkpoints import load_checkpoint
+from landscape.data import load_data
 from landscape.errors import InputError
-from landscape.finetune import finetune
+from landscape.finetune import _training_arguments, finetune
 
 COMMON = {"steps": 6, "lr": 1e-3, "batch_size": 4, "max_length": 64, "device": "cpu", "progress": False}
 
 
 def weights(folder):
     return load_file(folder / "model.safetensors")
+
+
+def record_of(folder):
+    return json.loads((folder / "landscape.json").read_text())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sam"])
@@ -47,13 +53,14 @@ def test_an_interrupted_run_continues_to_the_same_weights(
     continued = finetune(base, str(records), tmp_path / "cut", **arguments)
     one, other = weights(whole), weights(continued)
     assert all(torch.equal(one[name], other[name]) for name in one)
+    assert record_of(whole)["losses"] == record_of(continued)["losses"]
     assert not (tmp_path / "cut.training").exists()
 
 
 def test_the_record_says_how_it_was_made(tmp_path, save_checkpoint_folder, records):
     base = save_checkpoint_folder("gpt2", seed=1)
     folder = finetune(base, str(records), tmp_path / "tuned", optimizer="sam", rho=0.02, seed=5, **COMMON)
-    record = json.loads((folder / "landscape.json").read_text())
+    record = record_of(folder)
     assert record["base"]["digest"] == load_checkpoint(base, device="cpu").digest
     assert (record["optimizer"], record["rho"], record["seed"], record["steps_taken"]) == ("sam", 0.02, 5, 6)
     assert record["data"]["source"] == str(records)
@@ -65,9 +72,103 @@ def test_the_record_says_how_it_was_made(tmp_path, save_checkpoint_folder, recor
 def test_a_built_in_corpus_is_trained_on_one_part_and_evaluated_on_the_other(tmp_path, save_checkpoint_folder):
     base = save_checkpoint_folder("llama", seed=1)
     folder = finetune(base, "builtin:docs", tmp_path / "tuned", limit=20, **COMMON | {"steps": 1})
-    record = json.loads((folder / "landscape.json").read_text())
+    record = record_of(folder)
     assert record["data"]["source"] == "builtin:docs@train"
     assert record["evaluated_on"]["source"] == "builtin:docs@heldout"
+    read_again(record["evaluated_on"], load_checkpoint(base, device="cpu").tokenizer)
+
+
+def read_again(evaluated_on, tokenizer):
+    """What the record says is enough to read the same tokens."""
+    options = {key: evaluated_on[key] for key in ("max_length", "limit", "seed")}
+    assert load_data(evaluated_on["source"], tokenizer, **options).digest == evaluated_on["digest"]
+
+
+def test_the_record_finds_its_data_from_anywhere(tmp_path, save_checkpoint_folder, records, monkeypatch):
+    base = save_checkpoint_folder("llama", seed=1)
+    monkeypatch.chdir(records.parent)
+    options = COMMON | {"steps": 1, "max_length": 8, "limit": 5, "seed": 3}
+    evaluated_on = record_of(finetune(base, records.name, tmp_path / "tuned", **options))["evaluated_on"]
+    assert evaluated_on["source"] == str(records)
+    assert (evaluated_on["max_length"], evaluated_on["limit"], evaluated_on["seed"]) == (8, 5, 3)
+    monkeypatch.chdir(tmp_path)
+    read_again(evaluated_on, load_checkpoint(base, device="cpu").tokenizer)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder, record: record.pop("losses"),
+        lambda folder, record: record.update(losses=5),
+        lambda folder, record: record["losses"].pop("evaluated_after"),
+        lambda folder, record: record.update(steps_taken="six"),
+        lambda folder, record: (folder / "model.safetensors").unlink(),
+        lambda folder, record: (folder / "tokenizer.json").unlink(),
+        lambda folder, record: (folder / "config.json").write_text("{"),
+    ],
+)
+def test_a_finished_folder_that_is_not_whole_is_said(damage, tmp_path, save_checkpoint_folder, records):
+    base = save_checkpoint_folder("llama", seed=1)
+    folder = finetune(base, str(records), tmp_path / "tuned", **COMMON | {"steps": 1})
+    record = record_of(folder)
+    damage(folder, record)
+    (folder / "landscape.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="tuned"):
+        finetune(base, str(records), tmp_path / "tuned", **COMMON | {"steps": 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"lr": 1e30}, r"the loss of step \d is (nan|inf); lower lr"),
+        ({"lr": 1e30, "steps": 2}, "diverged: the loss after the last step|diverged: .* is not finite after the last"),
+        ({"optimizer": "sam", "rho": 1e30}, "diverged: .*; lower lr or rho"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::landscape.errors.MeasurementWarning")  # of a step to where nothing is finite
+def test_a_run_that_diverges_writes_nothing(arguments, words, tmp_path, save_checkpoint_folder, records):
+    base = save_checkpoint_folder("llama", seed=1)
+    with pytest.raises(InputError, match=words):
+        finetune(base, str(records), tmp_path / "out", **COMMON | {"save_every": 1} | arguments)
+    assert list(tmp_path.iterdir()) == []
+    finetune(base, str(records), tmp_path / "out", **COMMON)  # the corrected command is not refused
+
+
+def test_a_result_that_cannot_be_saved_is_not_lost(tmp_path, save_checkpoint_folder, records, monkeypatch):
+    base, out = save_checkpoint_folder("llama", seed=1), tmp_path / "out"
+
+    def appears(self, *args, **kwargs):
+        out.mkdir(exist_ok=True)  # somebody else made it while the run was on its way
+        return original(self, *args, **kwargs)
+
+    from transformers import Trainer
+
+    original = Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", appears)
+    with pytest.raises(InputError, match="exists already"):
+        finetune(base, str(records), out, **COMMON)
+    monkeypatch.undo()
+    out.rmdir()
+    assert (tmp_path / "out.training" / "checkpoint-6").exists()
+    whole = finetune(base, str(records), tmp_path / "whole", **COMMON)
+    continued = finetune(base, str(records), out, **COMMON)
+    assert all(torch.equal(tensor, weights(continued)[name]) for name, tensor in weights(whole).items())
+    for key in ("losses", "steps_taken"):
+        assert record_of(whole)[key] == record_of(continued)[key]
+
+
+def test_the_batch_is_as_large_as_asked_for_whatever_the_number_of_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    arguments = _training_arguments(tmp_path, per_device_train_batch_size=6)
+    assert arguments.train_batch_size == 6
+    assert arguments.n_gpu == 1  # of more, the Trainer makes a DataParallel
+
+
+def test_another_device_than_the_first_is_refused(tmp_path, save_checkpoint_folder, records):
+    for device in ("meta", "cpu:1", "cuda:1"):
+        with pytest.raises(InputError, match=f"device.*{device}"):
+            finetune(save_checkpoint_folder("llama"), str(records), tmp_path / "out", **COMMON | {"device": device})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_seed_decides_the_order_of_examples(tmp_path, save_checkpoint_folder, records):
@@ -96,6 +197,15 @@ def test_a_finished_run_is_not_made_again_and_not_overwritten(tmp_path, save_che
         ({"steps": 0}, "steps=0"),
         ({"rho": -0.1, "optimizer": "sam"}, "rho=-0.1"),
         ({"batch_size": -1}, "batch_size=-1"),
+        ({"batch_size": 2.5}, "batch_size=2.5 is not a whole number"),
+        ({"steps": 1.5}, "steps=1.5"),
+        ({"lr": math.inf}, "lr=inf must be positive and finite"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"epochs": math.inf, "steps": None}, "epochs=inf"),
+        ({"rho": math.inf, "optimizer": "sam"}, "rho=inf"),
+        ({"rho": math.nan, "optimizer": "sam"}, "rho=nan"),
+        ({"seed": 2**32}, "seed=4294967296"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(
