@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from landscape.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -29,6 +27,8 @@ def assistant_spans(tokenizer: Tokenizer, messages: list[dict], where: str) -> t
         template = tokenizer.get_chat_template()
     except ValueError as error:
         raise InputError(f"{where} is a chat, but the tokenizer has no (default) chat template.") from error
+    if not isinstance(template, str):
+        raise InputError(f"{where} is a chat, but the tokenizer's chat template is {template!r}, not a text.")
     if _GENERATION_MARK.search(template):
         text, spans = _render(tokenizer, template, messages, where, return_assistant_tokens_mask=True)
         if not spans:
@@ -58,7 +58,7 @@ def _render(
     settings: dict[str, Any] = {"conversations": [messages], "chat_template": template, **options}
     try:
         rendered: Any = render_jinja_template(**(tokenizer.special_tokens_map | settings))
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program, and fails in as many ways
         raise InputError(f"{where} cannot be rendered by the chat template: {first_line(error)}") from error
     texts, spans = rendered
     return texts[0], spans[0] if spans else []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from landscape.checkpoints import (
+    METADATA_FILE,
     Checkpoint,
     CheckpointFiles,
-    check_same_shapes,
     distinct_names,
     inspect_checkpoint,
     load_files,
@@ -21,9 +23,12 @@ from landscape.checkpoints import (
 from landscape.data import TokenData, check_vocabulary, load_data, parse_named_source
 from landscape.directions import random_directions
 from landscape.errors import InputError, MeasurementWarning
+from landscape.grid import ends
+from landscape.results import Provenance
 from landscape.surface import Span, Surface, auto_span, compute_interpolation, compute_plane, compute_surface
 
 DEFAULT_DATA = "builtin:docs"
+CHECKPOINTS_OF = {"interpolate": 2, "plane": 3}  # kinds of surface that are of several checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,12 @@ class Comparison:
         )
         return dataclasses.replace(checkpoint, name=self.names[index])
 
+    def describe(self, index: int) -> dict:
+        """What the provenance of a result of checkpoint `index` says of it."""
+        file = self.files[index]
+        how = {"merge": "merged", "keep": "kept"}[self.adapter]
+        return {"source": file.source, "digest": file.digest} | ({"adapter": how} if file.base else {})
+
     def settings(self) -> dict:
         """What identifies the comparison: two runs that agree on it measure the same."""
         return {
@@ -61,25 +72,52 @@ class Comparison:
             "adapter": self.adapter if any(f.base for f in self.files) else None,
         }
 
+    def check_origin(
+        self, path: Path, found: Provenance, members: Sequence[int], data_name: str, differing: Sequence[str] = ()
+    ) -> None:
+        """Raise InputError unless a result that was there already is of these checkpoints and this data set.
+
+        members    the checkpoints that it must be of
+        differing  names of settings that the caller found to be others
+        """
+        checkpoints = [self.describe(member) for member in members]
+        expected = {
+            "checkpoint": checkpoints[0] if len(checkpoints) == 1 else dict(zip("abc", checkpoints, strict=False)),
+            "data": self.data[data_name].digest,
+            "dtype": found.dtype if self.dtype == "auto" else self.dtype,
+        }
+        actual = {"checkpoint": found.checkpoint, "data": (found.data or {}).get("digest"), "dtype": found.dtype}
+        differing = [key for key in expected if actual[key] != expected[key]] + list(differing)
+        if differing:
+            raise InputError(
+                f"{path} is not a result of this run ({', '.join(differing)} differ); move it away or choose another "
+                "--output."
+            )
+
     def file_names(self, prefix: str, of_all: bool) -> dict[tuple[int, str], str]:
         """A file name for each (checkpoint, data set), or for each data set where a result is of all checkpoints."""
-        stems = [_safe(name) for name in self.names]
-        if len(set(stems)) < len(stems):
-            stems = [f"{stem}-{index + 1}" for index, stem in enumerate(stems)]
+        stems, data_stems = _safe(self.names), _safe(list(self.data))
         names = {}
         for index in [0] if of_all else range(len(stems)):
-            for data_name in self.data:
-                parts = [
-                    prefix,
-                    *([] if of_all else [stems[index]]),
-                    *([_safe(data_name)] if len(self.data) > 1 else []),
-                ]
+            for data_name, data_stem in zip(self.data, data_stems, strict=True):
+                parts = [prefix, *([] if of_all else [stems[index]]), *([data_stem] if len(self.data) > 1 else [])]
                 names[index, data_name] = "-".join(parts) + ".json"
         return names
 
 
-def _safe(text: str) -> str:
-    return re.sub(r"[^\w.]+", "_", text).strip("_.") or "unnamed"
+_LONGEST_STEM = 80  # bytes, of the 255 that file systems allow a name: two fit, with what is written beside
+
+
+def _safe(names: Sequence[str]) -> list[str]:
+    """Names as parts of file names: no separators, not too long, and as distinct as they were."""
+    stems = [re.sub(r"[^\w.]+", "_", name).strip("_.") or "unnamed" for name in names]
+    for index, stem in enumerate(stems):
+        if len(stem.encode()) > _LONGEST_STEM:
+            start = stem.encode()[: _LONGEST_STEM - 9].decode(errors="ignore")
+            stems[index] = f"{start}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+    if len({stem.casefold() for stem in stems}) < len(stems):  # some file systems do not tell a from A
+        stems = [f"{stem}-{index + 1}" for index, stem in enumerate(stems)]
+    return stems
 
 
 def open_comparison(
@@ -104,18 +142,28 @@ def open_comparison(
     data into different tokens: losses per token would not compare.
     """
     files = tuple(inspect_checkpoint(source, trust_remote_code=trust_remote_code) for source in sources)
-    named = [parse_named_source(argument) for argument in data or [_default_data(files)]]
+    said = _evaluated_on(files[0]) if not data else None
+    named = [parse_named_source(argument) for argument in data or [said["source"] if said else DEFAULT_DATA]]
     repeated = {name for name, _ in named if [n for n, _ in named].count(name) > 1}
     if repeated:
         raise InputError(f"two data sets are named {sorted(repeated)[0]}; name them apart: --data name=source.")
     lengths = [max_length, *(f.max_positions for f in files if f.max_positions)]
+    options: dict[str, Any] = {
+        "max_length": min(lengths),
+        "limit": limit,
+        "batch_tokens": batch_tokens,
+        "seed": seed,
+    }
     loaded: dict[str, TokenData] = {}
     for position, file in enumerate(files):
-        tokenizer = load_tokenizer(file)
+        tokenizer = load_tokenizer(file, trust_remote_code=trust_remote_code)
         for name, source in named:
-            tokens = load_data(
-                source, tokenizer, max_length=min(lengths), limit=limit, batch_tokens=batch_tokens, seed=seed
-            )
+            try:
+                tokens = load_data(source, tokenizer, **options)
+            except InputError as error:
+                if said is None:
+                    raise
+                raise InputError(f"no --data given, and what {files[0].source} was evaluated on: {error}") from error
             if file.vocabulary_size is not None:
                 check_vocabulary(tokens, file.vocabulary_size, file.source)
             if position == 0:
@@ -125,19 +173,35 @@ def open_comparison(
                     f"{files[0].source} and {file.source} have different tokenizers: {name} is not the same tokens "
                     "for both, so their losses do not compare."
                 )
+    if not data:
+        _say_what_is_measured(files, said, next(iter(loaded.values())))
     names = tuple(distinct_names(files))
     return Comparison(files, names, loaded, dtype, device, adapter, trust_remote_code)
 
 
-def _default_data(files: Sequence[CheckpointFiles]) -> str:
-    said = [f.metadata.get("evaluated_on", {}).get("source") for f in files]
-    if said[0] is None:
-        warnings.warn(f"no --data given; measuring on {DEFAULT_DATA}.", MeasurementWarning, stacklevel=3)
-        return DEFAULT_DATA
-    chosen = f"measuring on {said[0]}, which {files[0].source} was evaluated on"
-    others = "" if len(set(said)) == 1 else " (not all checkpoints were)"
-    warnings.warn(f"no --data given; {chosen}{others}.", MeasurementWarning, stacklevel=3)
-    return said[0]
+def _evaluated_on(file: CheckpointFiles) -> dict | None:
+    """The `source` of the data that a checkpoint says it was evaluated on, and what else it says of them."""
+    said = file.metadata.get("evaluated_on")
+    if said is None:
+        return None
+    source = said.get("source") if isinstance(said, dict) else None
+    if not isinstance(source, str) or not source:
+        raise InputError(f"{file.folder / METADATA_FILE} names no source as evaluated_on; give --data.")
+    beside = str(file.folder / source)  # a relative path may have been meant from anywhere
+    return said | {"source": beside if os.path.isfile(beside) and not os.path.exists(source) else source}
+
+
+def _say_what_is_measured(files: Sequence[CheckpointFiles], said: dict | None, tokens: TokenData) -> None:
+    words = f"no --data given; measuring on {tokens.source}"
+    if said is not None:
+        words += f", which {files[0].source} was evaluated on"
+        if said.get("digest", tokens.digest) != tokens.digest:
+            words += ", though not on the same tokens (its content, tokenizer, limit or length differs)"
+        others = [_evaluated_on(file) or {} for file in files[1:]]
+        key = "digest" if "digest" in said else "source"
+        if any(other.get(key) != said[key] for other in others):
+            words += " (not all checkpoints were)"
+    warnings.warn(f"{words}.", MeasurementWarning, stacklevel=3)
 
 
 # --- surfaces -----------------------------------------------------------------------------------------------
@@ -161,36 +225,59 @@ def compare_surfaces(
     two checkpoints; "plane" one for three (`span` is then its margin). What `folder` holds already is read, what a
     killed run left half done is finished. Raises InputError where checkpoints and kind do not fit together.
     """
-    wanted = {"interpolate": 2, "plane": 3}.get(kind)
-    if wanted not in (None, len(comparison.files)):
-        raise InputError(f"--kind {kind} takes {wanted} checkpoints, got {len(comparison.files)}.")
-    for other in comparison.files[1:] if wanted else ():
-        check_same_shapes(comparison.files[0], other)
-    names = comparison.file_names("surface", of_all=wanted is not None)
-    members = {0: list(range(wanted))} if wanted else {i: [i] for i in range(len(comparison.files))}
-    missing = [key for key, name in names.items() if not (folder / name).exists()]
+    check_count(kind, len(comparison.files))
+    of_all = kind in CHECKPOINTS_OF
+    names = comparison.file_names("surface", of_all)
+    members = {index: range(len(comparison.files)) if of_all else [index] for index, _ in names}
+    if kind == "interpolate":
+        grid: dict[str, Any] = {"points": points[0], "span": span}
+    elif kind == "plane":
+        grid = {"points": points, "margin": span}
+    else:
+        grid = {"points": points, "span": span, "normalize": normalize, "seed": seed}
+
+    def read(key: tuple[int, str]) -> Surface:
+        surface = Surface.load(folder / names[key])
+        wanted: dict[str, Any] = {"kind": kind, "normalize": grid.get("normalize"), "seed": grid.get("seed")}
+        if kind == "random":
+            wanted["points"] = list(points)
+            wanted |= {} if span == "auto" else {"span": [ends(span)] * dim}
+        found: dict[str, Any] = {"kind": surface.kind, "normalize": surface.normalize, "seed": surface.seed}
+        found |= {"points": list(surface.loss.shape), "span": [(axis[0], axis[-1]) for axis in surface.axes]}
+        differing = [word for word, value in wanted.items() if found[word] != value]
+        comparison.check_origin(folder / names[key], surface.provenance, members[key[0]], key[1], differing)
+        return surface
+
+    finished = {key: read(key) for key, name in names.items() if (folder / name).exists()}
+    missing = [key for key in names if key not in finished]
     unfinished = sorted({index for index, _ in missing})
     for index in unfinished[1:]:
         comparison.load(index)  # what cannot be loaded is better said now than after hours on the first
     if span == "auto" and missing:
-        span = max(_auto_spans(comparison, dim, normalize, seed))
+        grid["span"] = max(_auto_spans(comparison, dim, normalize, seed))
     for index in unfinished:
-        models = [comparison.load(member) for member in members[index]]
+        models: list[Any] = [comparison.load(member) for member in members[index]]
         for data_name in [name for i, name in missing if i == index]:
             path = folder / names[index, data_name]
             journal = path.with_name(f".{path.stem}.journal")
-            how: dict[str, Any] = {"journal": journal, "progress": progress}
+            how = grid | {"journal": journal, "progress": progress}
             data = comparison.data[data_name]
             if kind == "interpolate":
-                surface = compute_interpolation(*models, data, points=points[0], span=span, **how)  # type: ignore[misc, arg-type]
+                surface = compute_interpolation(models[0], models[1], data, **how)
             elif kind == "plane":
-                surface = compute_plane(models, data, points=points, margin=span, **how)  # type: ignore[arg-type]
+                surface = compute_plane(models, data, **how)
             else:
-                how |= {"dim": dim, "normalize": normalize, "seed": seed}
-                surface = compute_surface(models[0], data, points=points, span=span, **how)
+                surface = compute_surface(models[0], data, dim=dim, **how)
             dataclasses.replace(surface, data=data_name).save(path)
             journal.unlink(missing_ok=True)
-    return {name: Surface.load(folder / name) for name in names.values()}
+    return {name: finished.get(key) or Surface.load(folder / name) for key, name in names.items()}
+
+
+def check_count(kind: str, count: int) -> None:
+    """Raise InputError where a kind of surface does not take `count` checkpoints."""
+    wanted = CHECKPOINTS_OF.get(kind, count)
+    if wanted != count:
+        raise InputError(f"--kind {kind} takes {wanted} checkpoints, got {count}.")
 
 
 def _auto_spans(comparison: Comparison, dim: int, normalize: str, seed: int) -> Iterator[float]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,12 +99,27 @@ class TokenData:
                 width = len(example.input_ids)
         return [pad_examples(group, self.padding_id) for group in groups]
 
-    def describe(self) -> str:
-        """One line for a terminal."""
-        return (
+    def unseen_rows(self, vocabulary_size: int) -> int:
+        """How many of a model's token ids are never an input that a loss depends on.
+
+        Their rows of the input embedding are flat whatever the model: no evaluation of these data can tell. (Rows
+        of the output embedding, and tied ones, matter for every token through the softmax.)
+        """
+        seen: set[int] = set()
+        for example in self.examples:
+            last = max((position for position, label in enumerate(example.labels) if label != IGNORED), default=0)
+            seen.update(example.input_ids[:last])
+        return vocabulary_size - len(seen)
+
+    def describe(self, vocabulary_size: int | None = None) -> str:
+        """One line for a terminal; with the size of a model's vocabulary, also how much of it is not in the data."""
+        line = (
             f"{self.source}: {len(self.examples):,} examples, {self.tokens:,} supervised tokens, "
             f"{self.truncated:,} truncated, {self.dropped:,} dropped"
         )
+        if vocabulary_size is None:
+            return line
+        return f"{line}; {self.unseen_rows(vocabulary_size):,} of {vocabulary_size:,} vocabulary rows are not in it"
 
     def with_batch_tokens(self, batch_tokens: int) -> TokenData:
         """The same examples in other batches."""
@@ -172,6 +189,8 @@ def load_data(
     for option, value in (("max_length", max_length), ("batch_tokens", batch_tokens), ("limit", limit)):
         if value is not None:
             _check_positive(option, value)
+    if not isinstance(seed, Integral) or seed >= 2**128:  # the key of the Philox generator
+        raise InputError(f"seed must be a whole number below 2**128, but is {seed!r}.")
     if seed < 0:
         raise InputError(f"seed must not be negative, but is {seed}.")
     if append_eos and tokenizer.eos_token_id is None:
@@ -210,7 +229,7 @@ def parse_named_source(value: str) -> tuple[str, str]:
     (('old', 'builtin:docs'), ('tasks', 'runs/tasks.jsonl'))
     """
     name, equals, source = value.partition("=")
-    if equals and "/" not in name and not Path(value).exists():
+    if equals and "/" not in name and not os.path.exists(value):
         if not name or not source:
             raise InputError(f"{value!r} does not name a source of data; write name=source.")
         return name, source
@@ -220,22 +239,28 @@ def parse_named_source(value: str) -> tuple[str, str]:
 
 
 def _check_positive(option: str, value: int) -> None:
+    if not isinstance(value, Integral):
+        raise InputError(f"{option} must be a whole number, but is {value!r}.")
     if value < 1:
         raise InputError(f"{option} must be positive, but is {value}.")
 
 
 def _is_file_name(source: str) -> bool:
-    path = Path(source)
-    return path.is_file() or (path.suffix.lower() in _FILE_SUFFIXES and not path.is_dir())
+    named_so = Path(source).suffix.lower() in _FILE_SUFFIXES
+    return os.path.isfile(source) or (named_so and not os.path.isdir(source))
 
 
 def _file_suffix(source: str) -> str:
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"there is no file {source}.")
-    if path.suffix.lower() not in (".jsonl", ".txt", ".parquet"):
+    try:
+        os.stat(source)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {source}.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source} cannot be read: {getattr(error, 'strerror', error)}.") from error
+    suffix = Path(source).suffix.lower()
+    if suffix not in (".jsonl", ".txt", ".parquet"):
         raise InputError(f"{source} is not a .jsonl, .txt or .parquet file.")
-    return path.suffix.lower()
+    return suffix
 
 
 def _shuffled(count: int, seed: int) -> list[int]:
@@ -288,12 +313,12 @@ def _parquet_records(source: str, limit: int | None, seed: int) -> _Records:
 
 
 def _dataset_records(source: str, limit: int | None, seed: int) -> tuple[str, _Records]:
-    name, _, split = (source, "", "") if Path(source).is_dir() else source.partition("@")
-    identifier, _, config = (name, "", "") if Path(name).is_dir() else name.partition(":")
-    if not identifier or (identifier.startswith(("/", ".", "~")) and not Path(identifier).is_dir()):
+    name, _, split = (source, "", "") if os.path.isdir(source) else source.partition("@")
+    identifier, _, config = (name, "", "") if os.path.isdir(name) else name.partition(":")
+    if not identifier or (identifier.startswith(("/", ".", "~")) and not os.path.isdir(identifier)):
         raise InputError(f"there is no file or folder {source!r}.")
     datasets = _import("datasets", source)
-    if not Path(identifier).is_dir():
+    if not os.path.isdir(identifier):
         _check_hub_answers(identifier)
     try:
         dataset = datasets.load_dataset(identifier, config or None, split=split or "train")

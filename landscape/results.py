@@ -9,17 +9,17 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import html
 import json
 import math
 import os
 import platform
-import shutil
 import tempfile
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from landscape.errors import InputError, first_line
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 1
 _RECORDED_PACKAGES = ("landscape-lm", "torch", "transformers", "numpy", "scipy")
@@ -62,22 +67,40 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(hint: Any, value: Any) -> Any:
-    """The inverse of `to_plain`, guided by the type annotation `hint`."""
+    """The inverse of `to_plain`, guided by the type annotation `hint`.
+
+    Raises TypeError or ValueError where `value` does not fit it.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        if value is None and types.NoneType in arguments:
             return None
-        return from_plain(next(a for a in arguments if a is not type(None)), value)
+        return from_plain(next(a for a in arguments if a is not types.NoneType), value)
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         known = {f.name for f in dataclasses.fields(hint)}
-        return hint(**{k: from_plain(hints[k], v) for k, v in value.items() if k in known})  # type: ignore[operator]
+        fields = {k: _field(k, hints[k], v) for k, v in _checked(dict, value).items() if k in known}
+        return hint(**fields)  # type: ignore[operator]
     if origin is tuple:
-        return tuple(from_plain(arguments[0], item) for item in value)
+        return tuple(from_plain(arguments[0], item) for item in _checked(list, value))
     if hint is np.ndarray or origin is np.ndarray:
-        return np.array(value, dtype=np.float64)
+        return np.array(_checked(list, value), dtype=np.float64)
     if hint is float:
-        return float(value)
+        return float(_checked((int, float, str), value))
+    kind = origin or hint
+    return _checked(kind, value) if kind in (str, int, bool, dict, list) else value
+
+
+def _field(name: str, hint: Any, value: Any) -> Any:
+    try:
+        return from_plain(hint, value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {first_line(error).rstrip('.')}") from error
+
+
+def _checked(kind: Any, value: Any) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{str(value)[:40]!r} is out of place")
     return value
 
 
@@ -123,7 +146,9 @@ def read_json(path: Path | str) -> dict:
     """The JSON object in a file. Raises InputError naming the file where there is none."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold a JSON object.")
@@ -186,12 +211,13 @@ class Result(abc.ABC):
         expected = f"landscape/{cls.kind_of_result}"
         if content.get("format") != expected:
             raise InputError(f"{path} is not a {expected} file.")
-        if content.get("format_version", 0) > FORMAT_VERSION:
+        version = content.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise InputError(f"{path} was written by a newer landscape; upgrade to read it.")
         try:
             return from_plain(cls, content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is a damaged {expected} file: {error}.") from error
+        except Exception as error:  # a subclass may check itself in __post_init__, and meet what it did not expect
+            raise InputError(f"{path} is a damaged {expected} file: {first_line(error)}") from error
 
     def identity(self) -> str:
         """Digest of what was measured and how; equal for two runs of the same measurement."""
@@ -237,21 +263,11 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b")  # noqa: SIM115 - held open, and locked, for the life of the journal
         try:
-            self._lock()
+            _lock(self._file, self.path)
             self._read(digest_of(settings))
         except BaseException:
             self._file.close()
             raise
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # not a POSIX system: no lock, one writer is the user's care
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{self.path} is in use by another run.") from error
 
     def _read(self, settings_digest: str) -> None:
         self._file.seek(0)
@@ -295,35 +311,94 @@ class Journal:
 def results_folder(folder: Path | str, settings: Mapping[str, Any], files: Iterable[str] = ()) -> Iterator[Path]:
     """Make `folder` the home of the results of one set of settings, or recognize it as that already.
 
-    Where the body raises InputError and the folder is new, it is removed: bad input leaves nothing behind.
+    Where the body raises before there is any result, what was made here is removed: bad input leaves nothing
+    behind. What is finished stays, whatever happens.
 
-    Raises InputError, before anything is written, where the folder belongs to other settings or holds one of
-    `files` from elsewhere.
+    Raises InputError, before anything is written, where the folder belongs to other settings, holds one of
+    `files` from elsewhere, is in use by another run or cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder} is a file, not a folder.")
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        if not made and not folder.is_dir():
+            raise InputError(f"--output {folder} is a file, not a folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder} cannot be made: {error.strerror}.") from error
+    with _locked(folder):
+        claimed = False
+        try:
+            claimed = _claim(folder, to_plain(settings), files)
+            yield folder
+        except BaseException:
+            if claimed or made:
+                _withdraw(folder, made)
+            raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if fcntl is not None:
+            raise InputError(f"--output {folder} cannot be read: {error.strerror}.") from error
+        yield  # Windows opens no folders
+        return
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(file: Any, path: Path) -> None:
+    """Lock an open file or folder until it is closed; InputError where another process holds the lock."""
+    if fcntl is None:
+        return  # no lock, one writer is the user's care
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{path} is in use by another run.") from error
+    except OSError:
+        return  # some network file systems have none
+
+
+def _claim(folder: Path, settings: dict, files: Iterable[str]) -> bool:
+    """Whether settings.json had to be written: False where it says the same already."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--output {folder} cannot be written: {os.strerror(errno.EACCES)}.")
     record = folder / "settings.json"
-    plain = to_plain(settings)
-    is_new = not folder.exists()
-    if record.exists():
-        existing = read_json(record)
-        if existing != plain:
-            keys = [key for key in sorted(set(existing) | set(plain)) if existing.get(key) != plain.get(key)]
-            raise InputError(
-                f"{folder} holds results of other settings ({', '.join(keys)} differ); choose another --output."
-            )
-    else:
+    is_new = not record.exists()
+    if is_new:
         taken = [name for name in files if (folder / name).exists()]
         if taken:
             raise InputError(f"{folder} holds a {taken[0]} from elsewhere; choose another --output.")
+    else:
+        existing = read_json(record)
+        if existing != settings:
+            keys = [key for key in sorted({*existing, *settings}) if existing.get(key) != settings.get(key)]
+            raise InputError(
+                f"{folder} holds results of other settings ({', '.join(keys)} differ); choose another --output."
+            )
+    if is_new:
         try:
-            write_json(record, plain)
+            write_json(record, settings)
         except OSError as error:
             raise InputError(f"--output {folder} cannot be written: {error.strerror}.") from error
-    try:
-        yield folder
-    except InputError:
-        if is_new:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    return is_new
+
+
+def _withdraw(folder: Path, made: Sequence[Path]) -> None:
+    """Remove settings.json, and the folders that were made for it, where nothing else was written."""
+    with contextlib.suppress(OSError):
+        written = list(folder.iterdir())
+        if all(path.name == "settings.json" or _is_empty_journal(path) for path in written):
+            for path in written:
+                path.unlink()
+            for path in made:
+                path.rmdir()
+
+
+def _is_empty_journal(path: Path) -> bool:
+    return path.suffix == ".journal" and path.read_bytes().count(b"\n") <= 1  # the first line names the settings

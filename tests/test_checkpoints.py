@@ -9,7 +9,6 @@ from conftest import build_model
 from safetensors.torch import load_file, save_file
 
 from landscape.checkpoints import (
-    check_same_shapes,
     distinct_names,
     inspect_checkpoint,
     load_checkpoint,
@@ -17,6 +16,10 @@ from landscape.checkpoints import (
     save_checkpoint,
 )
 from landscape.errors import InputError, MeasurementWarning
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.fixture
@@ -41,6 +44,25 @@ def test_a_loaded_checkpoint_has_the_saved_weights(architecture, sharded, save_c
     assert (checkpoint.dtype, checkpoint.device, checkpoint.adapter) == ("float32", "cpu", None)
     assert checkpoint.tokenizer("landscape")["input_ids"]
     assert not checkpoint.model.training
+
+
+def test_the_single_file_is_read_where_an_index_lies_beside_it(copy_of, save_checkpoint_folder):
+    folder = copy_of(sharded=True, seed=1)
+    other = save_checkpoint_folder("llama", seed=2)
+    shutil.copy(other / "model.safetensors", folder)
+    checkpoint = load_checkpoint(folder, device="cpu")
+    wanted = load_file(other / "model.safetensors")
+    assert all(torch.equal(checkpoint.model.state_dict()[name], wanted[name]) for name in wanted)
+    assert checkpoint.digest == inspect_checkpoint(other).digest
+
+
+def test_the_digest_covers_what_the_config_computes_and_not_where_it_comes_from(copy_of):
+    folder = copy_of()
+    first = inspect_checkpoint(folder).digest
+    edit(folder / "config.json", transformers_version="9.9", _name_or_path="elsewhere")
+    assert inspect_checkpoint(folder).digest == first
+    edit(folder / "config.json", rms_norm_eps=0.5)
+    assert inspect_checkpoint(folder).digest != first
 
 
 def test_the_digest_is_that_of_the_tensors_however_they_are_sharded(save_checkpoint_folder):
@@ -116,6 +138,64 @@ def test_an_adapter_can_be_kept_apart(adapter):
     trainable = [name for name, p in checkpoint.model.named_parameters() if p.requires_grad]
     assert trainable
     assert all("lora_" in name for name in trainable)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"base_model_name_or_path": 5}, "does not name its base"),
+        ({"base_model_name_or_path": ["a"]}, "does not name its base"),
+        ({"base_model_name_or_path": "."}, "which is an adapter itself"),
+        ({"r": "x"}, "cannot be applied to its base"),
+        ({"target_modules": 5}, "cannot be applied to its base"),
+        ({"peft_type": "ZZ"}, "cannot be applied to its base"),
+        ({"r": 3}, r"size mismatch for \S+lora_A"),
+    ],
+)
+def test_an_unusable_adapter_config_is_refused(adapter, monkeypatch, change, words):
+    folder, _ = adapter
+    monkeypatch.chdir(folder)
+    edit(folder / "adapter_config.json", **change)
+    with pytest.raises(InputError, match=words):
+        load_checkpoint(folder, device="cpu")
+
+
+@pytest.mark.parametrize("how", ["merge", "keep"])
+def test_an_adapter_that_does_not_match_is_refused_and_not_measured_at_random(adapter, how):
+    folder, _ = adapter
+    path = folder / "adapter_model.safetensors"
+    weights = load_file(path)
+    first = min(name for name in weights if "q_proj.lora_A" in name)
+    save_file({name: tensor for name, tensor in weights.items() if name != first}, path)
+    with pytest.raises(InputError, match=r"lacks 1 tensor\(s\), the first \S+layers.0.self_attn.q_proj.lora_A"):
+        load_checkpoint(folder, device="cpu", adapter=how)
+    save_file(weights | {first.replace("q_proj", "z_proj"): weights[first].clone()}, path)
+    with pytest.raises(InputError, match=r"its model lacks, 1 tensor\(s\), the first \S+z_proj"):
+        load_checkpoint(folder, device="cpu", adapter=how)
+
+
+def test_the_digest_of_an_adapter_covers_its_config_but_not_the_place_of_its_base(adapter, tmp_path):
+    folder, _ = adapter
+    first = inspect_checkpoint(folder).digest
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    shutil.copytree(base, tmp_path / "moved")
+    edit(folder / "adapter_config.json", base_model_name_or_path=str(tmp_path / "moved"))
+    assert inspect_checkpoint(folder).digest == first
+    edit(folder / "adapter_config.json", lora_alpha=800)
+    second = inspect_checkpoint(folder).digest
+    assert second != first
+    edit(tmp_path / "moved" / "config.json", rms_norm_eps=0.5)
+    assert inspect_checkpoint(folder).digest != second
+
+
+def test_an_adapter_beside_the_config_of_its_base_is_an_adapter_and_beside_weights_refused(adapter):
+    folder, _ = adapter
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    shutil.copy(f"{base}/config.json", folder)
+    assert load_checkpoint(folder, device="cpu").adapter == "merged"
+    shutil.copy(f"{base}/model.safetensors", folder)
+    with pytest.raises(InputError, match=r"holds a whole model and an adapter_config\.json"):
+        inspect_checkpoint(folder)
 
 
 def test_an_adapter_without_its_base_is_refused(adapter):
@@ -208,6 +288,44 @@ def test_an_index_that_points_outside_its_folder_is_refused(copy_of):
         inspect_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (5, "names no file"),
+        (None, "names no file"),
+        (["m"], "names no file"),
+        ("", "names no file"),
+        ("..", "points outside its folder"),
+        ("n" * 400, "is missing"),
+        ("nul\0", "is missing"),
+        ("config.json", "is truncated or damaged"),
+    ],
+)
+def test_a_weight_index_of_wrong_values_is_refused(copy_of, file, words):
+    folder = copy_of(sharded=True)
+    index = folder / "model.safetensors.index.json"
+    edit(index, weight_map=dict.fromkeys(json.loads(index.read_text())["weight_map"], file))
+    with pytest.raises(InputError, match=words):
+        inspect_checkpoint(folder)
+
+
+@pytest.mark.parametrize("source", ["n" * 5000, "here/" + "n" * 300, "nul\0", "~nobody-of-this-name/x", ""])
+def test_names_that_no_folder_can_have_are_refused(source, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError):
+        inspect_checkpoint(source)
+
+
+def test_weights_that_overflow_the_type_asked_for_name_their_tensor(copy_of):
+    folder = copy_of()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 1e6
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load_checkpoint(folder, device="cpu", dtype="bfloat16")
+    with pytest.raises(InputError, match=r"tensor model\.norm\.weight has values that are not finite in float16"):
+        load_checkpoint(folder, device="cpu", dtype="float16")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_name_their_tensor(copy_of, value):
     folder = copy_of()
@@ -232,7 +350,7 @@ def test_a_tensor_of_the_wrong_shape_is_refused(copy_of):
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = torch.ones(7)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match=r"tensor model.norm.weight is stored as 7, but config.json makes it 32"):
         load_checkpoint(folder)
 
 
@@ -250,6 +368,45 @@ def test_an_unusable_config_is_refused(copy_of, content):
     (folder / "config.json").write_text(content)
     with pytest.raises(InputError, match=r"config\.json"):
         inspect_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": "x"},
+        {"vocab_size": -1},
+        {"max_position_embeddings": -1},
+        {"max_position_embeddings": 2.5},
+        {"hidden_size": "x"},
+        {"hidden_size": None},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": [1]},
+        {"rope_parameters": 5},
+        {"hidden_act": "zz"},
+        {"dtype": "zz"},
+        {"quantization_config": 5},
+        {"transformers_weights": "other.safetensors"},
+    ],
+    ids=str,
+)
+def test_wrong_values_in_a_config_are_refused_in_one_sentence(copy_of, change):
+    folder = copy_of()
+    edit(folder / "config.json", **change)
+    with pytest.raises(InputError) as refusal:
+        load_checkpoint(folder, device="cpu")
+    assert "\n" not in str(refusal.value)
+    assert str(refusal.value).endswith(".")
+
+
+def test_code_of_a_tokenizer_is_not_run(copy_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    folder = copy_of()
+    edit(folder / "tokenizer_config.json", tokenizer_class="Mine", auto_map={"AutoTokenizer": ["code.Mine", None]})
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Mine: pass\n")
+    checkpoint = load_checkpoint(folder, device="cpu")
+    with pytest.raises(InputError, match="no usable tokenizer"):
+        _ = checkpoint.tokenizer
+    assert not (tmp_path / "ran").exists()
 
 
 def test_code_in_a_checkpoint_is_not_run(copy_of, tmp_path):
@@ -285,17 +442,6 @@ def test_unknown_types_and_devices_are_refused(save_checkpoint_folder):
         resolve_device("nowhere")
 
 
-def test_the_first_tensor_that_differs_is_named_with_both_shapes(save_checkpoint_folder):
-    a = inspect_checkpoint(save_checkpoint_folder("llama"))
-    wide = inspect_checkpoint(save_checkpoint_folder("llama", vocabulary=330))
-    deep = inspect_checkpoint(save_checkpoint_folder("llama", num_hidden_layers=3))
-    check_same_shapes(a, inspect_checkpoint(save_checkpoint_folder("llama", seed=8)))
-    with pytest.raises(InputError, match=r"lm_head.weight is 320x32 in the first and 330x32 in the second"):
-        check_same_shapes(a, wide)
-    with pytest.raises(InputError, match=r"model.layers.2\S+ is absent in the first and"):
-        check_same_shapes(a, deep)
-
-
 def test_checkpoints_get_names_that_tell_them_apart(copy_of, tmp_path, save_checkpoint_folder):
     source = save_checkpoint_folder("llama")
     for name in ("runs/a/final", "runs/b/final", "other"):
@@ -304,3 +450,17 @@ def test_checkpoints_get_names_that_tell_them_apart(copy_of, tmp_path, save_chec
     assert distinct_names(files[:2]) == ["a/final", "b/final"]
     assert distinct_names([files[0], files[2]]) == ["final", "other"]
     assert distinct_names([files[2], files[2]]) == ["other", "other (2)"]
+
+
+def test_a_checkpoint_of_the_hub_has_its_id_as_name(tmp_path, monkeypatch, save_checkpoint_folder):
+    commit = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+    stored = tmp_path / "hub" / "models--acme--llama"
+    (stored / "refs").mkdir(parents=True)
+    for name in ("main", "v2"):
+        (stored / "refs" / name).write_text(commit)
+    shutil.copytree(save_checkpoint_folder("llama"), stored / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert inspect_checkpoint("acme/llama").name == "llama"
+    assert inspect_checkpoint("acme/llama@v2").name == "llama@v2"
+    assert inspect_checkpoint("acme/llama", revision="v2").name == "llama@v2"

@@ -16,6 +16,7 @@ from conftest import ARCHITECTURES, build_model
 from safetensors.torch import load_file, save_file
 from test_objective import plain_loss
 
+from landscape.checkpoints import load_checkpoint
 from landscape.cli import main
 from landscape.data import load_data
 from landscape.surface import Surface
@@ -283,10 +284,26 @@ def test_a_missing_shard(refused, damaged):
 
 def test_checkpoints_of_different_shape(refused, save_checkpoint_folder, records):
     a, b = save_checkpoint_folder("llama", seed=1), save_checkpoint_folder("llama", seed=1, vocabulary=330)
-    words = "tensor lm_head.weight is 320x32 in the first and 330x32 in the second"
+    words = "model.embed_tokens.weight is (320, 32) in the first and (330, 32) in the second"
     refused("plot", a, b, "--kind", "interpolate", "--data", records, *SMALL, words=words)
     c = save_checkpoint_folder("gpt2")
-    refused("plot", a, c, "--kind", "interpolate", "--data", records, *SMALL, words="differ in architecture")
+    refused("plot", a, c, "--kind", "interpolate", "--data", records, *SMALL, words="the models differ: ")
+
+
+def test_checkpoints_that_are_stored_under_other_names_are_of_the_same_shape(run, tmp_path, save_checkpoint_folder):
+    """GPT-2 as the original release stores it, without the prefix; its loss at t=1 is that of the usual file."""
+    a, b = save_checkpoint_folder("gpt2", seed=1), save_checkpoint_folder("gpt2", seed=2)
+    bare = shutil.copytree(b, tmp_path / "bare")
+    tensors = load_file(bare / "model.safetensors")
+    assert any(name.startswith("transformer.") for name in tensors)
+    renamed = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(renamed, bare / "model.safetensors", metadata={"format": "pt"})
+    ends = []
+    for index, other in enumerate((b, bare)):
+        code, _, err = run("plot", a, other, "--kind", "interpolate", *SMALL, "--limit", 2, "-o", f"out{index}")
+        assert code == 0, err
+        ends.append(json.loads(open(f"out{index}/summary.json").read())["surfaces"][0]["markers"][1]["loss"])
+    assert ends[0] == ends[1]
 
 
 def test_weights_that_are_not_finite(refused, damaged):
@@ -379,6 +396,144 @@ def test_an_output_folder_of_other_settings_is_left_alone(run, save_checkpoint_f
         assert code == 2
         assert f"holds results of other settings ({words} differ)" in err
     assert {name: open(f"out/{name}", "rb").read() for name in os.listdir("out")} == before
+
+
+def test_settings_that_cannot_be_drawn_are_refused_before_anything_is_measured(refused, save_checkpoint_folder):
+    refused("plot", save_checkpoint_folder("llama"), *SMALL, "--log", "--levels=-1,2", words="does not go with --log")
+
+
+def test_bad_input_leaves_an_empty_folder_empty(refused, run, tmp_path, damaged, records):
+    folder = damaged()
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": torch.ones(7)}, folder / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "empty").mkdir()
+    for options, words in (
+        (("--kind", "plane"), "takes 3 checkpoints"),
+        (("--data", records), "tensor model.norm.weight is stored as 7"),
+    ):
+        code, _, err = run("plot", folder, *SMALL, *options, "-o", "empty")
+        assert code == 2
+        assert words in err
+        assert os.listdir("empty") == []
+
+
+def test_results_of_a_checkpoint_whose_config_changed_are_not_taken_for_those_of_the_new(run, damaged, records):
+    folder = damaged()
+    arguments = ("plot", folder, "--data", records, *SMALL, "-o", "out")
+    assert run(*arguments)[0] == 0
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "holds results of other settings (checkpoints differ)" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--seed", 5), "seed"),
+        (("--limit", 3), "data"),
+        (("--span", 2), "span"),
+        (("--normalize", "layer"), "normalize"),
+        (("--dtype", "float64"), "dtype"),
+        ((), "checkpoint"),
+    ],
+)
+def test_a_result_from_elsewhere_is_not_taken_for_one_of_this_run(
+    run, tmp_path, save_checkpoint_folder, records, option, words
+):
+    """Copied into a folder without settings, or in place of a result that was lost."""
+    mine = shutil.copytree(save_checkpoint_folder("llama", seed=1), tmp_path / "mine")
+    (tmp_path / "other").mkdir()
+    theirs = shutil.copytree(save_checkpoint_folder("llama", seed=1 if option else 2), tmp_path / "other" / "mine")
+    source = mine if option else theirs
+    assert run("plot", source, "--data", records, *SMALL, *option, "-o", "foreign")[0] == 0
+    (tmp_path / "out").mkdir()
+    shutil.copy("foreign/surface-mine.json", "out")
+    arguments = ("plot", mine, "--data", records, *SMALL, "-o", "out")
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "holds a surface-mine.json from elsewhere" in err
+    assert os.listdir("out") == ["surface-mine.json"]
+    (tmp_path / "out" / "surface-mine.json").unlink()
+    assert run(*arguments)[0] == 0
+    shutil.copy("foreign/surface-mine.json", "out")
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert f"surface-mine.json is not a result of this run ({words} differ)" in err
+
+
+def test_a_damaged_result_is_named(run, save_checkpoint_folder, records):
+    arguments = ("plot", save_checkpoint_folder("llama", seed=1), "--data", records, *SMALL, "-o", "out")
+    assert run(*arguments)[0] == 0
+    path = "out/surface-llama_1.json"
+    content = json.loads(open(path).read())
+    open(path, "w").write(json.dumps(content | {"provenance": []}))
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "surface-llama_1.json is a damaged landscape/surface file: provenance" in err
+
+
+def test_names_that_make_one_file_name_or_a_too_long_one(run, tmp_path, save_checkpoint_folder, records):
+    folder = shutil.copytree(save_checkpoint_folder("llama"), tmp_path / ("n" * 250))
+    names = ("x y", "x_y", "Ä" * 300)
+    data = [argument for name in names for argument in ("--data", f"{name}={records}")]
+    code, _, err = run("plot", folder, *data, *SMALL, "-o", "out")
+    assert code == 0, err
+    files = [summary["file"] for summary in json.loads(open("out/summary.json").read())["surfaces"]]
+    assert len(set(files)) == 3
+    assert [Surface.load(f"out/{file}").data for file in files] == list(names)
+
+
+@pytest.mark.parametrize("source", ["n" * 5000, "n" * 300 + ".jsonl", "x=" + "n" * 5000, "nul\0.jsonl"])
+def test_data_of_impossible_names(refused, save_checkpoint_folder, monkeypatch, source):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused("plot", save_checkpoint_folder("llama"), "--data", source, *SMALL, words="n")
+
+
+def test_a_checkpoint_of_the_hub_is_named_by_its_id(run, tmp_path, monkeypatch, save_checkpoint_folder, records):
+    commit = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+    stored = tmp_path / "hub" / "models--acme--llama"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text(commit)
+    shutil.copytree(save_checkpoint_folder("llama"), stored / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    code, out, err = run("plot", "acme/llama", "--data", records, *SMALL, "-o", "out")
+    assert code == 0, err
+    assert os.path.exists("out/surface-llama.json")
+    assert commit[:8] not in out
+
+
+# --- what a checkpoint says of its data ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", ["builtin:docs", [], {"source": 5}, {"source": ["a"]}, {"source": ""}, {}, 5], ids=str)
+def test_evaluated_on_of_a_wrong_type(refused, damaged, said):
+    folder = damaged()
+    (folder / "landscape.json").write_text(json.dumps({"evaluated_on": said}))
+    refused("plot", folder, *SMALL, words="landscape.json names no source as evaluated_on; give --data")
+
+
+def test_what_a_checkpoint_was_evaluated_on_is_compared_with_what_is_read(run, refused, damaged, records, tmp_path):
+    folder = damaged()
+    digest = load_data(records, load_checkpoint(folder).tokenizer, max_length=128).digest
+    for said, words in (
+        ({"source": str(records), "digest": digest}, "was evaluated on.\n"),
+        ({"source": str(records), "digest": "0" * 64}, "was evaluated on, though not on the same tokens"),
+        ({"source": str(records)}, "was evaluated on.\n"),
+        (None, "measuring on builtin:docs"),
+    ):
+        (folder / "landscape.json").write_text(json.dumps({"evaluated_on": said}))
+        code, _, err = run("plot", folder, *SMALL, *(() if said else ("--limit", 2)), "-o", f"out-{words[:5]}-{said}")
+        assert code == 0, err
+        assert words in err
+    (folder / "landscape.json").write_text(json.dumps({"evaluated_on": {"source": "gone.jsonl"}}))
+    refused("plot", folder, *SMALL, words="damaged was evaluated on: there is no file gone.jsonl")
+    shutil.copy(records, folder / "gone.jsonl")
+    code, _, err = run("plot", folder, *SMALL, "-o", "out")
+    assert code == 0, err
+    assert f"measuring on {folder / 'gone.jsonl'}" in err
 
 
 def test_no_command_prints_the_help_and_an_unknown_one_is_refused():

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow
 import pytest
 import torch
+from conftest import VOCABULARY, build_model, make_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -409,11 +410,13 @@ def test_a_turn_without_an_end_token_is_supervised_to_its_last_character(tmp_pat
         (None, "no (default) chat template"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[0].content + 1 }}", "cannot be rendered"),
+        ("{{ 1 / 0 }}", "cannot be rendered by the chat template: division by zero"),
+        (5, "chat template is 5, not a text"),
         ("{% if false %}{% generation %}{% endgeneration %}{% endif %}fox", "enclose nothing"),
     ],
 )
 def test_a_template_that_cannot_say_what_the_assistant_said_is_refused(
-    tmp_path: Path, template: str | None, words: str
+    tmp_path: Path, template: Any, words: str
 ) -> None:
     path = write_records(tmp_path / "a.jsonl", {"text": "fox"}, {"messages": CHAT})
     message = refusal(path, byte_tokenizer(chat_template=template))
@@ -763,6 +766,37 @@ def test_a_negative_seed_is_refused(tokenizer: Any) -> None:
 def test_appending_an_eos_that_the_tokenizer_lacks_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     path = write_records(tmp_path / "a.jsonl", {"text": "the fox"})
     assert "append_eos needs an EOS token" in refusal(path, tokenizer, append_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("max_length", 2.5), ("limit", "x"), ("batch_tokens", "x"), ("seed", None), ("seed", 1.5), ("seed", 2**128)],
+)
+def test_an_option_that_is_no_number_fit_for_it_is_refused(tokenizer: Any, option: str, value: Any) -> None:
+    assert f"{option} must be a whole number" in refusal("builtin:docs", tokenizer, **{"limit": 2, option: value})
+
+
+def test_rows_that_no_loss_depends_on_are_counted() -> None:
+    """Inputs 1, 2 (second example: 1, 3); the last token of an example and what follows its last label feed nothing."""
+    unlabelled = Example((1, 3, 4, 5), (IGNORED, IGNORED, 4, IGNORED))
+    data = TokenData("a.jsonl", (Example((1, 2, 3), (IGNORED, 2, 3)), unlabelled))
+    assert data.unseen_rows(10) == 7
+    assert data.describe(10) == data.describe() + "; 7 of 10 vocabulary rows are not in it"
+
+
+def test_a_row_that_is_not_seen_has_no_gradient() -> None:
+    """And all others have one, in a model whose embedding is not tied."""
+    examples = []
+    for batch in make_batches(rows=1):
+        ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+        examples.append(Example(tuple(ids), (IGNORED, *labels[1:-3], IGNORED, IGNORED, IGNORED)))
+    data = TokenData("memory", tuple(example for example in examples if example.tokens))
+    model = build_model("llama")
+    for batch in data:
+        model(**batch).loss.backward()
+    untouched = int((model.get_input_embeddings().weight.grad == 0).all(dim=1).sum())
+    assert data.unseen_rows(VOCABULARY) == untouched
+    assert 0 < untouched < VOCABULARY
 
 
 def test_a_token_beyond_the_vocabulary_is_named() -> None:

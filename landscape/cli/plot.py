@@ -87,13 +87,14 @@ def plot(
 ) -> None:
     """Loss surfaces of checkpoints, side by side: surface.png, .pdf, .html, and a reloadable file for each."""
     shape = _shape_of(kind, dim, points, span, normalize)
-    contours = _levels(levels)
+    contours = _levels(levels, log)
     quiet_libraries()
     from landscape.checkpoints import resolve_device
-    from landscape.comparison import compare_surfaces, open_comparison, summarize
+    from landscape.comparison import CHECKPOINTS_OF, check_count, compare_surfaces, open_comparison, summarize
     from landscape.plotting import write_figures
     from landscape.results import results_folder, write_json
 
+    check_count(kind.value, len(checkpoints))
     comparison = open_comparison(
         checkpoints,
         data or (),
@@ -107,10 +108,11 @@ def plot(
         trust_remote_code=trust_remote_code,
     )
     for described in comparison.data.values():
-        print(described.describe(), file=sys.stderr)
+        print(described.describe(comparison.files[0].vocabulary_size), file=sys.stderr)
     settings = {"command": "plot", **comparison.settings(), **shape, "seed": seed}
     files = ("surface.png", "surface.pdf", "surface.html", "summary.json")
-    with results_folder(output, settings, files):
+    results = comparison.file_names("surface", of_all=kind.value in CHECKPOINTS_OF).values()
+    with results_folder(output, settings, (*files, *results)):
         surfaces = compare_surfaces(comparison, output, **shape, seed=seed, progress=not quiet)
         write_figures(list(surfaces.values()), output / "surface", log=log, levels=contours)
         summary = {"settings": settings, "surfaces": [summarize(name, s) for name, s in surfaces.items()]}
@@ -170,10 +172,12 @@ def _numbers(text: str, option: str) -> list[float]:
     return numbers
 
 
-def _levels(text: str) -> int | list[float]:
+def _levels(text: str, log: bool) -> int | list[float]:
     """How many contours, or the losses to draw them at."""
     numbers = _numbers(text, "--levels")
     if len(numbers) > 1:
+        if log and min(numbers) <= 0:
+            raise InputError(f"--levels {text} does not go with --log, whose losses are above 0.")
         if sorted(set(numbers)) != numbers:
             raise InputError(f"--levels {text} must increase.")
         return numbers

@@ -1,0 +1,26 @@
+"""Checkpoints on disk: inspected before they are trusted, loaded without running their code, written whole."""
+
+from landscape.checkpoints.inspection import METADATA_FILE, CheckpointFiles, distinct_names, inspect_checkpoint
+from landscape.checkpoints.loading import (
+    Checkpoint,
+    identify,
+    load_checkpoint,
+    load_files,
+    load_tokenizer,
+    resolve_device,
+)
+from landscape.checkpoints.saving import save_checkpoint
+
+__all__ = [
+    "METADATA_FILE",
+    "Checkpoint",
+    "CheckpointFiles",
+    "distinct_names",
+    "identify",
+    "inspect_checkpoint",
+    "load_checkpoint",
+    "load_files",
+    "load_tokenizer",
+    "resolve_device",
+    "save_checkpoint",
+]

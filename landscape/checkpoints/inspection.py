@@ -1,0 +1,257 @@
+"""What a checkpoint folder holds, read and found whole before any model is built from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from landscape.errors import InputError, first_line
+from landscape.parameters import tensor_bytes
+from landscape.results import digest_of, read_json
+
+METADATA_FILE = "landscape.json"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# What says where a configuration comes from, not what is computed with it.
+_VOLATILE = {"_name_or_path", "transformers_version"}
+_VOLATILE_OF_ADAPTER = {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointFiles:
+    """A checkpoint folder whose files were read and found whole, before any model is built from them."""
+
+    source: str  # as the user named it
+    folder: Path
+    name_parts: tuple[str, ...]  # the folder's, or of a hub id with its revision; the last is the shortest name
+    stored: dict[str, tuple[int, ...]]  # shapes of the tensors in the folder
+    digest: str  # SHA-256 over the tensors, however they are sharded, and what the configuration computes with them
+    metadata: dict  # landscape.json, or empty
+    config: Any  # transformers configuration
+    base: CheckpointFiles | None = None  # of an adapter
+
+    @property
+    def name(self) -> str:
+        return self.name_parts[-1]
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        return getattr(self.config.get_text_config(), "vocab_size", None)
+
+    @property
+    def max_positions(self) -> int | None:
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+
+def distinct_names(checkpoints: Sequence[CheckpointFiles]) -> list[str]:
+    """A name for each: the last part of its folder or hub id, with as many before as it takes to tell them apart.
+
+    The same checkpoint given twice keeps its name with a counter: "run", "run (2)".
+    """
+    parts = [c.name_parts for c in checkpoints]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    seen: dict[str, int] = {}
+    for i, name in enumerate(names):
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            names[i] = f"{name} ({seen[name]})"
+    return names
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library's message says, as the end of one of our sentences: its first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    heading = len(lines) > 1 and lines[0].endswith(":")
+    return f"{lines[0]} {lines[1].rstrip('.')}." if heading else first_line(error)
+
+
+def inspect_checkpoint(
+    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> CheckpointFiles:
+    """Read every file of a checkpoint once: shapes, digest, finiteness. Raises InputError naming what is wrong."""
+    source = str(source)
+    folder, parts = _find(source, revision)
+    if _is_adapter(folder):
+        return _inspect_adapter(source, folder, parts, trust_remote_code)
+    return _inspect_model(source, folder, parts, trust_remote_code)
+
+
+def _is_adapter(folder: Path) -> bool:
+    if not (folder / "adapter_config.json").exists():
+        return False
+    if any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
+        # transformers would load the adapter's base, whatever the weights beside it are
+        raise InputError(f"{folder} holds a whole model and an adapter_config.json; keep one of them there.")
+    return True  # also where the config.json of the base lies beside it
+
+
+def _inspect_model(source: str, folder: Path, parts: tuple[str, ...], trust_remote_code: bool) -> CheckpointFiles:
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(f"{source} is not a checkpoint: it has no config.json.")
+    written = read_json(path)  # for the sentence; transformers' own is a page
+    if "transformers_weights" in written:
+        raise InputError(f"{path} names a weight file of its own (transformers_weights); only the usual are read.")
+    stored, own = _read_tensors(_shards(source, folder, "model"))
+    config = _load_config(source, folder, trust_remote_code)
+    computes = {key: value for key, value in written.items() if key not in _VOLATILE}
+    digest = hashlib.sha256(f"{own} {digest_of(computes)}".encode()).hexdigest()
+    files = CheckpointFiles(source, folder, parts, stored, digest, _metadata(folder), config)
+    for key, value in (("vocab_size", files.vocabulary_size), ("max_position_embeddings", files.max_positions)):
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise InputError(f"{source} has an unusable config.json: {key} is {value!r}.")
+    return files
+
+
+def _inspect_adapter(source: str, folder: Path, parts: tuple[str, ...], trust_remote_code: bool) -> CheckpointFiles:
+    path = folder / "adapter_config.json"
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise InputError("adapters need peft: pip install 'landscape-lm[train]'.") from error
+    shards = _shards(source, folder, "adapter_model")
+    written = read_json(path)
+    named, revision = written.get("base_model_name_or_path"), written.get("revision")
+    if not isinstance(named, str) or not named:
+        raise InputError(f"{path} does not name its base model.")
+    beside = folder / named
+    base_source = str(beside) if os.path.isdir(beside) and not os.path.isdir(named) else named
+    base_folder, base_parts = _find(base_source, revision if isinstance(revision, str) else None)
+    if _is_adapter(base_folder):
+        raise InputError(f"{path} names {named} as its base, which is an adapter itself; merge that first.")
+    base = _inspect_model(base_source, base_folder, base_parts, trust_remote_code)
+    stored, own = _read_tensors(shards)
+    computes = {key: value for key, value in written.items() if key not in _VOLATILE_OF_ADAPTER}
+    digest = hashlib.sha256(f"{base.digest} {own} {digest_of(computes)}".encode()).hexdigest()
+    return CheckpointFiles(source, folder, parts, stored, digest, _metadata(folder), base.config, base)
+
+
+def _find(source: str, revision: str | None) -> tuple[Path, tuple[str, ...]]:
+    """The local folder of a checkpoint and what it is called; from the hub where `source` is an id and no folder."""
+    path = Path(os.path.expanduser(source))
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise InputError(f"{source} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{source!r} is not the name of a file.") from error
+    else:
+        if not path.is_dir():
+            raise InputError(f"{source} is a file; a checkpoint is a folder with config.json and safetensors.")
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise InputError(f"{source} cannot be read: {os.strerror(errno.EACCES)}.")
+        path = path.resolve()
+        return path, path.parts
+    repository, _, tag = source.partition("@")
+    if not _HUB_ID.fullmatch(repository) or repository.startswith((".", "-")):
+        raise InputError(f"{source} does not exist.")
+    from huggingface_hub import snapshot_download
+
+    tag = tag or revision or ""
+    try:
+        folder = Path(snapshot_download(repository, revision=tag or None, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        # hub errors are many classes of several libraries; each means the same to the user
+        raise InputError(f"{source} is not a folder here, and the Hugging Face hub did not give it.") from error
+    *owner, name = repository.split("/")
+    return folder, (*owner, f"{name}@{tag}" if tag else name)  # the folder is named by a commit's hash
+
+
+def _load_config(source: str, folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # each architecture checks its values in its own way
+        raise InputError(f"{source} has an unusable config.json: {reason_of(error)}") from error
+
+
+def _shards(source: str, folder: Path, stem: str) -> dict[Path, list[str] | None]:
+    """Weight files, each with the tensors that the index promises in it (None: no index), as the libraries choose them.
+
+    Both prefer the single file; peft knows no other.
+    """
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if single.exists():
+        return {single: None}
+    if index.exists() and stem == "model":
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{index} has no weight_map.")
+        shards: dict[Path, list[str] | None] = {}
+        for tensor, file in weight_map.items():
+            if not isinstance(file, str) or not file:
+                raise InputError(f"{index} names no file for {tensor}.")
+            if Path(file).name != file or file == "..":
+                raise InputError(f"{index} points outside its folder: {file}.")
+            if not os.path.exists(folder / file):
+                raise InputError(f"{folder / file} is missing, though {index.name} lists it.")
+            names = shards.setdefault(folder / file, [])
+            assert names is not None
+            names.append(tensor)
+        return shards
+    pickled = [path.name for pattern in _PICKLED for path in sorted(folder.glob(pattern))]
+    pickled = [name for name in pickled if name != "training_args.bin"]
+    if pickled:
+        raise InputError(
+            f"{source} holds only pickled weights ({pickled[0]}), which can run code when loaded; where you trust "
+            "them, load them with transformers and save_pretrained() a safetensors copy."
+        )
+    raise InputError(f"{source} is not a checkpoint: it has no {stem}.safetensors.")
+
+
+def _read_tensors(shards: dict[Path, list[str] | None]) -> tuple[dict[str, tuple[int, ...]], str]:
+    """Shapes and digest of all tensors; raises InputError for damaged files and non-finite values."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    digests: dict[str, str] = {}
+    for path, promised in shards.items():
+        try:
+            path.open("rb").close()
+        except OSError as error:  # safetensors says "no such file" whatever it is
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        try:
+            with safe_open(path, framework="pt") as shard:
+                stored = list(shard.keys())
+                for name in promised or ():
+                    if name not in stored:
+                        raise InputError(f"{path} lacks tensor {name}, though the index lists it there.")
+                for name in stored:
+                    tensor = shard.get_tensor(name)
+                    if tensor.is_floating_point() and not is_finite(tensor):
+                        raise InputError(f"{path}: tensor {name} has values that are not finite.")
+                    shapes[name] = tuple(tensor.shape)
+                    hashed = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+                    hashed.update(tensor_bytes(tensor))
+                    digests[name] = hashed.hexdigest()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is truncated or damaged: {first_line(error)}") from error
+    if not shapes:
+        raise InputError(f"{next(iter(shards))} holds no tensor.")
+    total = hashlib.sha256("".join(digests[name] for name in sorted(digests)).encode())
+    return shapes, total.hexdigest()
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are; 8-bit floats, which have no `isfinite` of their own, included."""
+    if tensor.element_size() == 1:
+        tensor = tensor.to(torch.float32)
+    return bool(torch.isfinite(tensor).all())
+
+
+def _metadata(folder: Path) -> dict:
+    path = folder / METADATA_FILE
+    return read_json(path) if path.exists() else {}

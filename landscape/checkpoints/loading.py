@@ -1,0 +1,208 @@
+"""Models and tokenizers of inspected checkpoints, without running code of theirs unless asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from landscape.checkpoints.inspection import CheckpointFiles, inspect_checkpoint, is_finite, reason_of
+from landscape.errors import InputError, MeasurementWarning, first_line
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint."""
+
+    model: nn.Module
+    files: CheckpointFiles
+    name: str
+    adapter: str | None  # None, "merged" or "kept" (measured in adapter space)
+    dtype: str
+    device: str
+    trust_remote_code: bool = False
+
+    @property
+    def source(self) -> str:
+        return self.files.source
+
+    @property
+    def digest(self) -> str:
+        return self.files.digest
+
+    @property
+    def metadata(self) -> dict:
+        return self.files.metadata
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.files, trust_remote_code=self.trust_remote_code)
+
+    def describe(self) -> dict:
+        """What a result's provenance says of the checkpoint."""
+        said = {"source": self.source, "digest": self.digest}
+        return said | ({"adapter": self.adapter} if self.adapter else {})
+
+
+def load_checkpoint(
+    source: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    revision: str | None = None,
+    adapter: str = "merge",
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Load a causal language model from a Hugging Face folder, a PEFT adapter folder or a hub id.
+
+    source   a folder, or a hub id with optional `@revision`
+    dtype    of the weights in memory: "float32" | "bfloat16" | "float16" | "float64" | "auto" (as stored)
+    device   "auto" (CUDA, else MPS, else CPU) or a torch device
+    adapter  "merge" folds a PEFT adapter into its base, so that perturbations act in the full space; "keep"
+             leaves it apart: only adapter tensors are parameters (flat there may be sharp in full space)
+
+    Raises InputError (one sentence) where the source is no checkpoint, holds only pickled weights, is truncated,
+    incomplete or not finite (or not in `dtype`), or needs code of its own while `trust_remote_code` is off.
+    """
+    files = inspect_checkpoint(source, revision=revision, trust_remote_code=trust_remote_code)
+    return load_files(files, dtype=dtype, device=device, adapter=adapter, trust_remote_code=trust_remote_code)
+
+
+def load_files(
+    files: CheckpointFiles,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    adapter: str = "merge",
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Build the model of an inspected checkpoint; arguments as in `load_checkpoint`."""
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise InputError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}, auto.")
+    if adapter not in ("merge", "keep"):
+        raise InputError(f"adapter={adapter!r} is neither 'merge' nor 'keep'.")
+    place = resolve_device(device)
+    model = _build(files.base or files, _DTYPES.get(dtype, dtype), trust_remote_code)
+    how = None
+    if files.base is not None:
+        model = _with_adapter(model, files, merge=adapter == "merge")
+        how = "merged" if adapter == "merge" else "kept"
+    model = model.to(place).eval()
+    found = str(next(model.parameters()).dtype).removeprefix("torch.")
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not is_finite(tensor.detach()):  # the stored values are
+            raise InputError(f"{files.source}: tensor {name} has values that are not finite in {found}.")
+    return Checkpoint(model, files, files.name, how, found, str(place), trust_remote_code)
+
+
+def _build(files: CheckpointFiles, dtype: torch.dtype | str, trust_remote_code: bool) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        built: Any = AutoModelForCausalLM.from_pretrained(
+            str(files.folder),
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, in words of ours
+        )
+    except Exception as error:  # each architecture raises what it likes about its configuration
+        raise InputError(f"{files.source} cannot be loaded: {reason_of(error)}") from error
+    model, report = built
+    if report["mismatched_keys"]:
+        name, stored, wanted = min(report["mismatched_keys"])
+        raise InputError(
+            f"{files.source}: tensor {name} is stored as {_shape(stored)}, but config.json makes it {_shape(wanted)}."
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{files.source} lacks {len(missing)} tensor(s) of its architecture, the first {missing[0]}; "
+            "they would be random."
+        )
+    unexpected = sorted(report["unexpected_keys"])
+    if unexpected:
+        warnings.warn(
+            f"{files.source}: {len(unexpected)} stored tensor(s) are not part of the model, the first {unexpected[0]}.",
+            MeasurementWarning,
+            stacklevel=2,
+        )
+    return model
+
+
+def _with_adapter(model: Any, files: CheckpointFiles, merge: bool) -> nn.Module:
+    """`model` with the adapter on it, every tensor of which was found in the file."""
+    import peft
+
+    try:
+        config = peft.PeftConfig.from_pretrained(str(files.folder))
+        config.inference_mode = merge
+        mapping = getattr(model, "_checkpoint_conversion_mapping", None)
+        adapted = peft.get_peft_model(model, config)
+        # what PeftModel.from_pretrained does too, but that keeps the report to itself and goes on with random tensors
+        report = adapted.load_adapter(str(files.folder), "default", is_trainable=not merge, key_mapping=mapping)
+        for names, words in ((report.missing_keys, "lacks"), (report.unexpected_keys, "holds, but its model lacks,")):
+            if names:
+                raise InputError(f"adapter {files.source} {words} {len(names)} tensor(s), the first {min(names)}.")
+        if not merge:
+            return adapted
+        # peft froze the base; merged, all of it is the model again and all of it is perturbed
+        merged: Any = adapted.merge_and_unload()
+        return merged.requires_grad_(True)
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds of adapters, each with values and limits of its own
+        raise InputError(f"{files.source} cannot be applied to its base: {reason_of(error)}") from error
+
+
+def _shape(shape: torch.Size) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+def load_tokenizer(files: CheckpointFiles, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in the checkpoint's folder (an adapter's base serves where the adapter has none)."""
+    from transformers import AutoTokenizer
+
+    folder = files.folder
+    if files.base is not None and not (folder / "tokenizer_config.json").exists():
+        folder = files.base.folder
+    try:
+        # explicit: left to itself, transformers asks on the terminal whether to run the code
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the readers of many formats
+        raise InputError(f"{files.source} has no usable tokenizer: {reason_of(error)}") from error
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device that `device` names. Raises InputError where it is unknown or absent."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place).item()  # the meta device has no values
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+    return place
+
+
+def identify(model: nn.Module | Checkpoint) -> tuple[nn.Module, str, dict | None]:
+    """The module, a name and the provenance of what a caller passed as `model`."""
+    if isinstance(model, Checkpoint):
+        return model.model, model.name, model.describe()
+    return model, type(model).__name__, None
