@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -65,7 +66,10 @@ class Objective:
         return float(own) if isinstance(own, int) else self.loss().weight
 
     def gradient(self, parameters: Parameters) -> tuple[Loss, dict[str, Tensor]]:
-        """The loss and its gradient by parameter name, in float32 or wider; `.grad` is not touched."""
+        """The loss and its gradient by parameter name, in float32 or wider; `.grad` is not touched.
+
+        Parameters that do not take gradients take them here (`Parameters(frozen=True)`), and are as before afterwards.
+        """
         tensors = parameters.tensors
         gradient = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
@@ -75,12 +79,13 @@ class Objective:
                 return loss_sum.detach(), weight, torch.autograd.grad(loss_sum, tensors, allow_unused=True)
 
         total, weight = 0.0, 0.0
-        for loss_sum, batch_weight, parts in self.over_batches(measure):
-            for accumulated, part in zip(gradient, parts, strict=True):
-                if part is not None:
-                    accumulated += part
-            total += float(loss_sum)
-            weight += float(batch_weight)
+        with differentiable(tensors):
+            for loss_sum, batch_weight, parts in self.over_batches(measure):
+                for accumulated, part in zip(gradient, parts, strict=True):
+                    if part is not None:
+                        accumulated += part
+                total += float(loss_sum)
+                weight += float(batch_weight)
         loss = Loss(_mean(total, weight), weight)
         named = {name: g.div_(weight) for name, g in zip(parameters.names, gradient, strict=True)}
         return loss, named
@@ -90,6 +95,10 @@ class Objective:
         loss_sum, weight = self.loss_fn(self.model, batch)
         wide = wide_dtype(loss_sum.device)
         return loss_sum.to(wide), torch.as_tensor(weight, dtype=wide, device=loss_sum.device)
+
+    def on_device(self, batch: Batch) -> Batch:
+        """`batch` with its tensors on the model's device."""
+        return on_device(batch, self.device)
 
     def over_batches(self, measure: Callable[[Batch], T]) -> Iterator[T]:
         """`measure` of every batch, moved to the device; one that does not fit in memory is halved, and those after it.
@@ -117,6 +126,19 @@ class Objective:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 pending = [piece for left in pending for piece in _pieces(left, self.rows_limit)]
+
+
+@contextlib.contextmanager
+def differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Inside the block `tensors` take gradients; their flags are as before afterwards."""
+    frozen = [t for t in tensors if not t.requires_grad]
+    try:
+        for tensor in frozen:
+            tensor.requires_grad_(True)
+        yield
+    finally:
+        for tensor in frozen:
+            tensor.requires_grad_(False)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

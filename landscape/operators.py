@@ -57,7 +57,7 @@ class CurvatureOperator:
         self.error = 0.0
         self.reason = ""
         self.fidelity = EXACT
-        self.graph_bytes = 0  # of the largest micro-batch, from a probe
+        self.graph_bytes = 0  # of the largest micro-batch, or of all where graphs are kept; from a probe
         self.keeps_graphs = keep_graphs
         self._tensors = list(parameters.tensors)
         self._kept: list[tuple[Graph, float]] = []
@@ -242,6 +242,8 @@ class CurvatureOperator:
             and available is not None
             and self.graph_bytes * batches <= _KEPT_SHARE * available
         )
+        if self.keeps_graphs:
+            self.graph_bytes = int(self.graph_bytes * batches)
         return self.hvp
 
     def _check_outputs(self, row: Batch) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from landscape.checkpoints import Checkpoint, identify
-from landscape.losses import Batch, LossFunction
+from landscape.losses import Batch, LossFunction, loss_name
 from landscape.objective import Objective, provenance_of
 from landscape.parameters import Parameters
 
@@ -26,6 +26,7 @@ class Subject:
         self, model: nn.Module | Checkpoint, data: Iterable[Batch], parameters: Globs, loss_fn: LossFunction | None
     ):
         self._started = time.perf_counter()
+        self.loss = loss_name(loss_fn)
         self.module, self.name, self._described = identify(model)
         self.objective = Objective(self.module, data, loss_fn)
         self.parameters = Parameters(self.module, parameters)
@@ -37,7 +38,7 @@ class Subject:
             "name": self.name,
             "data": str(getattr(self.objective.data, "source", "data")),
             "weight": self.objective.loss_weight(),
-            "provenance": provenance_of(self.objective, settings, seed, self._described, seconds),
+            "provenance": provenance_of(self.objective, settings | {"loss": self.loss}, seed, self._described, seconds),
         }
 
 

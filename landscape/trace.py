@@ -89,7 +89,9 @@ def hessian_trace(
         if journal is not None:
             weights = vector_digest(selected.values())
             identity = {"settings": settings, "seed": seed, "weights": weights, "data": describe_data(data)["digest"]}
-            log = stack.enter_context(Journal(journal, identity | {"device": str(objective.device)}))
+            log = stack.enter_context(
+                Journal(journal, identity | {"device": str(objective.device), "loss": subject.loss})
+            )
         bar = stack.enter_context(progress_bar(f"{name} trace", BLOCK, "probe", progress))
         run = TraceRun(objective, selected, weighting, seed, log, bar)
         low_precision = any(t.dtype.itemsize < 4 for t in selected.tensors)

@@ -228,25 +228,28 @@ def test_a_trace_near_zero_is_not_called_converged():
     assert "NOT CONVERGED" in str(found)
 
 
-def test_a_killed_trace_continues_to_the_same_result(tmp_path):
-    model, data = build_model("llama"), make_batches()
-    whole = hessian_trace(model, data, method="hutchinson", max_probes=24, rtol=9.0)
-    calls = []
+class Mortal:
+    """The language-model loss, until it has been taken so many times."""
 
-    def dying(model, batch):
-        calls.append(1)
-        if len(calls) > 8:
+    def __init__(self, lives):
+        self._lives = lives
+
+    def __call__(self, model, batch):
+        self._lives -= 1
+        if self._lives < 0:
             raise KeyboardInterrupt
         return CausalLoss(at_supervised=True)(model, batch)
 
-    def loss(model, batch):
-        return CausalLoss(at_supervised=True)(model, batch)
 
+def test_a_killed_trace_continues_to_the_same_result(tmp_path):
+    model, data = build_model("llama"), make_batches()
+    whole = hessian_trace(model, data, method="hutchinson", max_probes=24, rtol=9.0)
     journal = tmp_path / "trace.journal"
-    dying.__qualname__ = loss.__qualname__  # the same measurement, as far as a journal can tell
     options = {"method": "hutchinson", "max_probes": 24, "rtol": 9.0, "journal": journal}
     with pytest.raises(KeyboardInterrupt):
-        hessian_trace(model, data, loss_fn=dying, **options)
+        hessian_trace(model, data, loss_fn=Mortal(8), **options)
+    assert journal.exists()
+    loss = Mortal(10**6)
     again = hessian_trace(model, data, loss_fn=loss, **options)
     assert np.allclose(again.samples, whole.samples[: len(again.samples)], rtol=1e-6)
     with pytest.raises(InputError, match="other settings"):

@@ -286,3 +286,12 @@ def test_half_precision_logits_are_summed_in_float32(token_batches):
         weight += float((targets != -100).sum())
     # bfloat16 logits are the same up to the order of the head's sums: two units in their last place of 2**-8
     assert Objective(model, batches).loss().mean == pytest.approx(total / weight, rel=1e-2)
+
+
+def test_gradients_of_frozen_parameters_can_be_had():
+    model = build_model("llama")
+    expected = Objective(model, make_batches()).gradient(Parameters(model))[1]
+    model.requires_grad_(False)
+    found = Objective(model, make_batches()).gradient(Parameters(model, frozen=True))[1]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not any(p.requires_grad for p in model.parameters())
