@@ -212,7 +212,9 @@ class Result(abc.ABC):
         if content.get("format") != expected:
             raise InputError(f"{path} is not a {expected} file.")
         version = content.get("format_version")
-        if isinstance(version, int) and version > FORMAT_VERSION:
+        if not isinstance(version, int):
+            raise InputError(f"{path} is a damaged {expected} file: format_version is {version!r}.")
+        if version > FORMAT_VERSION:
             raise InputError(f"{path} was written by a newer landscape; upgrade to read it.")
         try:
             return from_plain(cls, content)

@@ -81,11 +81,13 @@ def test_a_file_that_is_no_result_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("value", [5, "x", [5], [[5]], {"a": 5}, True], ids=str)
-@pytest.mark.parametrize("field", ["name", "fidelity", "axes", "loss", "markers", "provenance", "weight", "format"])
+@pytest.mark.parametrize(
+    "field", ["name", "fidelity", "axes", "loss", "markers", "provenance", "weight", "format", "format_version"]
+)
 def test_a_damaged_result_is_refused_whatever_the_damage(tmp_path, field, value):
-    fits = {"name": ["x"], "loss": [[5], [[5]]], "weight": [5], "axes": [[[5]]]}  # by type; the rest is Surface's own
+    fits = {"name": ["x"], "loss": [[5], [[5]]], "weight": [5], "axes": [[[5]]], "format_version": [5, True]}
     if value in fits.get(field, []):
-        pytest.skip("no damage")
+        pytest.skip("no damage to the types; the rest is Surface's own to check")
     content = SURFACE | {field: value}
     (tmp_path / "x.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"x\.json is (a damaged|not a) landscape/surface file") as refusal:

@@ -73,6 +73,8 @@ def distinct_names(checkpoints: Sequence[CheckpointFiles]) -> list[str]:
 
 def reason_of(error: BaseException) -> str:
     """What another library's message says, as the end of one of our sentences: its first line that says something."""
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, which runs only with --trust-remote-code."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     heading = len(lines) > 1 and lines[0].endswith(":")
     return f"{lines[0]} {lines[1].rstrip('.')}." if heading else first_line(error)
@@ -110,7 +112,8 @@ def _inspect_model(source: str, folder: Path, parts: tuple[str, ...], trust_remo
     computes = {key: value for key, value in written.items() if key not in _VOLATILE}
     digest = hashlib.sha256(f"{own} {digest_of(computes)}".encode()).hexdigest()
     files = CheckpointFiles(source, folder, parts, stored, digest, _metadata(folder), config)
-    for key, value in (("vocab_size", files.vocabulary_size), ("max_position_embeddings", files.max_positions)):
+    for key in ("vocab_size", "max_position_embeddings", "num_hidden_layers"):
+        value = getattr(config.get_text_config(), key, None)
         if value is not None and not (isinstance(value, int) and value > 0):
             raise InputError(f"{source} has an unusable config.json: {key} is {value!r}.")
     return files
