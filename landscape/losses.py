@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from landscape.data import IGNORED
 from landscape.errors import InputError
+from landscape.head import linear_cross_entropy
 from landscape.parameters import vector_digest, wide_dtype
 
 Batch = Any  # a mapping of tensors, or an (inputs, targets) pair
@@ -229,15 +230,17 @@ class CausalLoss:
 
     With `at_supervised=True` the output head sees only the hidden states that predict a supervised label:
     everything the architecture does to its logits afterwards (scaling, capping) still happens, in its own code.
-    Otherwise it is `model(**batch).loss` times the number of supervised tokens.
+    With `linear_head=True` the logits are the head's own output, a linear map, and are never all held at once
+    (`head.linear_cross_entropy`). Otherwise it is `model(**batch).loss` times the number of supervised tokens.
     """
 
-    def __init__(self, at_supervised: bool):
+    def __init__(self, at_supervised: bool, linear_head: bool = False):
         self.at_supervised = at_supervised
+        self.linear_head = linear_head
 
     @classmethod
     def for_model(cls, model: nn.Module, batch: Batch) -> CausalLoss:
-        """The cheaper form where it gives the model's own loss on two rows of `batch`, else the plain one.
+        """The cheapest form that gives the model's own loss on two rows of `batch`.
 
         Asking the model beats a list of architectures: heads that do more than project, losses with extra terms
         and forwards that take other arguments all show as a different value.
@@ -251,31 +254,27 @@ class CausalLoss:
         if not len(rows):
             return plain
         small = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(labels) else v for k, v in batch.items()}
-        selected = cls(at_supervised=True)
+        low = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
         training = [(module, module.training) for module in model.modules()]
-        model.eval()  # dropout would make the two differ
+        model.eval()  # dropout would make them differ
         try:
             with torch.no_grad():
                 expected, weight = plain(model, small)
-                try:
-                    found, found_weight = selected(model, small)
-                except torch.OutOfMemoryError:
-                    raise
-                except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
-                    return plain
+                for form in (cls(at_supervised=True, linear_head=True), cls(at_supervised=True)):
+                    try:
+                        found, found_weight = form(model, small)
+                    except torch.OutOfMemoryError:
+                        raise
+                    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
+                        continue
+                    # they differ by the order of rounding: 1e-5 in float32, the type's own step in half precision
+                    ours, own = found.to(expected.dtype) / found_weight, expected / weight
+                    if torch.isclose(ours, own, rtol=1e-2 if low else 1e-5, atol=1e-6, equal_nan=True):
+                        return form
         finally:
             for module, flag in training:
                 module.training = flag
-        # the two differ by the order of rounding only: 1e-5 in float32, the type's own step in half precision
-        low = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
-        close = torch.isclose(
-            found.to(expected.dtype) / found_weight,
-            expected / weight,
-            rtol=1e-2 if low else 1e-5,
-            atol=1e-6,
-            equal_nan=True,
-        )
-        return selected if bool(close) else plain
+        return plain
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         labels = batch["labels"]
@@ -283,7 +282,16 @@ class CausalLoss:
         weight = predicted.sum()
         if not self.at_supervised:
             return self._plain(model, batch, weight)
+        if self.linear_head:
+            return self._from_hidden(model, batch, predicted), weight
         return self.of_outputs(self.outputs(model, batch), batch)
+
+    @staticmethod
+    def _from_hidden(model: nn.Module, batch: Batch, predicted: Tensor) -> Tensor:
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        hidden, head = hidden_at(model, inputs, F.pad(predicted, (0, 1), value=False))
+        targets = batch["labels"][:, 1:][predicted].to(hidden.device)
+        return linear_cross_entropy(hidden, head.weight, head.bias, targets)
 
     @staticmethod
     def of_outputs(outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -331,9 +339,33 @@ def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) ->
 
     handle = _part(model, "get_output_embeddings").register_forward_pre_hook(keep)
     try:
-        return model(**inputs, use_cache=False).logits.squeeze(0)
+        output = model(**inputs, use_cache=False)
+        return getattr(output, "logits", output).squeeze(0)
     finally:
         handle.remove()
+
+
+def hidden_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> tuple[Tensor, nn.Linear]:
+    """Hidden states that a linear output head sees at `positions`, (positions.sum(), width), and the head.
+
+    The head itself is given one position only. Raises TypeError where it is not a plain linear map.
+    """
+    head = _part(model, "get_output_embeddings")
+    if type(head) is not nn.Linear:
+        raise TypeError(f"the output head is a {type(head).__name__}, not a linear map")
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, arguments: Sequence[Any]) -> tuple:
+        hidden, *rest = arguments
+        kept.append(hidden[positions.to(hidden.device)])
+        return (hidden[:1, :1], *rest)
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        model(**inputs, use_cache=False)
+    finally:
+        handle.remove()
+    return kept[0], head
 
 
 def _summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscape.checkpoints import Checkpoint
+from landscape.data import IGNORED
 from landscape.differences import central_difference
-from landscape.losses import Batch, CausalLoss, LossFunction
+from landscape.losses import Batch, CausalLoss, LossFunction, hidden_at
 from landscape.objective import Objective
 from landscape.operators import curvature_of
 from landscape.parameters import Parameters, preserved
@@ -100,31 +102,22 @@ def check_curvature(
 def _untied_head(objective: Objective, parameters: Parameters) -> str | None:
     """The name of the head's weight where the closed form holds for it."""
     loss_fn, model = objective.loss_fn, objective.model
-    if not isinstance(loss_fn, CausalLoss) or not loss_fn.at_supervised:
+    if not isinstance(loss_fn, CausalLoss) or not loss_fn.linear_head:
         return None
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    if not isinstance(head, nn.Linear):
-        return None
     for entry in parameters:
         if entry.tensor is head.weight and not entry.aliases:
-            batch = objective.on_device(next(iter(objective.data)))
-            hidden, logits = _head_states(objective, head, batch)
-            return entry.name if torch.equal(logits, loss_fn.outputs(model, batch)) and len(hidden) else None
+            return entry.name
     return None
 
 
 @torch.no_grad()
-def _head_states(objective: Objective, head: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hidden states and logits at supervised positions: (tokens, width), (tokens, vocabulary)."""
-    kept: list[Tensor] = []
-    handle = head.register_forward_hook(lambda _, inputs, output: kept.extend((inputs[0], output)))
-    try:
-        with preserved(objective.model):
-            objective.evaluate(batch)
-    finally:
-        handle.remove()
-    hidden, logits = kept[:2]
-    return hidden.flatten(0, -2), logits.flatten(0, -2)
+def _hidden_states(objective: Objective, batch: Batch) -> Tensor:
+    """What the head sees at supervised positions: (tokens, width)."""
+    positions = F.pad(batch["labels"][:, 1:] != IGNORED, (0, 1), value=False)
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    with preserved(objective.model):
+        return hidden_at(objective.model, inputs, positions)[0]
 
 
 def _head_checks(subject: Subject, name: str, hvp: str, seed: int) -> list[Check]:
@@ -136,8 +129,8 @@ def _head_checks(subject: Subject, name: str, hvp: str, seed: int) -> list[Check
         found = operator(vector[None])[0]
     probe = vector.view(head.weight.shape).double()
     expected, trace, count = torch.zeros_like(probe), 0.0, 0
-    for hidden, logits in objective.over_batches(lambda batch: _head_states(objective, head, batch)):
-        p, h = torch.softmax(logits.double(), dim=-1), hidden.double()
+    for hidden in objective.over_batches(lambda batch: _hidden_states(objective, batch)):
+        p, h = torch.softmax(head(hidden).detach().double(), dim=-1), hidden.double()
         pushed = p * (h @ probe.T)
         expected += (pushed - p * pushed.sum(-1, keepdim=True)).T @ h
         trace += float(((1 - p.square().sum(-1)) * h.square().sum(-1)).sum())

@@ -1,0 +1,148 @@
+"""Cross-entropy of a linear head, without ever holding the logits of all positions: value, gradient and curvature.
+
+With logits z = W h + b, p = softmax(z) and one-hot targets y, the summed loss has the gradient g = p - y in z, and its
+change along dz is dg = p * dz - p (p'dz). Everything below is those two lines, pulled through the linear map by hand
+and computed a chunk of positions at a time: memory is a chunk's logits, where autograd keeps several tensors of shape
+(positions, vocabulary). Logits are computed once for value and gradient together, and once more for every product
+with the curvature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+_CHUNK = 2**22  # logits computed at a time: 16 MiB in float32
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Sum over positions of the cross-entropy of hidden @ weight.T + bias: a scalar in float32 or wider.
+
+    hidden (positions, width), weight (vocabulary, width), bias (vocabulary,), targets (positions,). Twice
+    differentiable in hidden, weight and bias; softmax in float32 or wider.
+    """
+    return _Value.apply(hidden, weight, bias, targets)
+
+
+def _pieces(positions: int, vocabulary: int) -> Iterator[slice]:
+    step = max(1, _CHUNK // vocabulary)
+    for start in range(0, positions, step):
+        yield slice(start, start + step)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """log of the sum of exponentials, (positions, 1), and the softmax, which takes the place of `logits`."""
+    total = torch.logsumexp(logits, dim=-1, keepdim=True)
+    return total, logits.sub_(total).exp_()
+
+
+class _Value(Function):
+    """The summed loss. Where gradients will be wanted they are taken in the same pass over the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        wide = torch.float32 if hidden.device.type == "mps" else torch.float64
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        gradients: list[Tensor | None] = [None, None, None]
+        wanted = any(ctx.needs_input_grad)
+        if wanted:
+            gradients = [torch.empty_like(hidden), torch.zeros_like(weight)]
+            gradients.append(None if bias is None else torch.zeros_like(bias))
+        for piece in _pieces(len(hidden), len(weight)):
+            h, y = hidden[piece], targets[piece, None]
+            logits = _logits(h, weight, bias)
+            at_target = logits.gather(1, y)
+            sums, slope = _softmax(logits)
+            total += (sums - at_target).to(wide).sum()
+            if wanted:
+                slope = slope.scatter_add_(1, y, torch.full_like(at_target, -1.0)).to(weight.dtype)
+                _pull(gradients, piece, slope, h, weight)
+        ctx.save_for_backward(hidden, weight, bias, targets, *gradients)
+        ctx.save_for_forward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        found = _Gradient.apply(*ctx.saved_tensors)
+        return (*(None if d is None else d * scale.to(d.dtype) for d in found), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        pairs = zip(ctx.saved_tensors, tangents[:3], strict=True)
+        parts = [(g.double() * t).sum() for g, t in pairs if g is not None and t is not None]
+        return torch.stack(parts).sum()
+
+
+def _pull(into: list[Tensor | None], piece: slice, slope: Tensor, hidden: Tensor, weight: Tensor) -> None:
+    """Add what a cotangent of the logits of `piece` makes in hidden, weight and bias."""
+    d_hidden, d_weight, d_bias = into
+    torch.mm(slope, weight, out=d_hidden[piece])  # type: ignore[index]
+    d_weight.addmm_(slope.T, hidden)  # type: ignore[union-attr]
+    if d_bias is not None:
+        d_bias += slope.sum(0)
+
+
+class _Gradient(Function):
+    """Hands on the gradient that the value's pass took; its own derivative is the curvature."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *gradients: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.save_for_forward(hidden, weight, bias, targets)
+        ctx.set_materialize_grads(False)
+        return tuple(None if g is None else g.clone() for g in gradients)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *along: Tensor | None) -> tuple[Tensor | None, ...]:
+        # the Hessian is symmetric: what pulls a vector back through the gradient is its product with the vector
+        return (*_curvature(*ctx.saved_tensors, *along), *([None] * 4))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(_curvature(*ctx.saved_tensors, *tangents[:3]))
+
+
+def _curvature(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    along_hidden: Tensor | None,
+    along_weight: Tensor | None,
+    along_bias: Tensor | None = None,
+) -> list[Tensor | None]:
+    """The Hessian of the summed loss in (hidden, weight, bias) times a vector in them; None stands for zero."""
+    out: list[Tensor | None] = [torch.empty_like(hidden), torch.zeros_like(weight)]
+    out.append(None if bias is None else torch.zeros_like(bias))
+    for piece in _pieces(len(hidden), len(weight)):
+        h, y = hidden[piece], targets[piece]
+        _, p = _softmax(_logits(h, weight, bias))
+        dz = torch.zeros_like(p, dtype=weight.dtype)
+        if along_hidden is not None:
+            dz.addmm_(along_hidden[piece], weight.T)
+        if along_weight is not None:
+            dz.addmm_(h, along_weight.T)
+        if along_bias is not None:
+            dz += along_bias
+        bent = dz.to(p.dtype).mul_(p)
+        bent.addcmul_(p, bent.sum(-1, keepdim=True), value=-1)
+        _pull(out, piece, bent.to(weight.dtype), h, weight)
+        p = p.to(weight.dtype)  # p - y, its second part by index
+        if along_hidden is not None:
+            out[1].addmm_(p.T, along_hidden[piece])  # type: ignore[union-attr]
+            out[1].index_add_(0, y, along_hidden[piece], alpha=-1)  # type: ignore[union-attr]
+        if along_weight is not None:
+            out[0][piece].addmm_(p, along_weight).sub_(along_weight[y])  # type: ignore[index]
+    return out
