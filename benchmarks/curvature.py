@@ -4,8 +4,8 @@
 
 products   an exact Hessian-vector product (fresh; eight sharing a graph; from a kept graph) and a central difference,
            over the cost of one gradient of the same data
-top 5      ours to a certified rtol of 1e-3; PyHessian's power iteration at its default tolerance; ARPACK (eigsh, ncv=20,
-           tol 1e-3) on fresh products; errors against ours at rtol 1e-6
+top 5      ours to a certified rtol of 1e-3; PyHessian's power iteration at its default tolerance; ARPACK (eigsh,
+           ncv=20, tol 1e-3) on fresh products; errors against ours at rtol 1e-6
 trace      ours to a 5% half-width of the 95% interval; the same rule with a fresh product for every probe;
            PyHessian at its default tolerance, and where it stopped
 --memory   peak memory of one product at a vocabulary of 32 000, in processes of their own
@@ -28,10 +28,10 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from landscape import MeasurementWarning, hessian_eigenvalues, hessian_trace, load_checkpoint, load_data
+from landscape.curvature import curvature_of
 from landscape.data import TokenData
 from landscape.estimation import sample_mean
 from landscape.objective import Objective
-from landscape.operators import curvature_of
 from landscape.parameters import Parameters
 
 warnings.simplefilter("ignore", MeasurementWarning)

@@ -72,8 +72,7 @@ class _Value(Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        found = _Gradient.apply(*ctx.saved_tensors)
-        return (*(None if d is None else d * scale.to(d.dtype) for d in found), None)
+        return (*_Gradient.apply(scale, *ctx.saved_tensors), None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -92,26 +91,45 @@ def _pull(into: list[Tensor | None], piece: slice, slope: Tensor, hidden: Tensor
 
 
 class _Gradient(Function):
-    """Hands on the gradient that the value's pass took; its own derivative is the curvature."""
+    """Scales the gradient that the value's pass took; its own derivative is the curvature."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *gradients: Tensor | None
+        ctx: Any,
+        scale: Tensor,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        *gradients: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.save_for_forward(hidden, weight, bias, targets)
+        ctx.save_for_backward(scale, hidden, weight, bias, targets, *gradients)
+        ctx.save_for_forward(scale, hidden, weight, bias, targets, *gradients)
         ctx.set_materialize_grads(False)
-        return tuple(None if g is None else g.clone() for g in gradients)
+        return tuple(None if g is None else g * scale.to(g.dtype) for g in gradients)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *along: Tensor | None) -> tuple[Tensor | None, ...]:
         # the Hessian is symmetric: what pulls a vector back through the gradient is its product with the vector
-        return (*_curvature(*ctx.saved_tensors, *along), *([None] * 4))
+        scale, *inputs, d_hidden, d_weight, d_bias = ctx.saved_tensors
+        found = [None if d is None else d.mul_(scale.to(d.dtype)) for d in _curvature(*inputs, *along)]
+        d_scale = None
+        if ctx.needs_input_grad[0]:
+            pairs = zip(along, (d_hidden, d_weight, d_bias), strict=True)
+            parts = [(a.to(scale.dtype) * d).sum() for a, d in pairs if a is not None and d is not None]
+            d_scale = torch.stack(parts).sum() if parts else None
+        return (d_scale, *found, *([None] * 4))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(_curvature(*ctx.saved_tensors, *tangents[:3]))
+    def jvp(ctx: Any, scale_tangent: Tensor | None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        scale, *inputs, d_hidden, d_weight, d_bias = ctx.saved_tensors
+        found = [None if d is None else d.mul_(scale.to(d.dtype)) for d in _curvature(*inputs, *tangents[:3])]
+        if scale_tangent is not None:
+            for tangent, d in zip(found, (d_hidden, d_weight, d_bias), strict=True):
+                if tangent is not None and d is not None:
+                    tangent += d * scale_tangent.to(d.dtype)
+        return tuple(found)
 
 
 def _curvature(

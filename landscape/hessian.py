@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from landscape.checkpoints import Checkpoint, identify
+from landscape.curvature import curvature_of, require_memory
 from landscape.directions import Direction
 from landscape.errors import InputError, MeasurementWarning
 from landscape.hessian_results import (
@@ -21,7 +22,6 @@ from landscape.hessian_results import (
 )
 from landscape.losses import Batch, LossFunction
 from landscape.objective import Objective
-from landscape.operators import curvature_of, require_memory
 from landscape.parameters import Parameters, Vector
 from landscape.power_iteration import pyhessian_eigenvalues
 from landscape.spectrum import RitzPairs, check_wanted, default_basis_size, lanczos, quadrature
@@ -49,7 +49,7 @@ def hessian_vector_product(
     vector  tensors by parameter name (absent names are zero, and so are they in the product's meaning: the full
             product is returned over all selected parameters), a `Direction`, one flat tensor of shape (size,), or a
             sequence of tensors in the order of the parameters
-    hvp     see `operators.curvature_of`
+    hvp     see `curvature.curvature_of`
 
     Raises InputError where the vector does not fit the parameters.
     """
@@ -112,7 +112,7 @@ def hessian_eigenvalues(
     method        "lanczos" (see `spectrum.lanczos`), or "pyhessian": PyHessian's power iteration on the same
                   objective, with `which="LM"` and its own stopping rule at `rtol`; residuals are measured afterwards
     curvature     "hessian", or "ggn" for the Gauss-Newton matrix
-    hvp           "exact", "forward_over_reverse", "finite_difference" or "auto"; see `operators.curvature_of`
+    hvp           "exact", "forward_over_reverse", "finite_difference" or "auto"; see `curvature.curvature_of`
     parameters    shell globs over parameter names
     vectors       also return unit eigenvectors, as directions to plot along
     basis_device  where Lanczos vectors live; "cpu" keeps them on the host

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from landscape.checkpoints import Checkpoint
+from landscape.curvature import curvature_of
 from landscape.data import IGNORED
 from landscape.differences import central_difference
 from landscape.losses import Batch, CausalLoss, LossFunction, hidden_at
 from landscape.objective import Objective
-from landscape.operators import curvature_of
 from landscape.parameters import Parameters, preserved
 from landscape.results import Provenance, Result
 from landscape.subject import Subject

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landscape.curvature import curvature_of
 from landscape.objective import Objective
-from landscape.operators import curvature_of
 from landscape.parameters import Parameters
 
 WORDS = 7

@@ -19,7 +19,7 @@ FLOORS = [
     {"objective", "vectors", "spectrum", "estimation", "memory"},
     {"directions", "sweep", "surface_metrics", "sam", "differences"},
     {"operators", "hessian_results"},
-    {"subject", "power_iteration"},
+    {"curvature", "subject", "power_iteration"},
     {"surface", "finetune", "hessian", "trace"},
     {"layers", "selfcheck"},
     {"comparison"},

@@ -11,9 +11,9 @@ from curved import TinyTransformer, dense_hessian, matrix_of, tiny_data
 from torch import nn
 
 from landscape import hessian_vector_product, supervised_loss
+from landscape.curvature import curvature_of
 from landscape.errors import InputError, MeasurementWarning
 from landscape.objective import Objective
-from landscape.operators import curvature_of
 from landscape.parameters import Parameters
 from landscape.vectors import Layout, probe_scale
 
