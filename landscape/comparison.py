@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,10 @@ from landscape.checkpoints import (
     load_tokenizer,
 )
 from landscape.data import TokenData, check_vocabulary, load_data, parse_named_source
-from landscape.directions import random_directions
 from landscape.errors import InputError, MeasurementWarning
-from landscape.grid import ends
 from landscape.results import Provenance
-from landscape.surface import Span, Surface, auto_span, compute_interpolation, compute_plane, compute_surface
 
 DEFAULT_DATA = "builtin:docs"
-CHECKPOINTS_OF = {"interpolate": 2, "plane": 3}  # kinds of surface that are of several checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,103 +198,3 @@ def _say_what_is_measured(files: Sequence[CheckpointFiles], said: dict | None, t
         if any(other.get(key) != said[key] for other in others):
             words += " (not all checkpoints were)"
     warnings.warn(f"{words}.", MeasurementWarning, stacklevel=3)
-
-
-# --- surfaces -----------------------------------------------------------------------------------------------
-
-
-def compare_surfaces(
-    comparison: Comparison,
-    folder: Path,
-    *,
-    kind: str = "random",
-    dim: int = 2,
-    points: Sequence[int] = (25, 25),
-    span: Span = 1.0,
-    normalize: str = "filter",
-    seed: int = 0,
-    progress: bool = True,
-) -> dict[str, Surface]:
-    """Surfaces of every checkpoint on every data set, by the name of the file in `folder` that keeps each.
-
-    "random" gives one per checkpoint, along the same draw of directions on the same axes; "interpolate" one for
-    two checkpoints; "plane" one for three (`span` is then its margin). What `folder` holds already is read, what a
-    killed run left half done is finished. Raises InputError where checkpoints and kind do not fit together.
-    """
-    check_count(kind, len(comparison.files))
-    of_all = kind in CHECKPOINTS_OF
-    names = comparison.file_names("surface", of_all)
-    members = {index: range(len(comparison.files)) if of_all else [index] for index, _ in names}
-    if kind == "interpolate":
-        grid: dict[str, Any] = {"points": points[0], "span": span}
-    elif kind == "plane":
-        grid = {"points": points, "margin": span}
-    else:
-        grid = {"points": points, "span": span, "normalize": normalize, "seed": seed}
-
-    def read(key: tuple[int, str]) -> Surface:
-        surface = Surface.load(folder / names[key])
-        wanted: dict[str, Any] = {"kind": kind, "normalize": grid.get("normalize"), "seed": grid.get("seed")}
-        if kind == "random":
-            wanted["points"] = list(points)
-            wanted |= {} if span == "auto" else {"span": [ends(span)] * dim}
-        found: dict[str, Any] = {"kind": surface.kind, "normalize": surface.normalize, "seed": surface.seed}
-        found |= {"points": list(surface.loss.shape), "span": [(axis[0], axis[-1]) for axis in surface.axes]}
-        differing = [word for word, value in wanted.items() if found[word] != value]
-        comparison.check_origin(folder / names[key], surface.provenance, members[key[0]], key[1], differing)
-        return surface
-
-    finished = {key: read(key) for key, name in names.items() if (folder / name).exists()}
-    missing = [key for key in names if key not in finished]
-    unfinished = sorted({index for index, _ in missing})
-    for index in unfinished[1:]:
-        comparison.load(index)  # what cannot be loaded is better said now than after hours on the first
-    if span == "auto" and missing:
-        grid["span"] = max(_auto_spans(comparison, dim, normalize, seed))
-    for index in unfinished:
-        models: list[Any] = [comparison.load(member) for member in members[index]]
-        for data_name in [name for i, name in missing if i == index]:
-            path = folder / names[index, data_name]
-            journal = path.with_name(f".{path.stem}.journal")
-            how = grid | {"journal": journal, "progress": progress}
-            data = comparison.data[data_name]
-            if kind == "interpolate":
-                surface = compute_interpolation(models[0], models[1], data, **how)
-            elif kind == "plane":
-                surface = compute_plane(models, data, **how)
-            else:
-                surface = compute_surface(models[0], data, dim=dim, **how)
-            dataclasses.replace(surface, data=data_name).save(path)
-            journal.unlink(missing_ok=True)
-    return {name: finished.get(key) or Surface.load(folder / name) for key, name in names.items()}
-
-
-def check_count(kind: str, count: int) -> None:
-    """Raise InputError where a kind of surface does not take `count` checkpoints."""
-    wanted = CHECKPOINTS_OF.get(kind, count)
-    if wanted != count:
-        raise InputError(f"--kind {kind} takes {wanted} checkpoints, got {count}.")
-
-
-def _auto_spans(comparison: Comparison, dim: int, normalize: str, seed: int) -> Iterator[float]:
-    for index in range(len(comparison.files)):
-        model = comparison.load(index)
-        directions = random_directions(model.model, dim, normalize=normalize, seed=seed)
-        for data in comparison.data.values():
-            yield auto_span(model, data, directions)
-
-
-def summarize(file: str, surface: Surface) -> dict:
-    """A surface in a few numbers, for `summary.json`: what a script reads without loading the grid."""
-    return {
-        "file": file,
-        "checkpoint": surface.name,
-        "data": surface.data,
-        "loss_at_center": surface.center,
-        "markers": surface.markers,
-        "metrics": surface.metrics(),
-        "supervised_tokens": surface.weight,
-        "nonfinite": surface.nonfinite,
-        "fidelity": surface.fidelity,
-        "seconds": surface.provenance.seconds,
-    }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from landscape.checkpoints import load_checkpoint, save_checkpoint
-from landscape.comparison import compare_surfaces, open_comparison, summarize
+from landscape.comparison import open_comparison
 from landscape.corpora import builtin_corpus
 from landscape.data import load_data
 from landscape.finetune import finetune
@@ -18,6 +18,7 @@ from landscape.parameters import preserved
 from landscape.plotting import write_figures
 from landscape.results import installed_versions, results_folder, write_json
 from landscape.surface import Surface
+from landscape.surface_comparison import compare_surfaces, summarize
 
 VOCABULARY = 1024
 LENGTH = 128  # tokens of an example

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from landscape.errors import InputError
+from landscape.errors import InputError, first_line
 from landscape.parameters import (
     NORMALIZATIONS,
     Parameters,
@@ -18,6 +22,7 @@ from landscape.parameters import (
     inner_product,
     vector_norm,
 )
+from landscape.results import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Direction:
     """A direction in parameter space: a tensor by parameter name (absent names are zero), and how it was made."""
 
     tensors: Vector
-    kind: str  # "random" | "difference" | "plane"
+    kind: str  # "random" | "difference" | "eigen"
     label: str  # for an axis
     normalize: str | None = None
     seed: int | None = None
@@ -152,3 +157,42 @@ def check_same_tensors(a: Vector, b: Vector) -> None:
         shape_b = tuple(b[name].shape) if name in b else "absent"
         if shape_a != shape_b:
             raise InputError(f"the models differ: {name} is {shape_a} in the first and {shape_b} in the second.")
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def save_directions(directions: Sequence[Direction], path: Path | str) -> None:
+    """Write directions to a .safetensors file; `load_directions` reads them back bit for bit."""
+    tensors = {
+        f"{index}:{name}": tensor.detach().cpu().contiguous()
+        for index, direction in enumerate(directions)
+        for name, tensor in direction.tensors.items()
+    }
+    said = [[d.kind, d.label, d.normalize, d.seed] for d in directions]
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"directions": json.dumps(said)})
+
+
+def load_directions(path: Path | str, model: nn.Module) -> list[Direction]:
+    """Directions that `save_directions` wrote, on the device of each of `model`'s parameters.
+
+    Raises InputError where the file is not of directions, or of another model's.
+    """
+    parameters = Parameters(model, frozen=True)
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {})["directions"])
+            tensors: list[dict[str, Tensor]] = [{} for _ in said]
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                index, _, name = key.partition(":")
+                tensors[int(index)][name] = file.get_tensor(key)
+    except (OSError, KeyError, ValueError, IndexError, SafetensorError) as error:
+        raise InputError(f"{path} does not hold directions: {first_line(error)}") from error
+    placed = [
+        {name: tensor.to(parameters[name].device) if name in parameters.names else tensor for name, tensor in t.items()}
+        for t in tensors
+    ]
+    directions = [Direction(t, *rest) for t, rest in zip(placed, said, strict=True)]
+    check_directions(directions, parameters)
+    return directions

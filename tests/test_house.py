@@ -23,7 +23,7 @@ FLOORS = [
     {"surface", "finetune", "hessian", "trace"},
     {"layers", "selfcheck"},
     {"comparison"},
-    {"measurements"},
+    {"measurements", "surface_comparison"},
     {"plotting"},
     {"demo"},
     {"cli"},

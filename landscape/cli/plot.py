@@ -37,6 +37,7 @@ class Kind(enum.StrEnum):
     random = "random"
     interpolate = "interpolate"
     plane = "plane"
+    eigen = "eigen"
 
 
 class Normalize(enum.StrEnum):
@@ -54,16 +55,20 @@ def plot(
     ],
     data: Data = None,
     kind: Annotated[
-        Kind, typer.Option(help="Random directions; the line between two checkpoints; the plane through three.")
+        Kind,
+        typer.Option(
+            help="Random directions; the line between two checkpoints; the plane through three; eigenvectors of the "
+            "Hessian, of the largest and the lowest eigenvalue."
+        ),
     ] = Kind.random,
-    dim: Annotated[int | None, typer.Option(help="1 or 2 (random only). Default 2.", min=1, max=2)] = None,
+    dim: Annotated[int | None, typer.Option(help="1 or 2 (random and eigen). Default 2.", min=1, max=2)] = None,
     points: Annotated[str, typer.Option(help="Grid points per axis: N or N,M.")] = "25",
     span: Annotated[
         str | None,
         typer.Option(
             help="S for [-S, S], or LOW,HIGH, in units of the direction; auto: until the loss has risen by 1 nat. "
             "Default 1. For interpolate LOW,HIGH with a at 0 and b at 1, default -0.5,1.5; for plane the margin around "
-            "the three checkpoints as a fraction of their extent, default 0.25."
+            "the three checkpoints as a fraction of their extent, default 0.25; for eigen a distance, default auto."
         ),
     ] = None,
     normalize: Annotated[
@@ -90,9 +95,10 @@ def plot(
     contours = _levels(levels, log)
     quiet_libraries()
     from landscape.checkpoints import resolve_device
-    from landscape.comparison import CHECKPOINTS_OF, check_count, compare_surfaces, open_comparison, summarize
+    from landscape.comparison import open_comparison
     from landscape.plotting import write_figures
     from landscape.results import results_folder, write_json
+    from landscape.surface_comparison import CHECKPOINTS_OF, check_count, compare_surfaces, summarize
 
     check_count(kind.value, len(checkpoints))
     comparison = open_comparison(
@@ -127,7 +133,8 @@ def plot(
 def _shape_of(kind: Kind, dim: int | None, points: str, span: str | None, normalize: Normalize | None) -> dict:
     """What `--kind --dim --points --span --normalize` say together, checked."""
     natural = 1 if kind is Kind.interpolate else 2
-    if kind is not Kind.random and dim not in (None, natural):
+    free = kind in (Kind.random, Kind.eigen)  # in its dimension and span
+    if not free and dim not in (None, natural):
         raise InputError(f"--kind {kind.value} is {natural}-dimensional; --dim {dim} does not go with it.")
     if kind is not Kind.random and normalize is not None:
         raise InputError(f"--normalize scales random directions; it does not go with --kind {kind.value}.")
@@ -137,10 +144,10 @@ def _shape_of(kind: Kind, dim: int | None, points: str, span: str | None, normal
         counts *= dim
     if len(counts) != dim or min(counts) < 3:
         raise InputError(f"--points {points} is not {'a number' if dim == 1 else 'N or N,M'} with at least 3 an axis.")
-    ends: Any = {Kind.random: 1.0, Kind.interpolate: (-0.5, 1.5), Kind.plane: 0.25}[kind]
+    ends: Any = {Kind.random: 1.0, Kind.interpolate: (-0.5, 1.5), Kind.plane: 0.25, Kind.eigen: "auto"}[kind]
     if span == "auto":
-        if kind is not Kind.random:
-            raise InputError(f"--span auto looks along random directions; it does not go with --kind {kind.value}.")
+        if not free:
+            raise InputError(f"--span auto looks along directions; it does not go with --kind {kind.value}.")
         ends = "auto"
     elif span is not None:
         ends = _ends_of(kind, span)
@@ -150,7 +157,7 @@ def _shape_of(kind: Kind, dim: int | None, points: str, span: str | None, normal
 
 def _ends_of(kind: Kind, span: str) -> float | tuple[float, ...]:
     numbers = _numbers(span, "--span")
-    forms = {Kind.random: "S or LOW,HIGH", Kind.interpolate: "LOW,HIGH", Kind.plane: "a margin"}[kind]
+    forms = {Kind.interpolate: "LOW,HIGH", Kind.plane: "a margin"}.get(kind, "S or LOW,HIGH")
     if len(numbers) == 2 and kind is not Kind.plane and numbers[0] < numbers[1]:
         return tuple(numbers)
     if (
