@@ -70,30 +70,22 @@ def pyhessian(model: torch.nn.Module, batches: list[dict]) -> PyHessian:
 
 def products(model: torch.nn.Module, data: TokenData, rounds: int) -> None:
     objective, parameters = Objective(model, data), Parameters(model)
-    with (
-        curvature_of(objective, parameters, hvp="exact", keep_graphs=False) as fresh,
-        curvature_of(objective, parameters, hvp="exact") as kept,
-        curvature_of(objective, parameters, hvp="finite_difference") as differences,
-    ):
+
+    def measure(runs: dict[str, Callable[[], object]], per: dict[str, int]) -> str:
+        seconds, _ = alternate({"gradient": lambda: objective.gradient(parameters), **runs}, rounds)
+        unit = seconds.pop("gradient")
+        return ", ".join(f"{name} {taken / per.get(name, 1) / unit:.2f}" for name, taken in seconds.items())
+
+    with curvature_of(objective, parameters, hvp="exact", keep_graphs=False) as fresh:
         vectors = torch.stack([fresh.layout.random(i, "benchmark") for i in range(8)])
-        kept(vectors[:1])
-        seconds, _ = alternate(
-            {
-                "gradient": lambda: objective.gradient(parameters),
-                "fresh": lambda: fresh(vectors[:1]),
-                "eight on one graph": lambda: fresh(vectors),
-                "kept": lambda: kept(vectors[:1]),
-                "differences, two steps": lambda: differences(vectors[:1]),
-            },
-            rounds,
-        )
-        error = differences.error
-    seconds["eight on one graph"] /= 8
-    unit = seconds.pop("gradient")
-    print(
-        f"gradient {unit:.3f} s; products in gradients: " + ", ".join(f"{k} {s / unit:.2f}" for k, s in seconds.items())
-    )
-    print(f"differences are good to {error:.1e}")
+        runs = {"fresh": lambda: fresh(vectors[:1]), "eight on one graph": lambda: fresh(vectors)}
+        print("products, in gradients: " + measure(runs, {"eight on one graph": 8}), end=", ")
+    # differences move the weights, and a kept graph does not survive that: so not in turn with the others
+    with curvature_of(objective, parameters, hvp="exact") as kept:
+        print(measure({"kept graph": lambda: kept(vectors[:1])}, {}), end=", ")
+    with curvature_of(objective, parameters, hvp="finite_difference") as differences:
+        print(measure({"differences at two steps": lambda: differences(vectors[:1])}, {}))
+        print(f"differences are good to {differences.error:.1e}")
 
 
 def eigenvalues(model: torch.nn.Module, data: TokenData, rounds: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import warnings
 
 # Before torch is imported, and for the commands the tests start: on tiny tensors a second thread only waits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,6 +30,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from landscape.cli import main
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and then it sleeps.",
@@ -142,6 +146,26 @@ def make_batches(rows: int = 3, examples: int = 7, seed: int = 0, vocabulary: in
 @pytest.fixture
 def token_batches() -> Callable[..., list[dict[str, torch.Tensor]]]:
     return make_batches
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., tuple]:
+    """The command line in this process: exit code, stdout, stderr. Results go below tmp_path / "out"."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["landscape", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        with warnings.catch_warnings():
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
 
 
 class Quadratic(nn.Module):

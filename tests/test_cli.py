@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -17,31 +16,10 @@ from safetensors.torch import load_file, save_file
 from test_objective import plain_loss
 
 from landscape.checkpoints import load_checkpoint
-from landscape.cli import main
 from landscape.data import load_data
 from landscape.surface import Surface
 
 SMALL = ("--points", "3", "--device", "cpu")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """The command line in this process: exit code, stdout, stderr. Results go below tmp_path / "out"."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["landscape", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        with warnings.catch_warnings():
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 def subprocess_run(*arguments, **options):
