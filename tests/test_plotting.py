@@ -20,6 +20,7 @@ import pytest
 from landscape.errors import InputError
 from landscape.parameters import Fidelity
 from landscape.plotting import (
+    basics,
     caption_for,
     common,
     plot,
@@ -569,7 +570,7 @@ def test_rounded_perturbations_are_said_beside_the_panel(fidelity, said):
     ],
 )
 def test_ticks_are_round_and_inside(low, high, expected):
-    assert common.labels(common.round_ticks(low, high, 4)) == expected
+    assert basics.labels(basics.round_ticks(low, high, 4)) == expected
 
 
 # --- names from outside -------------------------------------------------------------------------------------
@@ -698,7 +699,7 @@ def test_browser_draws_scenes_turns_them_together_and_shows_names_literally(tmp_
     assert not re.search(r"<img src=.?x|<a [^>]*example\.org", outside)
     shown = [html.unescape(text) for text in re.findall(r">([^<>]+)<", outside)]
     assert shown.count(EVIL) >= 2  # heading and table
-    assert common.shorten(EVIL, 44) in shown  # the panel's title
+    assert basics.shorten(EVIL, 44) in shown  # the panel's title
     assert {"sam", "dead", "loss at centre 1.500", "35 of 35 points not finite"} <= set(shown)
 
 

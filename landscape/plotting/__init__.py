@@ -16,9 +16,25 @@ from landscape.results import replacing, write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from landscape.hessian_results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
     from landscape.surface import Surface
 
-__all__ = ["caption_for", "plot", "plot_surfaces", "require_comparable", "surfaces_html", "write_figures"]
+__all__ = [
+    "caption_for",
+    "density_html",
+    "layers_html",
+    "plot",
+    "plot_density",
+    "plot_eigenvalues",
+    "plot_layers",
+    "plot_surfaces",
+    "plot_trace",
+    "require_comparable",
+    "surfaces_html",
+    "write_density_figures",
+    "write_figures",
+    "write_layer_figures",
+]
 
 
 def plot(result: Any, **options: Any) -> Figure:
@@ -87,9 +103,82 @@ def write_figures(
 
     The same surfaces give the same bytes. Raises InputError as `plot_surfaces` does, before writing anything.
     """
-    stem = Path(stem)
     figure = plot_surfaces(surfaces, log=log, levels=levels, caption=caption)
-    page = surfaces_html(surfaces, log=log, caption=caption, title=title)
+    return _write(figure, surfaces_html(surfaces, log=log, caption=caption, title=title), stem)
+
+
+def plot_density(densities: Sequence[SpectralDensity], *, caption: str | None = None) -> Figure:
+    """Smoothed spectral densities on a logarithmic scale: a panel per data set, a line per checkpoint.
+
+    All lines of a panel have the same kernel. Ticks at the foot show the largest and smallest node of every probe.
+    `caption` replaces the text under the figure; "" leaves it out.
+
+    Raises InputError where the densities are not comparable (other data under one name, another matrix, other or
+    differently many parameters), where two have the same name and data, and where one is not finite.
+    """
+    from landscape.plotting import curvature_paper
+
+    return curvature_paper.density_figure(densities, caption)
+
+
+def density_html(
+    densities: Sequence[SpectralDensity], *, caption: str | None = None, title: str = "Spectral densities"
+) -> str:
+    """The same densities as a complete HTML page; it needs no network. Raises InputError as `plot_density` does."""
+    from landscape.plotting import curvature_interactive
+
+    return curvature_interactive.density_page(densities, caption, title)
+
+
+def write_density_figures(densities: Sequence[SpectralDensity], stem: Path | str) -> list[Path]:
+    """Write `stem`.png, `stem`.pdf and `stem`.html of `densities`, as `write_figures` does for surfaces."""
+    return _write(plot_density(densities), density_html(densities), stem)
+
+
+def plot_layers(tables: Sequence[LayerCurvature], *, caption: str | None = None) -> Figure:
+    """Trace and largest eigenvalue of every layer as bars, a colour per checkpoint, a row of panels per data set.
+
+    Layers stand in the model's order from top to bottom; eigenvalues that did not converge are hollow.
+    `caption` replaces the text under the figure; "" leaves it out.
+
+    Raises InputError where the tables are not comparable (other data under one name, another matrix, other layers),
+    and where two have the same name and data.
+    """
+    from landscape.plotting import curvature_paper
+
+    return curvature_paper.layers_figure(tables, caption)
+
+
+def layers_html(
+    tables: Sequence[LayerCurvature], *, caption: str | None = None, title: str = "Curvature by layer"
+) -> str:
+    """The same bars as a complete HTML page; it needs no network. Raises InputError as `plot_layers` does."""
+    from landscape.plotting import curvature_interactive
+
+    return curvature_interactive.layers_page(tables, caption, title)
+
+
+def write_layer_figures(tables: Sequence[LayerCurvature], stem: Path | str) -> list[Path]:
+    """Write `stem`.png, `stem`.pdf and `stem`.html of `tables`, as `write_figures` does for surfaces."""
+    return _write(plot_layers(tables), layers_html(tables), stem)
+
+
+def plot_eigenvalues(result: Eigenvalues, *, caption: str | None = None) -> Figure:
+    """Eigenvalues with their residual norms; those that did not converge are hollow. `caption` as elsewhere."""
+    from landscape.plotting import curvature_paper
+
+    return curvature_paper.eigenvalues_figure(result, caption)
+
+
+def plot_trace(result: TraceEstimate, *, caption: str | None = None) -> Figure:
+    """Histogram of what single probes estimate, with the mean and its confidence interval. `caption` as elsewhere."""
+    from landscape.plotting import curvature_paper
+
+    return curvature_paper.trace_figure(result, caption)
+
+
+def _write(figure: Figure, page: str, stem: Path | str) -> list[Path]:
+    stem = Path(stem)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf", "html")]
     with replacing(paths[0]) as temporary:
         figure.savefig(temporary)
@@ -100,6 +189,10 @@ def write_figures(
 
 
 # By name, not by type: knowing the types would import the numerics, and with them torch.
-_PICTURES = {
+_PICTURES: dict[str, Any] = {
     "surface": lambda surface, **options: plot_surfaces([surface], **options),
+    "density": lambda density, **options: plot_density([density], **options),
+    "layers": lambda table, **options: plot_layers([table], **options),
+    "eigenvalues": plot_eigenvalues,
+    "trace": plot_trace,
 }

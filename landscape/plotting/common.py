@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from landscape.errors import InputError
+from landscape.plotting.basics import (
+    Places,
+    amount,
+    clean,
+    label_of,
+    labels,
+    listing,
+    log_ticks,
+    number,
+    of_tokens,
+    places_of,
+    require_same_data,
+    round_ticks,
+)
 
-if TYPE_CHECKING:  # a picture needs no more of a surface than its fields, so importing this stays cheap
+if TYPE_CHECKING:  # a picture needs no more of a result than its fields, so importing this stays cheap
     from landscape.surface import Surface
-
-# Okabe and Ito's colours without the yellow, which is lost on white paper.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 
 
 # --- names and order ----------------------------------------------------------------------------------------
@@ -27,7 +38,12 @@ def shared_label(surfaces: Sequence[Surface], axis: int) -> str:
     found = list(dict.fromkeys(clean(surface.axis_labels[axis]) for surface in surfaces))
     if len(found) > 1 and surfaces[0].kind == "interpolate":
         return "position between checkpoints (0 to 1)"
-    return " / ".join(found)
+    return "distance along the eigenvector" if differ_in_eigenvectors(surfaces) else " / ".join(found)
+
+
+def differ_in_eigenvectors(surfaces: Sequence[Surface]) -> bool:
+    """Whether every checkpoint has eigenvectors of its own along the axes, so that each has to say which."""
+    return surfaces[0].kind == "eigen" and len({surface.axis_labels for surface in surfaces}) > 1
 
 
 def marked_places(surfaces: Sequence[Surface]) -> dict[float, list[str]]:
@@ -45,32 +61,12 @@ def aspect(surface: Surface) -> float:
     return float(np.clip(high / wide, 0.6, 1.0))
 
 
-def clean(text: str) -> str:
-    """`text` on one line, with what has no glyph (control characters, broken Unicode) made visible."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
-
-
-def shorten(text: str, limit: int) -> str:
-    """`text`, its middle left out where it is longer than `limit`: names mostly differ at their ends."""
-    if len(text) <= limit:
-        return text
-    head = (limit - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
-
-
 @dataclasses.dataclass(frozen=True)
-class Arrangement:
-    """The surfaces of a figure by checkpoint and data set, each in order of first appearance."""
+class Arrangement(Places["Surface"]):
+    """The surfaces of a figure and how they are drawn."""
 
-    names: list[str]
-    data: list[str]
-    cells: dict[tuple[str, str], Surface]  # by (name, data); what was not measured is missing
     dim: int
     log: bool
-
-    def of_data(self, data: str) -> list[Surface]:
-        """The surfaces measured on one data set, in the order of the checkpoints."""
-        return [self.cells[name, data] for name in self.names if (name, data) in self.cells]
 
 
 def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
@@ -83,20 +79,16 @@ def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
         raise InputError("no surface to plot; give at least one.")
     require_comparable(surfaces)
     if not 1 <= (dim := len(surfaces[0].axes)) <= 2:
-        raise InputError(f"{_label(surfaces[0])} has {dim} dimensions; only one or two can be drawn.")
+        raise InputError(f"{label_of(surfaces[0])} has {dim} dimensions; only one or two can be drawn.")
     if min(len(axis) for axis in surfaces[0].axes) < 2:
-        raise InputError(f"{_label(surfaces[0])} has an axis of one point; a picture needs at least two.")
-    cells: dict[tuple[str, str], Surface] = {}
+        raise InputError(f"{label_of(surfaces[0])} has an axis of one point; a picture needs at least two.")
+    places = places_of(surfaces, "surfaces")
     for surface in surfaces:
-        if (surface.name, surface.data) in cells:
-            raise InputError(f"two surfaces are both {_label(surface)}; give them different names.")
         if log and len(finite := finite_losses([surface])) and finite.min() <= 0:
             raise InputError(
-                f"a logarithmic scale needs losses above 0, but {_label(surface)} reaches {finite.min():.4g}."
+                f"a logarithmic scale needs losses above 0, but {label_of(surface)} reaches {finite.min():.4g}."
             )
-        cells[surface.name, surface.data] = surface
-    names, data = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
-    return Arrangement(names, data, cells, dim, log)
+    return Arrangement(places.names, places.data, places.cells, dim, log)
 
 
 def require_comparable(surfaces: Sequence[Surface]) -> None:
@@ -114,29 +106,13 @@ def require_comparable(surfaces: Sequence[Surface]) -> None:
             *((name, value, other.conventions[name]) for name, value in first.conventions.items()),
         ):
             if a != b:
-                raise InputError(f"{_label(first)} and {_label(other)} differ in {what}: {a} against {b}.")
+                raise InputError(f"{label_of(first)} and {label_of(other)} differ in {what}: {a} against {b}.")
         if not all(np.array_equal(a, b) for a, b in zip(first.axes, other.axes, strict=True)):
             raise InputError(
-                f"{_label(first)} and {_label(other)} differ in their axes: {_grid(first)} with "
+                f"{label_of(first)} and {label_of(other)} differ in their axes: {_grid(first)} with "
                 f"{_extent(first)} against {_grid(other)} with {_extent(other)}; measure both on one grid."
             )
-    seen: dict[str, Surface] = {}
-    for surface in surfaces:
-        first = seen.setdefault(surface.data, surface)
-        if _what_was_read(first) != _what_was_read(surface):
-            raise InputError(
-                f"{_label(first)} and {_label(surface)} were measured on different data "
-                f"({first.weight:,.10g} and {surface.weight:,.10g} terms); use the same for both."
-            )
-
-
-def _what_was_read(surface: Surface) -> tuple[float, str | None]:
-    """Number of loss terms, and the digest of the tokens; digests of other data change with its batches."""
-    return surface.weight, (surface.provenance.data or {}).get("digest") if _of_tokens(surface) else None
-
-
-def _label(surface: Surface) -> str:
-    return f"'{clean(surface.name)}' on '{clean(surface.data)}'"
+    require_same_data(surfaces)
 
 
 def _grid(surface: Surface) -> str:
@@ -144,12 +120,8 @@ def _grid(surface: Surface) -> str:
 
 
 def _extent(surface: Surface) -> str:
-    spans = [f"{_number(axis[0])} to {_number(axis[-1])}" for axis in surface.axes]
+    spans = [f"{number(axis[0])} to {number(axis[-1])}" for axis in surface.axes]
     return f"{spans[0]} on both axes" if len(spans) == 2 and spans[0] == spans[1] else " and ".join(spans)
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
 # --- the loss scale -----------------------------------------------------------------------------------------
@@ -192,7 +164,7 @@ class LossScale:
         """Heights of round losses, about `count` of them, and their labels in units of loss."""
         if self.empty:
             return [], []
-        choose = _log_ticks if self.log else round_ticks
+        choose = log_ticks if self.log else round_ticks
         losses = choose(self.low, self.high, count)
         return [float(self.heights(loss)) for loss in losses], labels(losses)
 
@@ -233,46 +205,6 @@ def loss_scale(surfaces: Sequence[Surface], log: bool, levels: int | Sequence[fl
     return LossScale(low, high, heights, not isinstance(levels, int), log, empty)
 
 
-def round_ticks(low: float, high: float, count: int) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten from `low` to `high`, nearest to `count` of them."""
-    power = 10.0 ** math.floor(math.log10((high - low) / count))
-    steps = [power * factor for factor in (1, 2, 2.5, 5, 10)]
-    slack = 1e-6 * (high - low)  # so that rounding does not cost the tick at an edge
-
-    def multiples(step: float) -> list[float]:
-        first, last = math.ceil((low - slack) / step), math.floor((high + slack) / step)
-        return [i * step for i in range(first, last + 1)]
-
-    return min((multiples(step) for step in steps), key=lambda ticks: abs(len(ticks) - count))
-
-
-def _log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Round losses from 10**low to 10**high: 1-2-5 or powers of ten, round numbers within a decade."""
-    if high - low < 1:
-        return round_ticks(10.0**low, 10.0**high, count)
-    decades = range(math.floor(low), math.ceil(high) + 1)
-    step = math.ceil((high - low) / count)
-    choices = [
-        [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)],
-        [factor * 10.0**decade for decade in decades for factor in (1, 3)],
-        [10.0**decade for decade in decades if decade % step == 0],
-    ]
-    inside = [[t for t in ticks if low - 1e-9 <= math.log10(t) <= high + 1e-9] for ticks in choices]
-    return min(inside, key=lambda ticks: abs(len(ticks) - count))
-
-
-def labels(ticks: Sequence[float]) -> list[str]:
-    """`ticks` as text: no more digits than tell them apart, a proper minus sign."""
-    largest = max((abs(tick) for tick in ticks), default=0.0)
-    steps = [b - a for a, b in itertools.pairwise(ticks)] or [largest or 1.0]
-    if largest >= 1e5 or min(steps) < 1e-6 or max(steps) > 10 * min(steps):  # the last: over several decades
-        texts = [f"{tick:.6g}" for tick in ticks]
-    else:
-        digits = next(d for d in range(9) if all(abs(t - round(t, d)) < 1e-2 * min(steps) for t in ticks))
-        texts = [f"{tick:.{digits}f}" for tick in ticks]
-    return [text.replace("-", "\N{MINUS SIGN}") for text in texts]
-
-
 # --- words --------------------------------------------------------------------------------------------------
 
 
@@ -306,10 +238,12 @@ def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
     arrangement = arrange(surfaces, log)
     dim, shown = arrangement.dim, list(arrangement.cells.values())
     first = shown[0]
-    data = _listing([f"{clean(d)} ({_amount(arrangement.of_data(d)[0])})" for d in arrangement.data])
+    data = listing([f"{clean(d)} ({amount(arrangement.of_data(d)[0])})" for d in arrangement.data])
     several = len(arrangement.names) > 1
-    unit = " (nats per supervised token)" if all(_of_tokens(surface) for surface in shown) else ""
+    unit = " (nats per supervised token)" if all(of_tokens(surface) for surface in shown) else ""
     sentences = [f"Loss{unit} on {data}, {_region(first)}"]
+    if first.kind == "eigen":
+        sentences.append(_eigenvectors(arrangement))
 
     draw = []
     if first.kind == "random" and first.seed is not None:
@@ -334,7 +268,7 @@ def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
         sentences.append("Logarithmic loss scale")
     if any(surface.nonfinite for surface in shown):
         sentences.append("Holes: loss not finite" if dim == 2 else "Gaps: loss not finite")
-    sentences.append(f"Weights in {_listing(list(dict.fromkeys(s.provenance.dtype for s in shown)))}")
+    sentences.append(f"Weights in {listing(list(dict.fromkeys(s.provenance.dtype for s in shown)))}")
     return ". ".join(sentences) + "."
 
 
@@ -346,6 +280,8 @@ def _region(surface: Surface) -> str:
         return f"on the straight line between two checkpoints ({grid})"
     if surface.kind == "plane":
         return f"over the plane through the marked checkpoints ({grid}; axes are distances in parameter space)"
+    if surface.kind == "eigen":
+        return f"{'along a Hessian eigenvector' if one else 'over two Hessian eigenvectors'} ({grid})"
     normalized = "not normalized" if surface.normalize == "none" else f"{surface.normalize}-normalized"
     said = [normalized] if surface.normalize else []
     said += [f"seed {surface.seed}"] if surface.seed is not None else []
@@ -357,15 +293,14 @@ def _region(surface: Surface) -> str:
     return f"{directions} ({'; '.join([*([', '.join(said)] if said else []), grid])})"
 
 
-def _of_tokens(surface: Surface) -> bool:
-    """Whether the loss is a language model's; that of other models and data has units we do not know."""
-    return "supervised_tokens" in (surface.provenance.data or {})
-
-
-def _amount(surface: Surface) -> str:
-    count = f"{surface.weight:,.10g}"
-    return f"{count} supervised tokens" if _of_tokens(surface) else f"mean of {count}"
-
-
-def _listing(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+def _eigenvectors(arrangement: Arrangement) -> str:
+    """Whose eigenvectors the axes of a figure are."""
+    first = next(iter(arrangement.cells.values()))
+    several, sides = len(arrangement.names) > 1, all(axis[0] < 0 < axis[-1] for axis in first.axes)
+    axes = "axis is the distance along a" if len(first.axes) == 1 else "axes are distances along"
+    plural = "" if len(first.axes) == 1 else "s"
+    said = f"The {axes} unit Hessian eigenvector{plural} of {'each' if several else 'the'} checkpoint's own loss"
+    drawn = {(s.name, str(s.provenance.settings.get("directions"))) for s in arrangement.cells.values()}
+    if len(drawn) < len(arrangement.cells):
+        said += " (the same on more than one data set)"
+    return said + (f"; both signs of the direction{plural} are shown" if sides else "")

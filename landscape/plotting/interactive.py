@@ -10,8 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io
 
+from landscape.plotting.basics import COLORS, clean, shorten
 from landscape.plotting.common import (
-    COLORS,
     Arrangement,
     LossScale,
     arrange,
@@ -19,29 +19,28 @@ from landscape.plotting.common import (
     caption_for,
     center_name,
     center_text,
-    clean,
+    differ_in_eigenvectors,
     loss_scale,
     marked_places,
     notes,
     shared_label,
-    shorten,
 )
 from landscape.plotting.page import FONT, html_page
 
 if TYPE_CHECKING:
     from landscape.surface import Marker, Surface
 
-_DASHES = ("solid", "dash", "dashdot", "dot", "longdash")
+DASHES = ("solid", "dash", "dashdot", "dot", "longdash")
 _EYE = {"x": 0.95, "y": -1.65, "z": 1.05}
 _SCENE_AXIS = {"showbackground": False, "gridcolor": "#ddd", "linecolor": "#888", "zeroline": False}
-_LINE_AXIS = {
+LINE_AXIS = {
     "gridcolor": "#e5e5e5",
     "zeroline": False,
     "showline": True,
     "linecolor": "#555",
     "ticks": "outside",
 }
-_ROW = 440  # pixels to a row of panels
+ROW = 440  # pixels to a row of panels
 _COLUMN = 370  # pixels below which a panel does not shrink: a scene narrower than high is cut off
 
 # Turn one scene and the others turn along. Our own relayout raises the event again: `busy` ends the echo.
@@ -67,24 +66,33 @@ def surface_page(surfaces: Sequence[Surface], *, log: bool, caption: str | None,
     arrangement = arrange(surfaces, log)
     figure = surface_figure(arrangement)
     columns = len(arrangement.names) if arrangement.dim == 2 else min(len(arrangement.data), 2)
-    plot = plotly.io.to_html(
-        figure,
-        full_html=False,
-        include_plotlyjs=True,
-        include_mathjax=False,
-        div_id="landscape-plot",  # a fixed name: the same surfaces make the same page
-        post_script=_SAME_CAMERA if arrangement.dim == 2 else None,
-        # Plotly's "Share chart" button, there by default, would send the data to its makers' server.
-        config={"responsive": True, "displaylogo": False, "showSendToCloud": False},
-    )
     return html_page(
         title,
-        plot,
+        plot_html(figure, _SAME_CAMERA if arrangement.dim == 2 else None),
         caption_for(surfaces, log=log) if caption is None else caption,
         ["checkpoint", "data", f"loss at {center_name(surfaces[0])}", ""],
         [_row(surface) for surface in arrangement.cells.values()],
         width=(_COLUMN * columns + 90, max(900, 480 * columns + 140)),
     )
+
+
+def plot_html(figure: go.Figure, script: str | None = None) -> str:
+    """The figure as a part of a page, with plotly itself; `script` runs when it is drawn."""
+    return plotly.io.to_html(
+        figure,
+        full_html=False,
+        include_plotlyjs=True,
+        include_mathjax=False,
+        div_id="landscape-plot",  # a fixed name: the same results make the same page
+        post_script=script,
+        # Plotly's "Share chart" button, there by default, would send the data to its makers' server.
+        config={"responsive": True, "displaylogo": False, "showSendToCloud": False},
+    )
+
+
+def new_figure() -> go.Figure:
+    """An empty figure in the style of all."""
+    return go.Figure(layout={"template": "none", "font": {"family": FONT, "size": 13, "color": "#222"}})
 
 
 def _row(surface: Surface) -> list[str]:
@@ -95,7 +103,7 @@ def _row(surface: Surface) -> list[str]:
 def surface_figure(arrangement: Arrangement) -> go.Figure:
     """The plotly figure of comparable surfaces."""
     scales = {data: loss_scale(arrangement.of_data(data), arrangement.log) for data in arrangement.data}
-    figure = go.Figure(layout={"template": "none", "font": {"family": FONT, "size": 13, "color": "#222"}})
+    figure = new_figure()
     draw = _add_lines if arrangement.dim == 1 else _add_scenes
     draw(figure, arrangement, scales)
     return figure
@@ -111,7 +119,7 @@ def _scene_text(text: str) -> str:
     return clean(text).replace("<", "<\u200b").replace("%{", "%\u200b{")
 
 
-def _add_heading(figure: go.Figure, lines: Sequence[str], x: float, y: float, **place: Any) -> None:
+def add_heading(figure: go.Figure, lines: Sequence[str], x: float, y: float, **place: Any) -> None:
     """Lines of plotly text at a place on the sheet."""
     paper = {"xref": "paper", "yref": "paper", "showarrow": False}
     figure.add_annotation(text="<br>".join(lines), x=x, y=y, **paper, **place)
@@ -124,12 +132,12 @@ def _add_scenes(figure: go.Figure, arrangement: Arrangement, scales: dict[str, L
     """A scene for each surface: a column per checkpoint, a row and a colour scale per data set."""
     columns, rows = len(arrangement.names), len(arrangement.data)
     several = rows > 1
-    figure.update_layout(height=_ROW * rows + 30, margin={"l": 0, "r": 90, "t": 30, "b": 0}, showlegend=False)
+    figure.update_layout(height=ROW * rows + 30, margin={"l": 0, "r": 90, "t": 30, "b": 0}, showlegend=False)
     number = 0
     for row, data in enumerate(arrangement.data):
         scale, coloraxis = scales[data], f"coloraxis{row + 1 if row else ''}"
         bottom, top = 1 - (row + 1) / rows, 1 - row / rows
-        heading = 60 / (_ROW * rows)
+        heading = 60 / (ROW * rows)
         ticks, texts = scale.ticks(6)
         figure.layout[coloraxis] = {
             "colorscale": "Viridis",
@@ -158,7 +166,7 @@ def _add_scenes(figure: go.Figure, arrangement: Arrangement, scales: dict[str, L
             where = f"{plotly_text(shorten(clean(data), 30))}: " if several else ""
             lines += [where + center_text(surface), *notes(surface)]
             middle = (column + 0.5) / columns
-            _add_heading(figure, lines, middle, top, xanchor="center", yanchor="top", yshift=-4)
+            add_heading(figure, lines, middle, top, xanchor="center", yanchor="top", yshift=-4)
 
 
 def _scene(surface: Surface, scale: LossScale) -> dict[str, Any]:
@@ -166,7 +174,7 @@ def _scene(surface: Surface, scale: LossScale) -> dict[str, Any]:
     height = scale.high - scale.low
     zrange = [scale.low - 0.15 * height, scale.high + 0.03 * height]  # room to see the contours on the floor
     axis = _SCENE_AXIS | {"showspikes": False, "nticks": 5}
-    labels = [_scene_text(shorten(clean(label), 32)) for label in surface.axis_labels]
+    labels = [_scene_text(shorten(clean(label), 40)) for label in surface.axis_labels]
     return {
         "xaxis": axis | {"title": {"text": labels[0]}, "range": [x[0], x[-1]]},
         "yaxis": axis | {"title": {"text": labels[1]}, "range": [y[0], y[-1]]},
@@ -242,7 +250,7 @@ def _add_lines(figure: go.Figure, arrangement: Arrangement, scales: dict[str, Lo
     columns = min(len(arrangement.data), 2)
     rows = -(-len(arrangement.data) // columns)
     figure.update_layout(
-        height=_ROW * rows,
+        height=ROW * rows,
         margin={"l": 70, "r": 20, "t": 40, "b": 20},
         hovermode="closest",
         legend={"orientation": "h", "x": 0, "y": -0.16 / rows, "yanchor": "top"},
@@ -259,7 +267,7 @@ def _add_lines(figure: go.Figure, arrangement: Arrangement, scales: dict[str, Lo
         pad = 0.04 * (scale.high - scale.low)
         ticks, texts = scale.ticks(6)
         x = surfaces[0].axes[0]
-        figure.layout[f"xaxis{suffix}"] = _LINE_AXIS | {
+        figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
             "domain": [left, right],
             "anchor": f"y{suffix}",
             "range": [x[0], x[-1]],
@@ -267,7 +275,7 @@ def _add_lines(figure: go.Figure, arrangement: Arrangement, scales: dict[str, Lo
             "showgrid": False,
         }
         # A plotly range on a log axis is in powers of ten, as the scale's heights are; its ticks are losses.
-        figure.layout[f"yaxis{suffix}"] = _LINE_AXIS | {
+        figure.layout[f"yaxis{suffix}"] = LINE_AXIS | {
             "domain": [bottom, top],
             "anchor": f"x{suffix}",
             "type": "log" if scale.log else "linear",
@@ -284,14 +292,16 @@ def _add_lines(figure: go.Figure, arrangement: Arrangement, scales: dict[str, Lo
         _add_marks(figure, surfaces, suffix)
         if len(arrangement.data) > 1:
             heading = [f"<b>{plotly_text(shorten(clean(data), 50))}</b>"]
-            _add_heading(figure, heading, left, top, xanchor="left", yanchor="bottom", yshift=6)
+            add_heading(figure, heading, left, top, xanchor="left", yanchor="bottom", yshift=6)
 
 
 def _legend(arrangement: Arrangement, name: str) -> str:
     """The name of a checkpoint, and what limits the use of its lines."""
     shown = [arrangement.cells[name, data] for data in arrangement.data if (name, data) in arrangement.cells]
     several = len(arrangement.data) > 1
-    remarks = [(f"{plotly_text(s.data)}: " if several else "") + note for s in shown for note in notes(s)]
+    own = differ_in_eigenvectors(list(arrangement.cells.values()))
+    said = [(s, [*([plotly_text(s.axis_labels[0])] if own else []), *notes(s)]) for s in shown]
+    remarks = [(f"{plotly_text(s.data)}: " if several else "") + remark for s, found in said for remark in found]
     return plotly_text(shorten(clean(name), 100)) + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
@@ -308,7 +318,7 @@ def _line_traces(surface: Surface, order: int, panel: str, scale: LossScale, leg
         "hovertemplate": f"{name}<br>{where}: %{{x:.3g}}<br>loss: %{{y:.4f}}<extra></extra>",
     }
     color = COLORS[order % len(COLORS)]
-    line = {"color": color, "dash": _DASHES[order % len(_DASHES)], "width": 2.5}
+    line = {"color": color, "dash": DASHES[order % len(DASHES)], "width": 2.5}
     points = {"color": color, "size": 8, "line": {"color": "white", "width": 1}}
     x, y = [spot[0] for spot in spots], [spot[1] for spot in spots]
     listing = {"name": legend, "showlegend": legend is not None}

@@ -17,22 +17,19 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from mpl_toolkits.mplot3d import Axes3D
 
+from landscape.plotting.basics import COLORS, clean, labels, round_ticks, shorten
 from landscape.plotting.common import (
-    COLORS,
     Arrangement,
     LossScale,
     arrange,
     aspect,
     caption_for,
     center_text,
-    clean,
-    labels,
+    differ_in_eigenvectors,
     loss_scale,
     marked_places,
     notes,
-    round_ticks,
     shared_label,
-    shorten,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +72,7 @@ class PaperFigure(Figure):
     """A figure that keeps its look, and embeds its fonts, however the settings stand when it is saved."""
 
     def savefig(self, *args: Any, **options: Any) -> None:
-        with _style():
+        with style():
             super().savefig(*args, **options)
 
     def _repr_png_(self) -> bytes:
@@ -84,7 +81,7 @@ class PaperFigure(Figure):
         return buffer.getvalue()
 
 
-def _style() -> Any:
+def style() -> Any:
     return matplotlib.style.context(["default", STYLE])
 
 
@@ -95,7 +92,7 @@ def surface_figure(
     arrangement = arrange(surfaces, log)
     scales = {data: loss_scale(arrangement.of_data(data), log, levels) for data in arrangement.data}
     text = caption_for(surfaces, log=log) if caption is None else clean(caption)
-    with _style():
+    with style():
         draw = _draw_lines if arrangement.dim == 1 else _draw_planes
         return draw(arrangement, scales, text)
 
@@ -103,7 +100,7 @@ def surface_figure(
 # --- layout -------------------------------------------------------------------------------------------------
 
 
-class _Sheet:
+class Sheet:
     """A figure addressed in inches from its top left corner."""
 
     def __init__(self, width: float, height: float, caption: str):
@@ -134,9 +131,10 @@ def _title_lines(name: str, width: int) -> list[str]:
 def _draw_planes(arrangement: Arrangement, scales: dict[str, LossScale], caption: str) -> Figure:
     several = len(arrangement.data) > 1
     side = 2.1 if several else 2.5  # so that the rows of two data sets still fit on a page
-    gap, left, right = 0.3, 0.62, 0.8
     columns = len(arrangement.names)
     first = next(iter(arrangement.cells.values()))
+    own_axes = differ_in_eigenvectors(list(arrangement.cells.values()))
+    gap, left, right = 0.42 if own_axes else 0.3, 0.62, 0.8
     titles = {name: _title_lines(name, int(15 * side)) for name in arrangement.names}
     name_lines = max(len(lines) for lines in titles.values())
     note_lines = max(len(notes(surface)) for surface in arrangement.cells.values())
@@ -148,7 +146,7 @@ def _draw_planes(arrangement: Arrangement, scales: dict[str, LossScale], caption
     block = flat_top + flat_height + 0.45
 
     width = left + columns * side + (columns - 1) * gap + right
-    sheet = _Sheet(width, block * len(arrangement.data), caption)
+    sheet = Sheet(width, block * len(arrangement.data), caption)
     for row, data in enumerate(arrangement.data):
         top, scale = row * block, scales[data]
         if several:
@@ -175,7 +173,7 @@ def _draw_planes(arrangement: Arrangement, scales: dict[str, LossScale], caption
     return sheet.figure
 
 
-def _draw_title(sheet: _Sheet, center: float, names_end: float, name: list[str], surface: Surface) -> None:
+def _draw_title(sheet: Sheet, center: float, names_end: float, name: list[str], surface: Surface) -> None:
     sheet.text(center, names_end, "\n".join(name), ha="center", va="bottom", fontweight="bold")
     below = "\n".join([center_text(surface), *notes(surface)])
     sheet.text(center, names_end + 0.02, below, ha="center", fontsize=7)
@@ -202,13 +200,13 @@ def _draw_view(axes: Axes3D, surface: Surface, scale: LossScale, norm: Normalize
         (axes.xaxis, surface.axis_labels[0], x),
         (axes.yaxis, surface.axis_labels[1], y),
     ):
-        axis.set_label_text(shorten(clean(label), 30), fontsize=7 if len(label) <= 20 else 5.5)
+        axis.set_label_text(shorten(clean(label), 38), fontsize=7 if len(label) <= 20 else 5.5)
         axis.labelpad = -9
         edge = 0.1 * (grid[-1] - grid[0])  # ticks of both axes would collide in the corner
-        _set_round_ticks(axis, grid[0] + edge, grid[-1] - edge, 3)
+        set_round_ticks(axis, grid[0] + edge, grid[-1] - edge, 3)
     axes.zaxis.set_rotate_label(False)
     axes.set_zlabel("loss", fontsize=7, labelpad=-9, rotation=90)
-    _set_ticks(axes.zaxis, *scale.ticks(4))
+    set_ticks(axes.zaxis, *scale.ticks(4))
     axes.tick_params(labelsize=6, pad=-3.5)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.pane.set(facecolor="white", edgecolor="0.8", linewidth=0.5)
@@ -233,8 +231,8 @@ def _draw_contours(axes: Axes, surface: Surface, scale: LossScale, norm: Normali
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     axes.set_xlabel(shorten(clean(surface.axis_labels[0]), 40))
     axes.set_ylabel(shorten(clean(surface.axis_labels[1]), 40))
-    _set_round_ticks(axes.xaxis, x[0], x[-1], 5)
-    _set_round_ticks(axes.yaxis, y[0], y[-1], 5)
+    set_round_ticks(axes.xaxis, x[0], x[-1], 5)
+    set_round_ticks(axes.yaxis, y[0], y[-1], 5)
     if surface.kind == "plane":
         _draw_markers(axes, surface)
     if not any(marker.coordinates == (0, 0) for marker in surface.markers):
@@ -273,18 +271,18 @@ def _draw_bar(figure: Figure, axes: Axes, filled: Any, scale: LossScale) -> None
     if bar.solids is not None:
         bar.solids.set_edgecolor("face")  # or PDF viewers show seams between the colours
     bar.outline.set_linewidth(0.4)
-    _set_ticks(axes.yaxis, *scale.bar_ticks())
+    set_ticks(axes.yaxis, *scale.bar_ticks())
 
 
-def _set_ticks(axis: Any, positions: Sequence[float], texts: Sequence[str]) -> None:
+def set_ticks(axis: Any, positions: Sequence[float], texts: Sequence[str]) -> None:
     axis.set_major_locator(FixedLocator(positions))
     axis.set_major_formatter(FixedFormatter(texts))
     axis.set_minor_locator(NullLocator())
 
 
-def _set_round_ticks(axis: Any, low: float, high: float, count: int) -> None:
+def set_round_ticks(axis: Any, low: float, high: float, count: int) -> None:
     ticks = round_ticks(low, high, count)
-    _set_ticks(axis, ticks, labels(ticks))
+    set_ticks(axis, ticks, labels(ticks))
 
 
 # --- one dimension ------------------------------------------------------------------------------------------
@@ -300,7 +298,7 @@ def _draw_lines(arrangement: Arrangement, scales: dict[str, LossScale], caption:
     top = 0.28 if count > 1 else 0.1
     block = top + height + 0.42 + 0.135 * lines
 
-    sheet = _Sheet(left + columns * width + (columns - 1) * gap + right, rows * block, caption)
+    sheet = Sheet(left + columns * width + (columns - 1) * gap + right, rows * block, caption)
     for index, data in enumerate(arrangement.data):
         row, column = divmod(index, columns)
         axes = sheet.axes(left + column * (width + gap), row * block + top, width, height)
@@ -322,13 +320,17 @@ def _draw_lines(arrangement: Arrangement, scales: dict[str, LossScale], caption:
 
 
 def _line_labels(surfaces: Sequence[Surface]) -> list[str]:
-    wrapped = []
-    for surface in surfaces:
-        # Spaces that do not break keep each remark on one line.
-        said = [text.replace(" ", "\xa0") for text in (center_text(surface), *notes(surface))]
-        lines = textwrap.wrap(", ".join([shorten(clean(surface.name), 100), *said]), 50)
-        wrapped.append("\n".join(lines).replace("\xa0", " "))
-    return wrapped
+    own = differ_in_eigenvectors(surfaces)
+    return [
+        legend_text(s.name, [*([clean(s.axis_labels[0])] if own else []), center_text(s), *notes(s)]) for s in surfaces
+    ]
+
+
+def legend_text(name: str, remarks: Sequence[str]) -> str:
+    """A name and remarks as the lines of a legend; each remark stays on one line."""
+    said = [text.replace(" ", "\xa0") for text in remarks]  # spaces that do not break
+    lines = textwrap.wrap(", ".join([shorten(clean(name), 100), *said]), 50)
+    return "\n".join(lines).replace("\xa0", " ")
 
 
 def _draw_line(axes: Axes, surface: Surface, index: int, log: bool) -> Any:
@@ -347,12 +349,12 @@ def _finish_lines(axes: Axes, surfaces: Sequence[Surface], scale: LossScale) -> 
     pad = 0.04 * (scale.high - scale.low)
     low, high = scale.low - pad, scale.high + pad
     axes.set(xlim=(x[0], x[-1]), xlabel=shorten(shared_label(surfaces, 0), 48), ylabel=scale.name)
-    _set_round_ticks(axes.xaxis, x[0], x[-1], 5)
+    set_round_ticks(axes.xaxis, x[0], x[-1], 5)
     if scale.log:
         axes.set_yscale("log")
     axes.set_ylim(*scale.losses([low, high]))
     positions, texts = scale.ticks(6)
-    _set_ticks(axes.yaxis, scale.losses(positions), texts)
+    set_ticks(axes.yaxis, scale.losses(positions), texts)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
