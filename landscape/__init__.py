@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from landscape.losses import supervised_loss
     from landscape.plotting import plot_surfaces, surfaces_html
     from landscape.sam import SAM, SAMTrainer
+    from landscape.sharpness import SHARPNESS_METRICS, Sharpness, compute_sharpness
     from landscape.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
     from landscape.surface_metrics import SurfaceMetrics, compare_metrics
     from landscape.trace import hessian_trace
@@ -50,6 +51,9 @@ _HOME = {
     "TraceEstimate": "hessian_results",
     "SpectralDensity": "hessian_results",
     "LayerCurvature": "hessian_results",
+    "compute_sharpness": "sharpness",
+    "SHARPNESS_METRICS": "sharpness",
+    "Sharpness": "sharpness",
     "SAM": "sam",
     "SAMTrainer": "sam",
     "InputError": "errors",

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from landscape.batches import Batch, on_device, rows_of, take_rows
 from landscape.differences import central_difference
 from landscape.errors import InputError, MeasurementWarning, first_line
-from landscape.losses import Batch, OutputLoss
+from landscape.losses import OutputLoss
 from landscape.memory import MemoryEstimate, available_memory, counting_saved_bytes
-from landscape.objective import Objective, on_device, rows_of, take_rows
+from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
 from landscape.parameters import Parameters, preserved
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint, identify
 from landscape.curvature import curvature_of, require_memory
 from landscape.directions import Direction
@@ -20,7 +21,7 @@ from landscape.hessian_results import (
     Eigenvalues,
     SpectralDensity,
 )
-from landscape.losses import Batch, LossFunction
+from landscape.losses import LossFunction
 from landscape.objective import Objective
 from landscape.parameters import Parameters, Vector
 from landscape.power_iteration import pyhessian_eigenvalues

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint
 from landscape.errors import MeasurementWarning
 from landscape.hessian import hessian_eigenvalues
 from landscape.hessian_results import LayerCurvature, LayerRow
-from landscape.losses import Batch, LossFunction
+from landscape.losses import LossFunction
 from landscape.subject import Globs, Subject, group_by_layer
 from landscape.trace import hessian_trace
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from landscape.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError
-from landscape.losses import Batch, LossFunction, default_loss
+from landscape.losses import LossFunction, default_loss
 from landscape.parameters import Parameters, tensor_bytes, vector_digest, wide_dtype
 from landscape.results import Provenance
 
@@ -145,26 +146,6 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def rows_of(batch: Batch) -> int | None:
-    """The number of examples in a batch: the first dimension of its first tensor; None where it has none."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else None
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    return next((rows for part in parts if (rows := rows_of(part)) is not None), None)
-
-
-def take_rows(batch: Batch, rows: slice, of: int) -> Batch:
-    """The examples `rows` of a batch that has `of` of them; tensors of another length are shared by all examples."""
-    if isinstance(batch, Tensor):
-        return batch[rows] if batch.ndim and len(batch) == of else batch
-    if isinstance(batch, Mapping):
-        return {key: take_rows(value, rows, of) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        taken = [take_rows(value, rows, of) for value in batch]
-        return type(batch)(*taken) if hasattr(batch, "_fields") else type(batch)(taken)
-    return batch
-
-
 def _pieces(batch: Batch, limit: int | None) -> list[Batch]:
     rows = rows_of(batch)
     if limit is None or rows is None or rows <= limit:
@@ -176,18 +157,6 @@ def _mean(total: float, weight: float) -> float:
     if weight == 0:
         raise InputError("the data has no supervised token: no loss can be taken over it.")
     return total / weight if math.isfinite(total) else total
-
-
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """`batch` with its tensors on `device`, whatever nesting of mappings, lists and tuples it is."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: on_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        moved = [on_device(value, device) for value in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch
 
 
 def provenance_of(

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from landscape.batches import Batch
 from landscape.differences import central_difference
 from landscape.errors import InputError
-from landscape.losses import Batch, OutputLoss
+from landscape.losses import OutputLoss
 from landscape.objective import Objective
 from landscape.parameters import EXACT, Parameters
 from landscape.vectors import Layout

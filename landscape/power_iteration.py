@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from landscape.batches import on_device
 from landscape.errors import InputError
-from landscape.objective import on_device
 from landscape.operators import CurvatureOperator
 from landscape.spectrum import RitzPairs
 

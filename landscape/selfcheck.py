@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from landscape.batches import Batch
+from landscape.causal import CausalLoss, supervised_hidden
 from landscape.checkpoints import Checkpoint
 from landscape.curvature import curvature_of
-from landscape.data import IGNORED
 from landscape.differences import central_difference
-from landscape.losses import Batch, CausalLoss, LossFunction, hidden_at
+from landscape.losses import LossFunction
 from landscape.objective import Objective
 from landscape.parameters import Parameters, preserved
 from landscape.results import Provenance, Result
@@ -111,15 +111,6 @@ def _untied_head(objective: Objective, parameters: Parameters) -> str | None:
     return None
 
 
-@torch.no_grad()
-def _hidden_states(objective: Objective, batch: Batch) -> Tensor:
-    """What the head sees at supervised positions: (tokens, width)."""
-    positions = F.pad(batch["labels"][:, 1:] != IGNORED, (0, 1), value=False)
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    with preserved(objective.model):
-        return hidden_at(objective.model, inputs, positions)[0]
-
-
 def _head_checks(subject: Subject, name: str, hvp: str, seed: int) -> list[Check]:
     objective = subject.objective
     head: Any = objective.model.get_output_embeddings()  # type: ignore[operator]
@@ -129,12 +120,13 @@ def _head_checks(subject: Subject, name: str, hvp: str, seed: int) -> list[Check
         found = operator(vector[None])[0]
     probe = vector.view(head.weight.shape).double()
     expected, trace, count = torch.zeros_like(probe), 0.0, 0
-    for hidden in objective.over_batches(lambda batch: _hidden_states(objective, batch)):
-        p, h = torch.softmax(head(hidden).detach().double(), dim=-1), hidden.double()
-        pushed = p * (h @ probe.T)
-        expected += (pushed - p * pushed.sum(-1, keepdim=True)).T @ h
-        trace += float(((1 - p.square().sum(-1)) * h.square().sum(-1)).sum())
-        count += len(h)
+    with torch.no_grad(), preserved(objective.model):
+        for hidden in objective.over_batches(lambda batch: supervised_hidden(objective.model, batch)):
+            p, h = torch.softmax(head(hidden).double(), dim=-1), hidden.double()
+            pushed = p * (h @ probe.T)
+            expected += (pushed - p * pushed.sum(-1, keepdim=True)).T @ h
+            trace += float(((1 - p.square().sum(-1)) * h.square().sum(-1)).sum())
+            count += len(h)
     expected, trace = expected.reshape(-1) / count, trace / count
     error = float(torch.dist(found.double(), expected) / torch.linalg.vector_norm(expected))
     half = head.weight.dtype.itemsize < 4

@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 from tqdm.auto import tqdm
 
+from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint, identify
-from landscape.losses import Batch, LossFunction, loss_name
+from landscape.losses import LossFunction, loss_name
 from landscape.objective import Objective, provenance_of
 from landscape.parameters import Parameters
 
@@ -43,7 +44,7 @@ class Subject:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int, unit: str, progress: bool) -> Iterator[tqdm]:
+def progress_bar(title: str, total: int | None, unit: str, progress: bool) -> Iterator[tqdm]:
     with tqdm(desc=title, total=total, unit=unit, disable=not progress) as bar:
         yield bar
 

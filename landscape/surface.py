@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import nn
 
+from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint, identify
 from landscape.directions import Direction, check_directions, check_same_tensors, random_directions
 from landscape.errors import InputError, MeasurementWarning
 from landscape.grid import ends, grid_axis, per_axis, with_points
-from landscape.losses import Batch, LossFunction, loss_name
+from landscape.losses import LossFunction, loss_name
 from landscape.parameters import Fidelity, Parameters, Vector, inner_product, vector_digest, vector_norm, wide_dtype
 from landscape.results import Provenance, Result, digest_of
 from landscape.surface_metrics import SurfaceMetrics, surface_metrics

@@ -14,8 +14,9 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
+from landscape.batches import Batch
 from landscape.errors import MeasurementWarning
-from landscape.losses import Batch, LossFunction, loss_name
+from landscape.losses import LossFunction, loss_name
 from landscape.objective import Objective, describe_data, provenance_of
 from landscape.parameters import (
     EXACT,

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint
 from landscape.curvature import curvature_of, require_memory
 from landscape.differences import SecondDifferences
 from landscape.errors import InputError, MeasurementWarning
 from landscape.estimation import SampleMean, check_precision, interval_of, sample_mean
 from landscape.hessian_results import LayerTrace, TraceEstimate
-from landscape.losses import Batch, LossFunction
+from landscape.losses import LossFunction
 from landscape.objective import Objective, describe_data
 from landscape.parameters import Parameters, excursion, preserved, vector_digest
 from landscape.results import Journal

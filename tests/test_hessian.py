@@ -19,7 +19,7 @@ from landscape import (
     hessian_layers,
     hessian_trace,
 )
-from landscape.losses import CausalLoss
+from landscape.causal import CausalLoss
 from landscape.parameters import Parameters, inner_product
 from landscape.subject import group_by_layer
 

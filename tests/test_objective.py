@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import landscape.head
+from landscape.causal import CausalLoss
 from landscape.errors import InputError
 from landscape.head import linear_cross_entropy
-from landscape.losses import CausalLoss, loss_name, supervised_loss
+from landscape.losses import loss_name, supervised_loss
 from landscape.objective import Objective
 from landscape.parameters import Parameters
 

@@ -1,0 +1,131 @@
+"""Sharpness: every definition papers use, through one call. A new one is a function with `@metric` in this package."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from landscape.batches import Batch
+from landscape.checkpoints import Checkpoint, identify
+from landscape.directions import Direction, check_same_tensors
+from landscape.errors import InputError, MeasurementWarning
+from landscape.losses import LossFunction, NormalizedLogits
+from landscape.parameters import Parameters, preserved
+
+# ruff: noqa: F401 - importing a module registers its metrics, in the order of tables
+from landscape.sharpness import ascent, noise, second_order, directional  # isort: skip
+from landscape.sharpness.registry import SHARPNESS_METRICS, Metric, Sharpness, Site
+from landscape.subject import Globs, progress_bar
+
+__all__ = ["SHARPNESS_METRICS", "Sharpness", "compute_sharpness"]
+
+
+def compute_sharpness(
+    model: nn.Module | Checkpoint,
+    data: Iterable[Batch],
+    *,
+    metric: str = "worst_case",
+    seed: int = 0,
+    parameters: Globs = None,
+    base: nn.Module | Checkpoint | None = None,
+    normalize_logits: bool = False,
+    loss_fn: LossFunction | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Sharpness:
+    """One sharpness of a model on data. `SHARPNESS_METRICS` lists the metrics; each has its own `options`.
+
+    metric            worst_case (rho=0.05, adaptive=False, norm="l2", steps=20, restarts=1, m=None), average_case
+                      (rho=0.05, adaptive=False, normalize=None, samples=32), keskar, low_pass, pac_bayes,
+                      gradient_norm, fisher_rao, top_eigenvalue, trace, adaptive_trace, filter_trace,
+                      relative_flatness, critical, budget_radius, displacement_curvature, displacement_fisher.
+                      Definitions, options and sources: the docstrings in `landscape.sharpness`
+    parameters        shell globs over parameter names; the others stay as they are
+    base              the checkpoint that the model was tuned from, for displacement metrics and directions.
+                      Displacement metrics measure at the base, along the step to the model
+    normalize_logits  measure the loss of logits divided by their standard deviation over the vocabulary, which takes
+                      confidence out of it (Andriushchenko et al. 2023, sec. 3.1)
+    loss_fn           `loss_fn(model, batch) -> (loss_sum, weight)`
+
+    The model comes back bit-identical. MeasurementWarning where rounding to the weights' type swallowed part of a
+    perturbation (`fidelity`) or a tolerance was not met. Raises InputError (a ValueError) for metrics and options that
+    do not exist or make no sense, a model without trainable parameters, and data without a loss.
+    """
+    chosen = SHARPNESS_METRICS.get(metric)
+    if chosen is None:
+        raise InputError(f"metric={metric!r} is none of {', '.join(SHARPNESS_METRICS)}.")
+    settings = _settings_of(chosen, options)
+    if chosen.needs_base and base is None:
+        raise InputError(f"metric={metric!r} measures along the step from a base checkpoint; give base.")
+    at = base if chosen.needs_base else model
+    assert at is not None
+    module, _, _ = identify(at)
+    with progress_bar(metric, None, "eval", progress) as bar, preserved(module):
+        loss = NormalizedLogits.around(module, data, loss_fn) if normalize_logits else loss_fn
+        site = Site(at, data, parameters, loss, seed=seed, bar=bar)
+        if base is not None:
+            site.displacement = _displacement(site, base, model)
+        try:
+            found = chosen.measure(site, **settings)
+            center = site.center
+        finally:
+            site.trip.restore()
+    if not site.fidelity.faithful:
+        warnings.warn(
+            f"{metric}: rounding to the weights' type changed the perturbation (worst cosine "
+            f"{site.fidelity.cosine:.4f}, norm ratio {site.fidelity.norm_ratio:.4f}); load the model in float32.",
+            MeasurementWarning,
+            stacklevel=2,
+        )
+    said = {name: _plain(value) for name, value in settings.items()}
+    identity = {"metric": metric, "options": said, "parameters": parameters, "normalize_logits": normalize_logits}
+    if base is not None:
+        _, base_name, described = identify(base)
+        identity["base"] = described or base_name
+    return Sharpness(
+        metric=metric,
+        value=float(found.value),
+        stderr=found.stderr,
+        loss=center,
+        perturbed_loss=found.perturbed_loss,
+        rho=settings.get("rho"),
+        adaptive=settings.get("adaptive"),
+        converged=found.converged,
+        samples=found.samples,
+        fidelity=site.fidelity,
+        details=found.details,
+        options=said,
+        invariance=chosen.invariance,
+        normalized_logits=normalize_logits,
+        parameters=site.parameters.numel,
+        **(site.said(identity, seed) | ({"name": identify(model)[1]} if chosen.needs_base else {})),
+    )
+
+
+def _settings_of(chosen: Metric, options: dict[str, Any]) -> dict[str, Any]:
+    """The metric's options, defaults filled in. Raises InputError for those it does not have."""
+    own = chosen.options
+    unknown = [name for name in options if name not in own]
+    if unknown:
+        raise InputError(
+            f"metric={chosen.name!r} has no option {unknown[0]}; it has {', '.join(own) if own else 'none'}."
+        )
+    return own | options
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Direction):
+        return value.label
+    return value if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+
+
+def _displacement(site: Site, base: nn.Module | Checkpoint, model: nn.Module | Checkpoint) -> Any:
+    """The step from the base to the model in the selected parameters, shape (size,)."""
+    tuned, origin = (Parameters(identify(m)[0], frozen=True).values() for m in (model, base))
+    check_same_tensors(origin, tuned)
+    dtype = site.layout.dtype
+    names = site.parameters.names
+    return site.layout.flat({n: tuned[n].to(origin[n].device, dtype) - origin[n].to(dtype) for n in names})

@@ -1,0 +1,134 @@
+"""Sharpness under random perturbations: mean rise of the loss, and how much noise it takes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from landscape.errors import InputError
+from landscape.estimation import interval_of, sample_mean
+from landscape.sharpness.registry import Found, Site, check_positive, metric
+
+NORMALIZATIONS = ("filter", "unit", "head", "layer")
+
+
+def _scale_of(site: Site, adaptive: bool, normalize: str | None) -> Tensor:
+    if normalize is None:
+        return site.scale("adaptive" if adaptive else None)
+    if normalize not in NORMALIZATIONS:
+        raise InputError(f"normalize={normalize!r} is none of {', '.join(NORMALIZATIONS)}.")
+    if adaptive:
+        raise InputError("adaptive=True and normalize are two scales; choose one.")
+    return site.scale(normalize)
+
+
+@metric(
+    "average_case",
+    invariance="isotropic: rotations only; adaptive: rescaling single weights; normalize: rescaling its filters",
+)
+def average_case(
+    site: Site,
+    *,
+    rho: float = 0.05,
+    adaptive: bool = False,
+    normalize: str | None = None,
+    samples: int = 32,
+    rtol: float | None = None,
+) -> Found:
+    """E[L(w + d)] - L(w) for d ~ N(0, rho^2 diag(c^2)); c = 1, or |w| with `adaptive` (Andriushchenko et al. 2023).
+
+    `normalize="filter"` (or "unit", "head", "layer") takes c = |w_f| / sqrt(n_f) in every filter f: rho is then the
+    length of the step relative to each filter. Perturbations come in antithetic pairs +d and -d, which removes odd
+    orders of the loss exactly; the standard error is over pairs. To second order the value is
+    rho^2 / 2 sum_i c_i^2 H_ii.
+
+    samples  perturbations, rounded up to pairs; with `rtol` the most that are taken until half the 95% interval is at
+             most rtol times the value
+    """
+    check_positive(rho=rho)
+    if samples < 4:
+        raise InputError(f"samples={samples}; it takes at least two pairs.")
+    scale = _scale_of(site, adaptive, normalize) * rho
+    center = site.center
+
+    def draw(start: int, stop: int) -> np.ndarray:
+        return np.array([_pair(site, scale, "average", i) - center for i in range(start, stop)])
+
+    pairs = math.ceil(samples / 2)
+    if rtol is None:
+        site.expect(2 * pairs)
+        value, stderr, _ = interval_of(draw(0, pairs), 0.95)
+        return Found(value, stderr, center + value, None, 2 * pairs)
+    mean = sample_mean(draw, rtol=rtol, max_samples=pairs, expecting=lambda n: site.expect(2 * n))
+    return Found(mean.value, mean.stderr, center + mean.value, mean.converged, 2 * mean.samples)
+
+
+def _pair(site: Site, scale: Tensor, stream: str, index: int, times: float = 1.0) -> float:
+    """Mean loss at both ends of one perturbation."""
+    step = scale * site.noise(stream, index)
+    return (site.loss_at(step, times) + site.loss_at(step, -times)) / 2
+
+
+@metric("low_pass", invariance="rotations of the weights only")
+def low_pass(site: Site, *, sigma: float = 0.01, samples: int = 32) -> Found:
+    """(L * K)(w) = E[L(w + z)], z ~ N(0, sigma^2 I) (Bisla et al. 2022, eq. 2), in antithetic pairs.
+
+    Contains the loss itself, and so correlates with it by construction; `details["rise"]` is without.
+    """
+    found = average_case(site, rho=sigma, samples=samples)
+    return Found(
+        site.center + found.value, found.stderr, found.perturbed_loss, None, found.samples, {"rise": found.value}
+    )
+
+
+@metric("pac_bayes", invariance="magnitude-aware: rescaling single weights; else rotations only")
+def pac_bayes(
+    site: Site, *, target: float = 0.1, adaptive: bool = True, samples: int = 16, tolerance: float = 0.01
+) -> Found:
+    """1 / sigma^2 for the largest sigma with E[L(w + sigma c z)] - L(w) <= target, z ~ N(0, I).
+
+    Jiang et al. 2020 (arXiv 1912.02178), with a rise of the loss in nats in place of their fall in accuracy; c = |w|
+    (magnitude-aware, without their epsilon) or 1. Bisection with the same z for every sigma, to `tolerance` in
+    sigma; the standard error carries that of the mean rise over, by its slope.
+    """
+    check_positive(target=target, tolerance=tolerance)
+    scale = site.scale("adaptive" if adaptive else None)
+    center = site.center
+    pairs = max(2, math.ceil(samples / 2))
+
+    def rises(sigma: float) -> np.ndarray:
+        return np.array([_pair(site, scale, "pac-bayes", i, sigma) - center for i in range(pairs)])
+
+    def over(sigma: float) -> bool:
+        return not rises(sigma).mean() <= target  # a loss that is not finite counts as risen
+
+    low, high = 0.0, 0.05 if adaptive else 0.001
+    while not over(high):
+        low, high = high, 2 * high
+        if high > 1e6:
+            return Found(0.0, details={"sigma": math.inf, "target": target}, converged=False, samples=2 * pairs)
+    while low == 0:
+        if over(high / 2):
+            high /= 2
+            if high < 1e-12:
+                return Found(math.inf, details={"sigma": 0.0, "target": target}, converged=False, samples=2 * pairs)
+        else:
+            low = high / 2
+    while high - low > tolerance * low:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if over(middle) else (middle, high)
+    at_low, at_high = rises(low), rises(high)
+    sigma = low
+    rise, error, _ = interval_of(at_low, 0.95)
+    slope = (float(at_high.mean()) - rise) / (high - low)
+    spread = error / slope if slope > 0 else math.nan
+    return Found(
+        1 / sigma**2,
+        stderr=2 * spread / sigma**3,
+        perturbed_loss=center + rise,
+        converged=True,
+        samples=2 * pairs,
+        details={"sigma": sigma, "sigma_stderr": spread},
+    )

@@ -1,0 +1,210 @@
+"""What a sharpness metric is: a function of a site, registered under a name; and what measuring it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from landscape.batches import Batch
+from landscape.checkpoints import Checkpoint
+from landscape.errors import InputError
+from landscape.losses import LossFunction
+from landscape.objective import Loss
+from landscape.parameters import EXACT, Excursion, Fidelity
+from landscape.results import Provenance, Result
+from landscape.subject import Globs, Subject
+from landscape.vectors import Layout, probe_scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharpness(Result):
+    """One sharpness of one model on one data set."""
+
+    kind_of_result: ClassVar[str] = "sharpness"
+
+    metric: str
+    name: str  # of the checkpoint
+    data: str  # name of the data set
+    value: float
+    stderr: float | None  # over samples; None where nothing is sampled
+    loss: float  # of the unperturbed model, nats per term
+    perturbed_loss: float | None  # at the place the value speaks of; the mean over places for averages
+    rho: float | None  # size of the perturbation, where the metric has one
+    adaptive: bool | None  # whether that size is relative to |w|; None where the metric has no choice
+    converged: bool | None  # whether the metric met its tolerance; None where it has none
+    samples: int | None
+    fidelity: Fidelity  # the worst of all perturbations
+    details: dict  # what else the metric says: certificates, parts, other forms of the same number
+    options: dict  # the metric's settings
+    invariance: str  # which function-preserving changes of the weights leave the value alone
+    normalized_logits: bool
+    parameters: int  # number of weights
+    weight: float  # number of loss terms (supervised tokens)
+    provenance: Provenance
+
+    def rows(self) -> list[tuple[str, str]]:
+        spread = "" if self.stderr is None else f" +- {self.stderr:.2g}"
+        said = "  NOT CONVERGED" if self.converged is False else ""
+        settings = ", ".join(f"{key}={value}" for key, value in self.options.items() if value is not None)
+        logits = ", logits normalized" if self.normalized_logits else ""
+        rows = [
+            (self.metric, f"{self.name} on {self.data}"),
+            ("value", f"{self.value:.6g}{spread}{said}"),
+            ("loss", f"{self.loss:.6f} nats per token over {self.weight:.0f} tokens"),
+            ("settings", f"{settings or 'none'}{logits}"),
+            *((key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in self.details.items()),
+            ("invariance", self.invariance),
+        ]
+        if self.perturbed_loss is not None:
+            rows.insert(3, ("perturbed loss", f"{self.perturbed_loss:.6f}"))
+        if not self.fidelity.faithful:
+            rows.append(
+                (
+                    "rounding",
+                    f"cosine {self.fidelity.cosine:.4f}, norm x{self.fidelity.norm_ratio:.4f} of what was meant",
+                )
+            )
+        return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a metric's function returns; see `Sharpness`."""
+
+    value: float
+    stderr: float | None = None
+    perturbed_loss: float | None = None
+    converged: bool | None = None
+    samples: int | None = None
+    details: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric and its options with their defaults."""
+
+    name: str
+    measure: Callable[..., Found]
+    invariance: str
+    needs_base: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        parameters = inspect.signature(self.measure).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+SHARPNESS_METRICS: dict[str, Metric] = {}
+
+
+def metric(name: str, *, invariance: str, needs_base: bool = False) -> Callable[[Callable[..., Found]], Any]:
+    """Register a function `measure(site, *, option=default, ...) -> Found` as a sharpness metric.
+
+    invariance  for the reader of a table: which function-preserving changes of the weights leave the value alone
+    needs_base  the site is then at the base checkpoint, and `site.displacement` leads to the tuned one
+    """
+
+    def register(measure: Callable[..., Found]) -> Callable[..., Found]:
+        SHARPNESS_METRICS[name] = Metric(name, measure, invariance, needs_base)
+        return measure
+
+    return register
+
+
+class Site(Subject):
+    """A model at its weights w, and its loss and gradient at w + step for flat steps, shape (size,)."""
+
+    def __init__(
+        self,
+        model: nn.Module | Checkpoint,
+        data: Iterable[Batch],
+        parameters: Globs,
+        loss_fn: LossFunction | None,
+        *,
+        seed: int,
+        bar: tqdm | None = None,
+    ):
+        super().__init__(model, data, parameters, loss_fn)
+        self.model_as_given = model
+        self.data = data
+        self.parameter_globs = parameters
+        self.loss_fn = loss_fn
+        self.seed = seed
+        self.layout = Layout(self.parameters)
+        self.fidelity: Fidelity = EXACT
+        self.displacement: Tensor | None = None
+        self.trip = Excursion(self.parameters)
+        self._bar = bar
+        self._center: Loss | None = None
+
+    @property
+    def center(self) -> float:
+        """Loss at w."""
+        if self._center is None:
+            self.trip.restore()
+            self._center = self.objective.loss()
+        return self._center.mean
+
+    def loss_at(self, step: Tensor, times: float = 1.0) -> float:
+        """Loss at w + times * step."""
+        self._move(step, times)
+        return self.objective.loss().mean
+
+    def gradient_at(self, step: Tensor | None = None) -> tuple[float, Tensor]:
+        """Loss and gradient at w + step, or at w."""
+        if step is None:
+            self.trip.restore()
+        else:
+            self._move(step, 1.0)
+        loss, gradient = self.objective.gradient(self.parameters)
+        return loss.mean, self.layout.flat(gradient)
+
+    def _move(self, step: Tensor, times: float) -> None:
+        self.fidelity = self.fidelity.worse(self.trip.move([(times, self.layout.named(step))]))
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def expect(self, evaluations: int) -> None:
+        """Tell the progress bar how many evaluations it looks like."""
+        if self._bar is not None:
+            self._bar.total = evaluations
+            self._bar.refresh()
+
+    def scale(self, weighting: str | None) -> Tensor:
+        """The diagonal of a weighting (`vectors.probe_scale`), shape (size,); ones for None."""
+        if weighting is None:
+            return torch.ones(self.layout.size, dtype=self.layout.dtype, device=self.layout.device)
+        return probe_scale(self.parameters, weighting)
+
+    def weights(self) -> Tensor:
+        """w itself, shape (size,)."""
+        self.trip.restore()
+        return self.layout.flat(self.parameters.values())
+
+    def noise(self, stream: str, index: int) -> Tensor:
+        """Standard normal, shape (size,), from the seed, the stream, the index and tensor names alone."""
+        return self.layout.random(self.seed, f"{stream} {index}")
+
+
+def check_positive(**numbers: float) -> None:
+    """Raise InputError naming the first option that is not a positive finite number."""
+    for name, value in numbers.items():
+        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise InputError(f"{name}={value} must be positive and finite.")
+
+
+def norm_of(vector: Tensor) -> float:
+    """l2 norm in float64."""
+    return float(torch.linalg.vector_norm(vector.double()))
+
+
+def dot(u: Tensor, v: Tensor) -> float:
+    """Inner product in float64."""
+    return float(u.double() @ v.double())
