@@ -3,6 +3,7 @@
 # ruff: noqa: F401 - importing a command's module registers it, in the order of the help
 # isort: off
 from landscape.cli import plot
+from landscape.cli import sharpness
 from landscape.cli import hessian
 from landscape.cli import finetune
 from landscape.cli import demo

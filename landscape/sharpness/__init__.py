@@ -20,7 +20,7 @@ from landscape.sharpness import ascent, noise, second_order, directional  # isor
 from landscape.sharpness.registry import SHARPNESS_METRICS, Metric, Sharpness, Site
 from landscape.subject import Globs, progress_bar
 
-__all__ = ["SHARPNESS_METRICS", "Sharpness", "compute_sharpness"]
+__all__ = ["SHARPNESS_METRICS", "Sharpness", "check_metric", "compute_sharpness"]
 
 
 def compute_sharpness(
@@ -54,12 +54,7 @@ def compute_sharpness(
     perturbation (`fidelity`) or a tolerance was not met. Raises InputError (a ValueError) for metrics and options that
     do not exist or make no sense, a model without trainable parameters, and data without a loss.
     """
-    chosen = SHARPNESS_METRICS.get(metric)
-    if chosen is None:
-        raise InputError(f"metric={metric!r} is none of {', '.join(SHARPNESS_METRICS)}.")
-    settings = _settings_of(chosen, options)
-    if chosen.needs_base and base is None:
-        raise InputError(f"metric={metric!r} measures along the step from a base checkpoint; give base.")
+    chosen, settings = check_metric(metric, options, has_base=base is not None)
     at = base if chosen.needs_base else model
     assert at is not None
     module, _, _ = identify(at)
@@ -105,15 +100,28 @@ def compute_sharpness(
     )
 
 
-def _settings_of(chosen: Metric, options: dict[str, Any]) -> dict[str, Any]:
-    """The metric's options, defaults filled in. Raises InputError for those it does not have."""
+def check_metric(metric: str, options: dict[str, Any], *, has_base: bool) -> tuple[Metric, dict[str, Any]]:
+    """The metric of that name, and its options with defaults filled in.
+
+    Raises InputError for a name or an option that does not exist, and for a metric that lacks its base.
+    """
+    chosen = SHARPNESS_METRICS.get(metric)
+    if chosen is None:
+        raise InputError(f"metric={metric!r} is none of {', '.join(SHARPNESS_METRICS)}.")
     own = chosen.options
     unknown = [name for name in options if name not in own]
     if unknown:
-        raise InputError(
-            f"metric={chosen.name!r} has no option {unknown[0]}; it has {', '.join(own) if own else 'none'}."
-        )
-    return own | options
+        raise InputError(f"metric={metric!r} has no option {unknown[0]}; it has {', '.join(own) if own else 'none'}.")
+    for name, value in options.items():
+        default = own[name]
+        numeric = isinstance(default, (int, float)) and not isinstance(default, bool)
+        if (numeric and (isinstance(value, (bool, str)) or value is None)) or (
+            isinstance(default, bool) and not isinstance(value, bool)
+        ):
+            raise InputError(f"{name}={value!r} of metric {metric!r} must be like its default, {default!r}.")
+    if chosen.needs_base and not has_base:
+        raise InputError(f"metric={metric!r} measures along the step from a base checkpoint; give base.")
+    return chosen, own | options
 
 
 def _plain(value: Any) -> Any:
