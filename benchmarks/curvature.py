@@ -9,6 +9,7 @@ top 5      ours to a certified rtol of 1e-3; PyHessian's power iteration at its 
 trace      ours to a 5% half-width of the 95% interval; the same rule with a fresh product for every probe;
            PyHessian at its default tolerance, and where it stopped
 --memory   peak memory of one product at a vocabulary of 32 000, in processes of their own
+--gpu 1b|7b on a GPU: top eigenvalue and trace of a Llama of that shape with random weights, with peak memory
 --low-rank Hutchinson and Hutch++ with equal numbers of products (one batch)
 """
 
@@ -246,6 +247,63 @@ def memory() -> None:
         print(f": {ratio:.2f}x")
 
 
+SHAPES = {  # hidden, intermediate, layers, heads, key-value heads (Llama 3.2 1B, Llama 2 7B)
+    "1b": (2048, 8192, 16, 32, 8),
+    "7b": (4096, 11008, 32, 32, 32),
+}
+
+
+def on_gpu(shape: str, tokens: int = 8192, length: int = 512) -> None:
+    """Top eigenvalue and trace of random weights, float32, vocabulary 32 000, with peak memory; says what did not fit."""
+    if not torch.cuda.is_available():
+        sys.exit("--gpu needs a CUDA device; there is none here.")
+    hidden, intermediate, layers, heads, kv = SHAPES[shape]
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        max_position_embeddings=length,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).eval()
+    weights = sum(p.numel() for p in model.parameters())
+    data = [
+        {key: value.cuda() for key, value in instruction_batch(1, length, 32_000, 1.0).items()}
+        for _ in range(tokens // length)
+    ]
+    print(f"{shape}: {weights / 1e9:.2f}B parameters, {tokens} tokens, {torch.cuda.get_device_name()}")
+
+    def timed(name: str, run: Callable[[], object]) -> None:
+        torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        try:
+            said = run()
+        except (torch.OutOfMemoryError, ValueError) as error:
+            said = f"did not fit: {str(error).splitlines()[0]}"
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        print(f"  {name}: {said}; {time.perf_counter() - started:.1f} s, peak {peak:.1f} GiB")
+
+    def top(hvp: str, basis_device: str | None) -> str:
+        found = hessian_eigenvalues(model, data, rtol=1e-2, max_matvecs=60, hvp=hvp, basis_device=basis_device)
+        return f"{found.values[0]:.4g} +- {found.residuals[0]:.1g} in {found.matvecs} {found.hvp} products"
+
+    def total(method: str) -> str:
+        found = hessian_trace(model, data, rtol=0.1, max_probes=200, method=method)
+        return f"{found.value:.4g} in {found.confidence_interval} from {found.probes} probes"
+
+    timed("gradient", lambda: f"{Objective(model, data).gradient(Parameters(model))[0].mean:.4f}")
+    timed("top 1, exact", lambda: top("exact", None))
+    timed("top 1, exact, vectors on the host", lambda: top("exact", "cpu"))
+    timed("top 1, differences, vectors on the host", lambda: top("finite_difference", "cpu"))
+    timed("trace, forward", lambda: total("forward"))
+    timed("trace, hutchinson", lambda: total("hutchinson"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", default="landscape-demo/adamw")
@@ -253,11 +311,15 @@ def main() -> None:
     parser.add_argument("--only", choices=["products", "eigenvalues", "trace"])
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--low-rank", action="store_true")
+    parser.add_argument("--gpu", choices=list(SHAPES))
     parser.add_argument("--peak", choices=["ours", "PyHessian"], help=argparse.SUPPRESS)
     parser.add_argument("--supervised", type=float, default=0.4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         peak_of_one_product(options.peak, options.supervised)
+        return
+    if options.gpu:
+        on_gpu(options.gpu)
         return
     if options.memory:
         memory()
