@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from transformers import Trainer
 
 from landscape.errors import InputError, MeasurementWarning
 from landscape.parameters import EXACT, Fidelity, wide_dtype
 
+ASCENTS = ("batch", "micro", "local")
+
 
 @dataclasses.dataclass(frozen=True)
 class Ascent:
-    """Weights before SAM's ascent step, and how faithfully the step was taken."""
+    """Weights before SAM's ascent step, and how faithfully the step was taken.
+
+    Of sharded parameters, `weights` are this rank's shards; radius and fidelity are of the whole model.
+    """
 
     weights: list[tuple[Tensor, Tensor]]  # parameter, its value before the step
-    radius: float  # l2 norm of the realized step
+    radius: float  # l2 norm of the realized step; NaN where the gradient was not finite and no step was taken
     fidelity: Fidelity
 
     @torch.no_grad()
@@ -36,8 +43,12 @@ def ascend(parameters: Iterable[Tensor], rho: float, adaptive: bool = False) -> 
     """Move `parameters` by eps = rho g / |g|, g being their `.grad` and |g| the l2 norm over all of them.
 
     Foret et al. 2021, eq. 2. With `adaptive`, eps = rho T^2 g / |T g|, T = diag|w| (Kwon et al. 2021, 2102.11600,
-    with eta = 0). A gradient of zero, or rho = 0, moves nothing. MeasurementWarning where rounding to the weights'
-    type swallowed part of the step.
+    with eta = 0). A gradient of zero, one that is not finite, or rho = 0, moves nothing. MeasurementWarning where
+    rounding to the weights' type swallowed part of the step.
+
+    |g| is the norm over the whole model also where FSDP2 (`fully_shard`) or tensor parallelism shards it: the sums
+    are reduced over the mesh, so every rank has to call. Gradients have to be reduced over the ranks already, as DDP
+    and FSDP2 do in backward(). Raises InputError for sparse gradients.
     """
     return ascend_groups([(parameters, rho, adaptive)])
 
@@ -50,37 +61,98 @@ def ascend_groups(groups: Iterable[tuple[Iterable[Tensor], float, bool]]) -> Asc
     and a group with rho = 0 neither moves nor counts. Otherwise as `ascend`.
     """
     moving = [(p, rho, adaptive) for group, rho, adaptive in groups if rho > 0 for p in group if p.grad is not None]
-    norm = sum(float(_direction(p, adaptive, power=1).square().sum()) for p, _, adaptive in moving) ** 0.5
-    if norm == 0:
-        return Ascent([], 0.0, EXACT)
-    before = [(parameter, parameter.detach().clone()) for parameter, _, _ in moving]
-    intended = realized = product = 0.0
-    for (parameter, rho, adaptive), (_, base) in zip(moving, before, strict=True):
-        step = _direction(parameter, adaptive, power=2) * (rho / norm)
-        origin = base.to(step.dtype)
-        parameter.copy_(origin + step)
-        taken = parameter.to(step.dtype) - origin
-        intended += float(step.square().sum())
-        realized += float(taken.square().sum())
-        product += float((step * taken).sum())
-    cosine = product / (intended**0.5 * realized**0.5) if realized else 0.0
-    fidelity = Fidelity((realized / intended) ** 0.5, cosine)
-    if not fidelity.faithful:
-        warnings.warn(
-            f"SAM's ascent step was rounded to the weights' type (cosine {cosine:.4f}, norm ratio "
-            f"{fidelity.norm_ratio:.4f}); keep the weights in float32 or raise rho.",
-            MeasurementWarning,
-            stacklevel=2,
-        )
-    return Ascent(before, realized**0.5, fidelity)
+    (square,) = _totals(((p, _squared_norm(p, adaptive)) for p, _, adaptive in moving), terms=1)
+    norm = math.sqrt(square)
+    if norm == 0 or not math.isfinite(norm):  # an overflow of float16, say: its scaler then skips the step
+        return Ascent([], norm - norm, EXACT)
+    before = [(_local(parameter), _local(parameter).clone()) for parameter, _, _ in moving]
+    moves = (
+        (parameter, _move(parameter, base, rho / norm, adaptive))
+        for (parameter, rho, adaptive), (_, base) in zip(moving, before, strict=True)
+    )
+    ascent = Ascent(before, math.nan, EXACT)
+    try:
+        intended, realized, product = _totals(moves, terms=3)
+        cosine = product / math.sqrt(intended * realized) if realized else 0.0
+        ascent = Ascent(before, math.sqrt(realized), Fidelity(math.sqrt(realized / intended), cosine))
+        if not ascent.fidelity.faithful:  # the same words every time, so that Python shows them once, not every step
+            warnings.warn(
+                "SAM's ascent step was rounded to the weights' type, in norm or direction by more than 1% (see "
+                "ascent.fidelity); keep the weights in float32 or raise rho.",
+                MeasurementWarning,
+                stacklevel=2,
+            )
+    except BaseException:  # Ctrl-C, or warnings that are errors: nobody but us could undo it
+        ascent.undo()
+        raise
+    return ascent
 
 
-def _direction(parameter: Tensor, adaptive: bool, power: int) -> Tensor:
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def _pieces(parameter: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows of this rank's part, their weights and their gradient; few at a time, to bound the wide temporaries."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.layout != torch.strided:
+        raise InputError("SAM takes no sparse gradients; build the embedding with sparse=False.")
+    if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
+        gradient = gradient.redistribute(placements=parameter.placements)
+    weight, gradient = torch.atleast_1d(_local(parameter)), torch.atleast_1d(_local(gradient))
+    size = 2**16 if weight.device.type == "cpu" else 2**24  # what a cache holds; few launches, 128 MiB each
+    rows = max(1, size * len(weight) // max(1, weight.numel()))
+    for start in range(0, len(weight), rows):
+        piece = slice(start, start + rows)
+        yield piece, weight[piece], gradient[piece]
+
+
+def _direction(weight: Tensor, gradient: Tensor, adaptive: bool, power: int) -> Tensor:
     """T^power g in the widest float; T is the identity unless adaptive."""
-    wide = wide_dtype(parameter.device)
-    assert parameter.grad is not None
-    gradient = parameter.grad.to(wide)
-    return gradient * parameter.to(wide).abs() ** power if adaptive else gradient
+    wide = wide_dtype(weight.device)
+    gradient = gradient.to(wide)
+    return gradient * weight.to(wide).abs() ** power if adaptive else gradient
+
+
+def _squared_norm(parameter: Tensor, adaptive: bool) -> Tensor:
+    """|T g|^2 of this rank's part, shape (1,)."""
+    total = torch.zeros(1, dtype=wide_dtype(parameter.device), device=_local(parameter).device)
+    for _, weight, gradient in _pieces(parameter):
+        total += _direction(weight, gradient, adaptive, power=1).square().sum()
+    return total
+
+
+def _move(parameter: Tensor, base: Tensor, scale: float, adaptive: bool) -> Tensor:
+    """Move from `base` by scale T^2 g; |step|^2 intended and realized and their inner product, of this rank's part."""
+    base, total = torch.atleast_1d(base), torch.zeros(3, dtype=wide_dtype(base.device), device=base.device)
+    for rows, weight, gradient in _pieces(parameter):
+        step = _direction(weight, gradient, adaptive, power=2) * scale
+        weight.copy_(base[rows] + step)
+        step, taken = step.flatten(), (weight.to(step.dtype) - base[rows]).flatten()
+        total += torch.stack([step.dot(step), taken.dot(taken), step.dot(taken)])
+    return total
+
+
+def _totals(sums: Iterable[tuple[Tensor, Tensor]], terms: int) -> list[float]:
+    """Sums of (parameter, `terms` numbers) over all parameters and, where these are sharded, over their shards.
+
+    One reduction for each way of sharding and one copy from each device, not one for each parameter.
+    """
+    groups: dict[Any, Tensor] = {}
+    for parameter, numbers in sums:
+        sharding = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
+        key = (sharding, numbers.device)
+        groups[key] = groups[key] + numbers if key in groups else numbers
+    total = torch.zeros(terms, dtype=torch.float64)
+    for (sharding, _), numbers in groups.items():
+        if sharding:
+            mesh, placements = sharding
+            shares = [Replicate() if placement.is_replicate() else Partial() for placement in placements]
+            numbers = DTensor.from_local(numbers, mesh, shares).full_tensor()
+        total += numbers.cpu().double()
+    return total.tolist()
 
 
 def _check_radius(rho: float) -> None:
@@ -99,8 +171,13 @@ class SAM(torch.optim.Optimizer):
 
     Either `step(closure)`, the closure clearing gradients, computing the loss, calling backward and returning the
     loss: it is called twice, at w and at w + eps. Or, with gradients at w in place: `first_step()`, gradients
-    anew, `second_step()`. Weight decay, momentum and all else are the base optimizer's. Raises InputError for a
-    rho that is negative or not finite.
+    anew, `second_step()`. In between SAM keeps one copy of the weights that moved. Weight decay, momentum and all
+    else are the base optimizer's. `ascent` has the realized radius and the fidelity of the last step.
+
+    Under DDP and FSDP2 |g| is that of the whole model and the whole batch. Not FSDP1, whose flat shards torch shows as
+    ordinary tensors: each rank would take its own norm.
+
+    Raises InputError for a rho that is negative or not finite, and for steps out of order.
     """
 
     def __init__(
@@ -114,9 +191,12 @@ class SAM(torch.optim.Optimizer):
         _check_radius(rho)
         super().__init__(params, {"rho": rho, "adaptive": adaptive, **kwargs})
         self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
-        self.param_groups = self.base_optimizer.param_groups
+        self._share_state()
         self.defaults.update(self.base_optimizer.defaults)
         self.ascent: Ascent | None = None  # of the last step: radius and fidelity
+
+    def _share_state(self) -> None:
+        self.param_groups, self.state = self.base_optimizer.param_groups, self.base_optimizer.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _check_radius(param_group.get("rho", 0))
@@ -124,15 +204,24 @@ class SAM(torch.optim.Optimizer):
 
     def first_step(self) -> Ascent:
         """Move to w + eps; the gradients in place must be those at w."""
+        if self.ascent is not None and self.ascent.weights:
+            raise InputError("SAM has taken its first step already: call second_step, or restore to go back to w.")
         self.ascent = ascend_groups((g["params"], g["rho"], g["adaptive"]) for g in self.param_groups)
         return self.ascent
 
-    def second_step(self) -> None:
-        """Move back to w exactly, and take the base optimizer's step with the gradients in place."""
+    def restore(self) -> None:
+        """Move back to w exactly, without a step."""
         if self.ascent is not None:
             self.ascent.undo()
             self.ascent = dataclasses.replace(self.ascent, weights=[])  # frees the copy, keeps the certificate
+
+    def second_step(self) -> None:
+        """Move back to w exactly, and take the base optimizer's step with the gradients in place."""
+        if self.ascent is None:
+            raise InputError("SAM's second_step comes after its first_step.")
+        self.restore()
         self.base_optimizer.step()
+        self._opt_called = True  # learning-rate schedulers look here for whether step was called before them
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One SAM step from two calls of `closure`; returns the loss at w."""
@@ -140,12 +229,12 @@ class SAM(torch.optim.Optimizer):
             raise InputError("SAM takes two gradients a step: call step(closure), or first_step and second_step.")
         with torch.enable_grad():
             loss = closure()
-        ascent = self.first_step()
+        self.first_step()
         try:
             with torch.enable_grad():
                 closure()
         except BaseException:
-            ascent.undo()  # an interrupted step leaves the weights where they were
+            self.restore()  # an interrupted step leaves the weights where they were
             raise
         self.second_step()
         return loss
@@ -155,38 +244,121 @@ class SAM(torch.optim.Optimizer):
         return self.base_optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Load a state of SAM or of the base optimizer alone, whose groups then get this SAM's rho and adaptive."""
+        own = [{key: group[key] for key in ("rho", "adaptive")} for group in self.param_groups]
         self.base_optimizer.load_state_dict(state_dict)
-        self.param_groups = self.base_optimizer.param_groups
+        self._share_state()
+        for group, ours in zip(self.param_groups, own, strict=True):
+            group.update(ours | group)
 
 
 class SAMTrainer(Trainer):
-    """`transformers.Trainer` whose gradient is taken at w + rho g / |g| of each batch.
+    """`transformers.Trainer` whose gradient is taken at w + rho g / |g|: two forward and backward passes a micro-batch.
 
-    Two forward and backward passes a step. Gradient clipping acts on the second gradient. Raises InputError with
-    gradient accumulation, whose ascent direction would be that of a part of the batch, and on several devices.
+    ascent  whose gradient g is. With gradient accumulation and several processes (DDP, FSDP2), of
+            "batch"  the whole batch of the optimizer step, over all its micro-batches and processes: SAM as published
+            "micro"  each micro-batch of each process: m-sharpness, m = per_device_train_batch_size
+            "local"  each process's micro-batches of the step, together, without synchronization
+            With "micro" and "local" the second gradients, taken at different weights, are averaged. Not with FSDP,
+            where no process has weights of its own.
+
+    The loss, its normalization by the step's number of items, and the loss logged (at w) are the Trainer's own.
+    Clipping acts on the second gradient, and both passes of a micro-batch draw the same dropout. The weights' copy is
+    the only extra memory; "micro" needs a gradient's more for a moment, at the ascent. float16's scaled gradients have
+    the same direction; where one overflows there is no ascent and the scaler skips the step. `sam_radius` is logged
+    beside the loss: the realized radius of the last ascent, of the logging process.
+
+    Raises InputError for a rho that is no radius, an unknown ascent, DataParallel (several devices in one process),
+    DeepSpeed, FSDP1, models sharded at load time, context and sequence parallelism, and optimizers that step inside
+    backward().
     """
 
-    def __init__(self, *args: Any, rho: float = 0.05, adaptive: bool = False, **kwargs: Any):
+    def __init__(self, *args: Any, rho: float = 0.05, adaptive: bool = False, ascent: str = "batch", **kwargs: Any):
         super().__init__(*args, **kwargs)
         _check_radius(rho)
-        if self.args.gradient_accumulation_steps > 1:
-            raise InputError("SAMTrainer does not take gradient_accumulation_steps > 1.")
-        if self.args.n_gpu > 1 or self.args.world_size > 1:
-            raise InputError("SAMTrainer runs on one device; set CUDA_VISIBLE_DEVICES to one.")
-        self.rho, self.adaptive = rho, adaptive
+        if ascent not in ASCENTS:
+            raise InputError(f"ascent={ascent!r} is none of {', '.join(ASCENTS)}.")
+        self.rho, self.adaptive, self.ascent_over = rho, adaptive, ascent
+        self.ascent: Ascent | None = None  # the last: radius and fidelity
+        self._waiting: list[tuple[Any, _RandomState]] = []  # micro-batches whose second pass is due
+        self._batches_an_ascent = 1
+        self._refuse_what_would_be_wrong()
+
+    def _refuse_what_would_be_wrong(self) -> None:
+        sharded, optim = self.is_fsdp_enabled, str(self.args.optim).lower()
+        refused = {
+            "several devices in one process; set CUDA_VISIBLE_DEVICES or use torchrun": self.args.n_gpu > 1,
+            "DeepSpeed; use FSDP2": self.is_deepspeed_enabled,
+            "FSDP1; set version to 2 in fsdp_config": sharded and not self.accelerator.is_fsdp2,
+            "FSDP on XLA": self.is_fsdp_xla_enabled,
+            f"ascent={self.ascent_over!r} with FSDP; use 'batch'": sharded and self.ascent_over != "batch",
+            "a model sharded at load time": getattr(self, "is_distributed_loading_by_transformers", False),
+            "context or sequence parallelism": self.get_cp_size() > 1 or self.get_sp_size() > 1,
+            f"{optim}, which steps inside backward()": "lomo" in optim or "layerwise" in optim,
+        }
+        for what, found in refused.items():
+            if found:
+                raise InputError(f"SAMTrainer does not take {what}.")
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._waiting = []
+        self._batches_an_ascent = 1 if self.ascent_over == "micro" else len(batches)
+        return batches, items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        # both passes draw the same dropout: the second gradient must be of the same function
-        random_state = torch.get_rng_state()
-        cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        ascent = ascend(model.parameters(), self.rho, self.adaptive)
-        model.zero_grad()
-        torch.set_rng_state(random_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
-        try:
-            super().training_step(model, inputs, num_items_in_batch)
-        finally:
-            ascent.undo()
+        """Forward and backward of one micro-batch at w; with the last of an ascent, of all of them at w + eps."""
+        if self.rho == 0:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if not self._waiting:
+            # gradients are here already if micro-batches had their ascent before, or an epoch's end tore a step
+            self._held = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+            model.zero_grad()
+        self._waiting.append((inputs, _RandomState()))
+        own = self.ascent_over != "batch"
+        with self.accelerator.no_sync(model) if own else contextlib.nullcontext():
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        if len(self._waiting) == self._batches_an_ascent:
+            self.ascent = ascend(model.parameters(), self.rho, self.adaptive)
+            try:
+                model.zero_grad()
+                for parameter, gradient in self._held:
+                    parameter.grad = gradient
+                self._second_passes(model, num_items_in_batch)
+            finally:
+                self.ascent.undo()
+                self.ascent = dataclasses.replace(self.ascent, weights=[])
+                self._waiting, self._held = [], []
         return loss
+
+    def _second_passes(self, model: Any, num_items_in_batch: Any) -> None:
+        last = len(self._waiting) - 1
+        for index, (inputs, random_state) in enumerate(self._waiting):
+            random_state.restore()  # the same dropout: the second gradient must be of the same function
+            # the last one synchronizes the processes' gradients, or not, as the Trainer called for
+            with self.accelerator.no_sync(model) if index < last else contextlib.nullcontext():
+                super().training_step(model, inputs, num_items_in_batch)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return super().floating_point_ops(inputs) * (1 if self.rho == 0 else 2)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self.ascent is not None:
+            logs["sam_radius"] = self.ascent.radius
+        super().log(logs, *args, **kwargs)
+
+
+class _RandomState:
+    """Where the generators that dropout draws from stand."""
+
+    def __init__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        self._mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
+        if self._mps is not None:
+            torch.mps.set_rng_state(self._mps)

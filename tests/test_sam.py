@@ -267,8 +267,13 @@ def test_the_trainer_runs_two_passes_a_step_and_plain_training_differs(tmp_path)
 
 
 def test_the_trainer_refuses_what_it_would_do_wrong(tmp_path):
-    arguments = trainer_arguments(tmp_path, gradient_accumulation_steps=2)
-    with pytest.raises(InputError, match="gradient_accumulation_steps"):
-        SAMTrainer(model=build_model("llama"), args=arguments, train_dataset=examples())
-    with pytest.raises(InputError, match="rho"):
-        SAMTrainer(model=build_model("llama"), args=trainer_arguments(tmp_path), train_dataset=examples(), rho=-1)
+    def trainer(changes=None, **options):
+        arguments = trainer_arguments(tmp_path, **changes or {})
+        return SAMTrainer(model=build_model("llama"), args=arguments, train_dataset=examples(), **options)
+
+    with pytest.raises(InputError, match="rho=-1"):
+        trainer(rho=-1)
+    with pytest.raises(InputError, match="ascent='whole' is none of batch, micro, local"):
+        trainer(ascent="whole")
+    with pytest.raises(InputError, match="lomo, which steps inside backward"):
+        trainer({"optim": "lomo"})
