@@ -254,7 +254,7 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads (Llama 3.2 1B
 
 
 def on_gpu(shape: str, tokens: int = 8192, length: int = 512) -> None:
-    """Top eigenvalue and trace of random weights, float32, vocabulary 32 000, with peak memory; says what did not fit."""
+    """Top eigenvalue and trace of random weights in float32, with peak memory; says what did not fit."""
     if not torch.cuda.is_available():
         sys.exit("--gpu needs a CUDA device; there is none here.")
     hidden, intermediate, layers, heads, kv = SHAPES[shape]

@@ -23,6 +23,7 @@ from landscape.parameters import Parameters, preserved
 HVPS = ("auto", "exact", "forward_over_reverse", "finite_difference")
 CURVATURES = ("hessian", "ggn")
 _KEPT_SHARE = 0.4  # of the available memory may hold kept graphs
+WORKING_VECTORS = 3  # beside those a method keeps: a product, what it is summed from, a remainder
 _CHECKED = 1_000_000  # weights in which second derivatives are compared with differences
 
 
@@ -191,6 +192,17 @@ def _elements(batch: Batch) -> int:
         return batch.numel()
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     return max((_elements(part) for part in parts), default=0)
+
+
+def vectors_that_fit(operator: CurvatureOperator, wanted: int, least: int, basis_device: str | None = None) -> int:
+    """How many of the `wanted` vectors there is room for, and not fewer than `least`: fewer cost more products."""
+    home = torch.device(basis_device) if basis_device is not None else operator.device
+    available = available_memory(home)
+    if available is None:
+        return min(wanted, operator.size)
+    taken = operator.graph_bytes if home.type == operator.device.type else 0
+    room = int((available - taken) // (operator.size * operator.dtype.itemsize)) - WORKING_VECTORS
+    return min(max(least, min(wanted, room)), operator.size)
 
 
 def require_memory(operator: CurvatureOperator, vectors: int, basis_device: str | None = None, *, told: bool) -> None:

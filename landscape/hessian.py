@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint, identify
-from landscape.curvature import curvature_of, require_memory
+from landscape.curvature import WORKING_VECTORS, curvature_of, require_memory, vectors_that_fit
 from landscape.directions import Direction
 from landscape.errors import InputError, MeasurementWarning
 from landscape.hessian_results import (
@@ -126,9 +126,10 @@ def hessian_eigenvalues(
     if method not in ("lanczos", "pyhessian"):
         raise InputError(f"method={method!r} is none of lanczos, pyhessian.")
     count = sum(check_wanted(selected.numel, k, which, rtol))
-    held = default_basis_size(count) + 3 if method == "lanczos" else 2 * count + 3
     with curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator:
-        require_memory(operator, held, basis_device, told=progress)
+        basis_size = vectors_that_fit(operator, default_basis_size(count), count + 2, basis_device)
+        held = basis_size if method == "lanczos" else 2 * count
+        require_memory(operator, held + WORKING_VECTORS, basis_device, told=progress)
         with progress_bar(f"{name} eigenvalues", count + 12, "product", progress) as bar:
             if method == "pyhessian":
                 found = pyhessian_eigenvalues(operator, count, which, rtol, max_matvecs, seed, bar.update)
@@ -140,6 +141,7 @@ def hessian_eigenvalues(
                     which=which,
                     rtol=rtol,
                     max_products=max_matvecs,
+                    basis_size=basis_size,
                     vectors=vectors,
                     basis_device=basis_device,
                     told=_shown_in(bar),

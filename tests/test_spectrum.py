@@ -3,14 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from curved import MatrixOperator, start_vector, with_spectrum
+from curved import MatrixOperator, TinyTransformer, start_vector, tiny_data, with_spectrum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+import landscape.curvature
+from landscape.curvature import curvature_of, require_memory, vectors_that_fit
 from landscape.errors import InputError
 from landscape.estimation import sample_mean
 from landscape.memory import MemoryEstimate, available_memory, counting_saved_bytes
+from landscape.objective import Objective
+from landscape.parameters import Parameters
 from landscape.spectrum import lanczos, quadrature
 
 # Outliers over a bulk, as the Hessians of language models have them; SCIENCE (b) has the smaller cases.
@@ -211,6 +215,18 @@ def test_saved_bytes_are_counted_once_each():
         y = weight.exp()  # keeps its result, 400 bytes
         _ = (y * y).sum()  # keeps y, the same storage
     assert count[0] == 400
+
+
+def test_fewer_vectors_are_kept_where_there_is_no_room_for_more(monkeypatch):
+    model = TinyTransformer()
+    with curvature_of(Objective(model, tiny_data()), Parameters(model)) as operator:
+        assert vectors_that_fit(operator, 20, 3) == 20
+        room = operator.graph_bytes + 10 * operator.size * 8
+        monkeypatch.setattr(landscape.curvature, "available_memory", lambda _: room)
+        assert vectors_that_fit(operator, 20, 3) == 7  # ten, and three to work with
+        assert vectors_that_fit(operator, 20, 12) == 12
+        with pytest.raises(InputError, match="memory"):
+            require_memory(operator, 20, told=False)
 
 
 def test_memory_that_does_not_fit_is_refused_with_a_way_out():
