@@ -218,9 +218,10 @@ class TraceRun:
             losses = SecondDifferences(self._objective, self._parameters, trip)
             if "step" not in self._done:
                 losses.find_step(self._probe(0))
-                error = self._truncation(losses, rtol)
-                self._keep("step", [losses.step, error])
-            losses.step, error = (float(x) for x in self._done["step"])
+                error, first = self._truncation(losses, rtol)
+                self._keep("step", [losses.step, error, *first])
+            losses.step, error, *first = (float(x) for x in self._done["step"])
+            self._done |= {f"loss {i}": value for i, value in enumerate(first)}
             if error > rtol / 4 and not must:
                 return None
 
@@ -249,17 +250,20 @@ class TraceRun:
             "layers": (),
         }
 
-    def _truncation(self, losses: SecondDifferences, rtol: float) -> float:
-        """Relative error of the mean of four probes at the step; halves the step while that is what is wrong."""
-        best = (np.inf, losses.step)
+    def _truncation(self, losses: SecondDifferences, rtol: float) -> tuple[float, list[float]]:
+        """Relative error of the mean of four probes at the step, and their values.
+
+        Halves the step while that is what is wrong.
+        """
+        best: tuple[float, float, list[float]] = (math.inf, losses.step, [])
         for _ in range(4):
             pairs = np.array([losses.at_both_steps(self._probe(i)) for i in range(4)])
             # the leading error is quadratic in the step: a third of the change at twice the step is what is left
             error = abs(float((pairs[:, 1] - pairs[:, 0]).mean())) / 3 / max(abs(float(pairs[:, 0].mean())), 1e-300)
-            if error < best[0]:
-                best = (error, losses.step)
+            if error < best[0] or not best[2]:
+                best = (error, losses.step, pairs[:, 0].tolist())
             if error <= rtol / 8:
                 break
             losses.step /= 2
-        losses.step = best[1]
-        return best[0]
+        error, losses.step, values = best
+        return error, values
