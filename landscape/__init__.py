@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from landscape.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
     from landscape.data import TokenData, load_data
-    from landscape.directions import Direction, difference_direction, random_directions
+    from landscape.directions import (
+        Direction,
+        difference_direction,
+        load_directions,
+        random_directions,
+        save_directions,
+    )
     from landscape.errors import InputError, MeasurementWarning
     from landscape.hessian import eigen_directions, hessian_density, hessian_eigenvalues, hessian_vector_product
     from landscape.hessian_results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
     from landscape.layers import hessian_layers
     from landscape.losses import supervised_loss
-    from landscape.plotting import plot_surfaces, surfaces_html
+    from landscape.plotting import density_html, layers_html, plot_density, plot_layers, plot_surfaces, surfaces_html
     from landscape.sam import SAM, SAMTrainer
     from landscape.sharpness import SHARPNESS_METRICS, Sharpness, compute_sharpness
     from landscape.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
@@ -32,6 +38,8 @@ _HOME = {
     "random_directions": "directions",
     "difference_direction": "directions",
     "Direction": "directions",
+    "save_directions": "directions",
+    "load_directions": "directions",
     "compute_surface": "surface",
     "compute_interpolation": "surface",
     "compute_plane": "surface",
@@ -41,6 +49,10 @@ _HOME = {
     "compare_metrics": "surface_metrics",
     "plot_surfaces": "plotting",
     "surfaces_html": "plotting",
+    "plot_density": "plotting",
+    "density_html": "plotting",
+    "plot_layers": "plotting",
+    "layers_html": "plotting",
     "hessian_eigenvalues": "hessian",
     "hessian_trace": "trace",
     "hessian_density": "hessian",

@@ -159,11 +159,12 @@ def hessian_eigenvalues(
         )
     directions = None
     if vectors and found.vectors is not None:
+        kind = "eigenvector" if curvature == "hessian" else "Gauss-Newton eigenvector"
         directions = tuple(
             Direction(
                 operator.layout.named(vector.to(operator.device)),
                 "eigen",
-                f"eigenvector of {value:.4g} (+- {residual:.1g})",
+                f"{kind} of {value:.4g} (+- {residual:.1g})",
             )
             for vector, value, residual in zip(found.vectors, found.values, residuals, strict=True)
         )
