@@ -1,4 +1,4 @@
-"""Fine-tuning a checkpoint with AdamW or SAM into an ordinary Hugging Face folder that says how it was made."""
+"""Fine-tuning a checkpoint with AdamW, SAM or adaptive SAM into a Hugging Face folder that says how it was made."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -25,20 +23,25 @@ from landscape.checkpoints import (
     resolve_device,
     save_checkpoint,
 )
-from landscape.data import Example, TokenData, check_vocabulary, load_data, pad_examples
+from landscape.data import TokenData, check_vocabulary, load_data
 from landscape.errors import InputError
 from landscape.objective import Objective, describe_data
 from landscape.parameters import preserved
 from landscape.results import installed_versions, read_json, results_folder, to_plain
-from landscape.sam import SAMTrainer
+from landscape.training import (
+    TRAJECTORY,
+    Diverged,
+    KeepTrajectory,
+    Progress,
+    make_trainer,
+    training_arguments,
+    with_lora,
+)
 
-OPTIMIZERS = ("adamw", "sam")
+OPTIMIZERS = ("adamw", "sam", "asam")
+RADIUS = {"sam": 0.05, "asam": 0.5}  # Foret et al. 2021; Kwon et al. 2021, whose radius is relative to the weights
 _LOSSES = ("training", "evaluated_before", "evaluated_after")
 _HELD_OUT = 64  # examples of a built-in corpus's held-out part that a run is evaluated on
-
-
-class _Diverged(InputError):
-    """The loss or a weight is no longer finite: nothing that the run made is of use."""
 
 
 def finetune(
@@ -47,29 +50,41 @@ def finetune(
     output: str | Path,
     *,
     optimizer: str = "adamw",
-    rho: float = 0.05,
+    rho: float | None = None,
     lr: float = 1e-5,
     epochs: float = 1.0,
     steps: int | None = None,
     batch_size: int = 16,
+    accumulate: int = 1,
+    lora: int | None = None,
+    rehearse: str | None = None,
+    rehearse_ratio: float | None = None,
     max_length: int = 512,
     limit: int | None = None,
     seed: int = 0,
     save_every: int = 200,
+    keep_trajectory: int | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Fine-tune all weights of `base` on `data` and write a Hugging Face folder with `landscape.json` to `output`.
+    """Fine-tune `base` on `data` and write a Hugging Face folder with `landscape.json` to `output`.
 
-    optimizer   "adamw", or "sam": AdamW on the gradient at w + rho g / |g| (Foret et al. 2021), two passes a step
-    data        as `load_data` takes it; of a built-in corpus the train part, unless it says `@heldout`
-    lr          peak learning rate: 5% warm-up, then linear decay to 0; no weight decay; gradients clipped at norm 1
-    steps       optimizer steps; overrides `epochs`
-    batch_size  examples a step; the loss is the mean over the supervised tokens of a step
-    save_every  steps between training checkpoints, kept in `<output>.training` until the run is done: started again
-                with the same arguments, an interrupted run continues from the last and ends with the same result
-    device      one device: "auto", "cpu", "mps", or "cuda" for the first visible GPU
+    optimizer        "adamw"; "sam": AdamW on the gradient at w + rho g / |g| (Foret et al. 2021); "asam": at
+                     w + rho T^2 g / |T g|, T = diag|w| (Kwon et al. 2021). The last two take two passes a step
+    rho              radius of the ascent step, an l2 norm over all that is trained; default 0.05 (sam), 0.5 (asam)
+    data             as `load_data` takes it; of a built-in corpus the train part, unless it says `@heldout`
+    lr               peak learning rate: 5% warm-up, then linear decay to 0; no weight decay; gradients clipped at 1
+    steps            optimizer steps; overrides `epochs`
+    batch_size       examples a step; the loss is the mean over the supervised tokens of a step
+    accumulate       parts that a step's batch is split into, one in memory at a time; the same result to rounding
+    lora             rank of a LoRA adapter to train instead of the weights, see `with_lora`; `output` is an adapter
+    rehearse         old data to mix in, as `data`: rehearse_ratio (default 0.1) is its share of all examples, drawn
+                     with `seed`
+    save_every       steps between training checkpoints, kept in `<output>.training` until the run is done: started
+                     again with the same arguments, an interrupted run continues from the last to the same result
+    keep_trajectory  so many checkpoints, from step 0 evenly spaced, stay in `<output>/trajectory/step-000123`
+    device           one device: "auto", "cpu", "mps", or "cuda" for the first visible GPU
 
     `landscape.json` says under "evaluated_on" what was evaluated, and how `load_data` reads the same again: source
     (files and folders with their absolute path), max_length, limit and seed.
@@ -80,7 +95,17 @@ def finetune(
     """
     if optimizer not in OPTIMIZERS:
         raise InputError(f"optimizer={optimizer!r} is none of {', '.join(OPTIMIZERS)}.")
-    _check_numbers({"lr": lr, "epochs": epochs}, {"batch_size": batch_size, "save_every": save_every, "steps": steps})
+    counts = {"batch_size": batch_size, "accumulate": accumulate, "save_every": save_every, "steps": steps}
+    counts |= {"lora": lora, "keep_trajectory": keep_trajectory}
+    _check_numbers({"lr": lr, "epochs": epochs}, counts)
+    if batch_size % accumulate:
+        raise InputError(f"batch_size={batch_size} does not divide into accumulate={accumulate} equal parts.")
+    if rehearse is None and rehearse_ratio is not None:
+        raise InputError("rehearse_ratio is a share of old data, but rehearse names none.")
+    ratio = 0.1 if rehearse_ratio is None else rehearse_ratio
+    if not 0 < ratio < 1:
+        raise InputError(f"rehearse_ratio={ratio} is not between 0 and 1: it is the share of old examples.")
+    rho = RADIUS.get(optimizer, 0.0) if rho is None else rho
     if not 0 <= rho < math.inf:
         raise InputError(f"rho={rho} is not a radius; it must be at least 0 and finite.")
     if not 0 <= seed < 2**32:
@@ -94,61 +119,78 @@ def finetune(
     length = min(max_length, files.max_positions or max_length)
     data = os.path.abspath(data) if os.path.exists(data) else str(data)  # so that it is found from anywhere
     train, held_out = _load(data, start.tokenizer, length, limit, seed, files)
+    old = None
+    if rehearse is not None:
+        rehearse = os.path.abspath(rehearse) if os.path.exists(rehearse) else str(rehearse)
+        old = _load_rehearsal(rehearse, start.tokenizer, length, len(train.examples), ratio, seed, files)
     read_with = {"limit": limit, "seed": seed} if held_out is train else {"limit": _HELD_OUT, "seed": 0}
     settings = {
         "base": start.describe(),
         "data": describe_data(train),
         "evaluated_on": describe_data(held_out) | {"max_length": length} | read_with,
         "optimizer": optimizer,
-        "rho": rho if optimizer == "sam" else None,
+        "rho": rho if optimizer in RADIUS else None,
         "lr": lr,
         "epochs": epochs if steps is None else None,
         "steps": steps,
         "batch_size": batch_size,
+        "accumulate": accumulate,
+        "lora": lora,
+        "rehearse": describe_data(old) | {"ratio": ratio} if old else None,
+        "keep_trajectory": keep_trajectory,
         "max_length": length,
         "seed": seed,
     }
     output = Path(output)
+    workplace = output.with_name(output.name + ".training")
     if os.path.lexists(output):
         _require_same_run(output, settings, trust_remote_code)
+        if (workplace / "settings.json").exists() and read_json(workplace / "settings.json") == to_plain(settings):
+            _finish(workplace, output)  # the run was killed after it had saved its result
         return output
-    with results_folder(output.with_name(output.name + ".training"), settings) as training:
+    with results_folder(workplace, settings) as training:
         started = time.perf_counter()
-        model: Any = start.model
+        model: Any = start.model if lora is None else with_lora(start, lora, seed)
         before = _mean_loss(model, held_out)
         if not math.isfinite(before):
             raise InputError(f"the loss of {base} on {held_out.source} is {before}; there is nothing to start from.")
-        trainer = _trainer(
+        callbacks: list[TrainerCallback] = [Progress(f"{output.name} ({optimizer})", progress)]
+        if keep_trajectory is not None:
+            about = settings | {"format": "landscape/checkpoint"}
+            callbacks.append(KeepTrajectory(keep_trajectory, training / TRAJECTORY, start.tokenizer, about))
+        trainer = make_trainer(
             model,
-            train,
-            _training_arguments(
+            [*train.examples, *(old.examples if old else ())],
+            training_arguments(
                 training,
                 learning_rate=lr,
                 num_train_epochs=epochs,
                 max_steps=steps or -1,
-                per_device_train_batch_size=batch_size,
+                per_device_train_batch_size=batch_size // accumulate,
+                gradient_accumulation_steps=accumulate,
                 save_steps=save_every,
                 seed=seed,
                 use_cpu=place.type == "cpu",
             ),
-            rho=rho if optimizer == "sam" else None,
-            title=f"{output.name} ({optimizer})",
-            progress=progress,
+            rho=rho if optimizer in RADIUS else None,
+            adaptive=optimizer == "asam",
+            callbacks=callbacks,
         )
         try:
             last = _last_checkpoint(training)
             state = last and TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
             if state and state.global_step >= state.max_steps:  # only saving was left; the Trainer would go on a step
                 reached = inspect_checkpoint(str(last), trust_remote_code=trust_remote_code)
-                model = load_files(reached, device=device, trust_remote_code=trust_remote_code).model
+                loaded = load_files(reached, device=device, adapter="keep", trust_remote_code=trust_remote_code)
+                model = loaded.model
             else:
                 trainer.train(resume_from_checkpoint=last)
                 state = trainer.state
             after = _mean_loss(model, held_out)
             _check_finite(model, after)
-        except _Diverged as error:
+        except Diverged as error:
             _empty(training)
-            cure = "lower lr or rho" if optimizer == "sam" else "lower lr"
+            cure = "lower lr or rho" if optimizer in RADIUS else "lower lr"
             raise InputError(f"the run diverged: {error}; {cure}. Nothing was written.") from error
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]  # one for every step
         record = settings | {
@@ -159,8 +201,16 @@ def finetune(
             "seconds": time.perf_counter() - started,  # of this process; a continued run has spent more
         }
         save_checkpoint(model, start.tokenizer, output, record)
-    shutil.rmtree(training, ignore_errors=True)
+    _finish(workplace, output)
     return output
+
+
+def _finish(workplace: Path, output: Path) -> None:
+    """Hand over what the run kept along its way, and clear its workplace."""
+    kept = workplace / TRAJECTORY
+    if kept.exists() and not (output / TRAJECTORY).exists():
+        os.replace(kept, output / TRAJECTORY)
+    shutil.rmtree(workplace, ignore_errors=True)
 
 
 def _check_numbers(positive: dict[str, float], counts: dict[str, int | None]) -> None:
@@ -177,9 +227,9 @@ def _check_numbers(positive: dict[str, float], counts: dict[str, int | None]) ->
 def _check_finite(model: torch.nn.Module, loss: float) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            raise _Diverged(f"{name} is not finite after the last step")
+            raise Diverged(f"{name} is not finite after the last step")
     if not math.isfinite(loss):
-        raise _Diverged(f"the loss after the last step is {loss}")
+        raise Diverged(f"the loss after the last step is {loss}")
 
 
 def _empty(folder: Path) -> None:
@@ -208,6 +258,22 @@ def _load(
         return train, train
     corpus = source.partition("@")[0]
     return train, load_data(corpus, tokenizer, max_length=max_length, limit=_HELD_OUT, seed=0, part="heldout")
+
+
+def _load_rehearsal(
+    source: str, tokenizer: Any, max_length: int, new: int, ratio: float, seed: int, files: CheckpointFiles
+) -> TokenData:
+    """Old examples that make up `ratio` of the mix with `new` new ones."""
+    count = max(1, round(new * ratio / (1 - ratio)))
+    old = load_data(source, tokenizer, max_length=max_length, limit=count, seed=seed, part="train")
+    if files.vocabulary_size is not None:
+        check_vocabulary(old, files.vocabulary_size, files.source)
+    if len(old.examples) < count:
+        raise InputError(
+            f"rehearse_ratio={ratio} beside {new} new examples takes {count} old ones, but {old.source} gives "
+            f"{len(old.examples)}; lower it."
+        )
+    return old
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -240,84 +306,3 @@ def _require_same_run(output: Path, settings: dict, trust_remote_code: bool) -> 
     load_tokenizer(
         inspect_checkpoint(output, trust_remote_code=trust_remote_code)
     )  # reads every file and says what is missing
-
-
-def _training_arguments(folder: Path, **arguments: Any) -> TrainingArguments:
-    """Arguments of a run on one device, so that a step sees the batch size asked for and no multiple of it."""
-    settings = TrainingArguments(
-        output_dir=str(folder),
-        lr_scheduler_type="linear",
-        warmup_steps=0.05,  # below 1: a fraction of all steps
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        save_strategy="steps",
-        save_total_limit=1,
-        logging_steps=1,  # so that the record of a continued run has every step, and divergence shows at once
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        **arguments,
-    )
-    if settings.world_size > 1:
-        raise InputError("fine-tuning runs in one process; start it without torchrun or accelerate launch.")
-    settings._n_gpu = min(settings.n_gpu, 1)  # else the Trainer puts a batch on each GPU it sees
-    return settings
-
-
-def _trainer(
-    model: Any, data: TokenData, arguments: TrainingArguments, *, rho: float | None, title: str, progress: bool
-) -> Trainer:
-    shared = {
-        "model": model,
-        "args": arguments,
-        "train_dataset": _Examples(data.examples),
-        "data_collator": pad_examples,
-    }
-    callbacks: list[TrainerCallback] = [_Progress(title, progress)]
-    if rho is not None:
-        trainer: Trainer = SAMTrainer(**shared, callbacks=callbacks, rho=rho)
-    else:
-        trainer = Trainer(**shared, callbacks=callbacks)
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)  # it prints a dict per log; the progress bar says it in place
-    return trainer
-
-
-class _Examples(torch.utils.data.Dataset):
-    def __init__(self, examples: Sequence[Example]):
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._examples[index]
-
-
-class _Progress(TrainerCallback):
-    """One bar with time left and the current loss."""
-
-    def __init__(self, title: str, shown: bool):
-        self._title, self._shown = title, shown
-        self._bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self._title, unit="step", disable=not self._shown
-        )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._bar.update(1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                self._bar.close()
-                raise _Diverged(f"the loss of step {state.global_step} is {logs['loss']}")
-            self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._bar.close()

@@ -1,4 +1,4 @@
-"""`landscape finetune`: a checkpoint tuned with AdamW or SAM."""
+"""`landscape finetune`: a checkpoint tuned with AdamW, SAM or adaptive SAM."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from landscape.cli.common import Device, Limit, MaxLength, Quiet, Seed, Trust, app, quiet_libraries
+from landscape.errors import InputError
 
 
 class Optimizer(enum.StrEnum):
     adamw = "adamw"
     sam = "sam"
+    asam = "asam"
 
 
 @app.command()
@@ -22,13 +24,25 @@ def finetune(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Checkpoint folder or hub id to start from.")],
     data: Annotated[str, typer.Option(help="A .jsonl, .txt or .parquet file, a datasets id, builtin:docs or :code.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tuned checkpoint.")],
-    optimizer: Annotated[Optimizer, typer.Option(help="AdamW, or SAM around AdamW.")] = Optimizer.adamw,
-    rho: Annotated[float, typer.Option(help="SAM: radius of the ascent step (global l2 norm).")] = 0.05,
+    optimizer: Annotated[Optimizer, typer.Option(help="AdamW, or around it SAM or adaptive SAM.")] = Optimizer.adamw,
+    rho: Annotated[
+        float | None, typer.Option(help="Radius of the ascent step (global l2 norm). Default: sam 0.05, asam 0.5.")
+    ] = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate; 5% warm-up, then linear to 0.")] = 1e-5,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
+    accumulate: Annotated[int, typer.Option(help="Parts of a step's batch, one in memory at a time.")] = 1,
+    lora: Annotated[
+        int | None, typer.Option(metavar="RANK", help="Train a LoRA adapter on all linear layers but the head.")
+    ] = None,
+    rehearse: Annotated[str | None, typer.Option(help="Old data to mix into the training data.")] = None,
+    rehearse_ratio: Annotated[float | None, typer.Option(help="Share of old examples in the mix. Default 0.1.")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between training checkpoints an interrupted run uses.")] = 200,
+    keep_trajectory: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Keep N evenly spaced checkpoints, for landscape plot --kind trajectory."),
+    ] = None,
     limit: Limit = None,
     max_length: MaxLength = 512,
     device: Device = "auto",
@@ -36,8 +50,10 @@ def finetune(
     quiet: Quiet = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Fine-tune a checkpoint with AdamW or SAM into a Hugging Face folder with landscape.json."""
+    """Fine-tune a checkpoint with AdamW, SAM or adaptive SAM into a Hugging Face folder with landscape.json."""
     quiet_libraries()
+    if optimizer is Optimizer.adamw and rho is not None:
+        raise InputError("--rho is the radius of sam and asam; it does not go with --optimizer adamw.")
     from landscape.finetune import finetune as run
     from landscape.results import read_json
 
@@ -51,10 +67,15 @@ def finetune(
         epochs=epochs,
         steps=steps,
         batch_size=batch_size,
+        accumulate=accumulate,
+        lora=lora,
+        rehearse=rehearse,
+        rehearse_ratio=rehearse_ratio,
         max_length=max_length,
         limit=limit,
         seed=seed,
         save_every=save_every,
+        keep_trajectory=keep_trajectory,
         device=device,
         trust_remote_code=trust_remote_code,
         progress=not quiet,
