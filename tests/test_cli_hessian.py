@@ -48,7 +48,7 @@ def test_everything_at_once_and_again_from_its_files(run, save_checkpoint_folder
     for check in ("symmetry", "step halving", "head products", "head trace"):
         assert f"{check:<13}" in out
     assert "FAILED" not in out
-    for said in ("filter trace", "adaptive trace", "model.layers.1", "lm_head"):
+    for said in ("filter trace", "adaptive trace", "model.layers.1", "lm_head", "standard errors from the trace"):
         assert said in out
     folder = Path("out")
     assert len(LayerCurvature.load(next(folder.glob("layers-*.json"))).layers) == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -256,6 +257,19 @@ def _print(found: dict[str, dict[Key, Any]]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for key, density in found.get("density", {}).items():
+        mean, spread = density.moment(1)
+        other = found["trace"][key]
+        apart = abs(mean * density.parameters - other.value)
+        error = math.hypot(spread * density.parameters, other.stderr)
+        console.print(
+            escape(
+                f"{key[0]} on {key[1]}: the density's own trace is {mean * density.parameters:.5g} +- "
+                f"{spread * density.parameters:.2g}, {apart / error:.1f} standard errors from the trace above"
+            ),
+            highlight=False,
+            soft_wrap=True,
+        )
     for measure in ("check", "layers"):
         for result in found.get(measure, {}).values():
             console.print()

@@ -141,6 +141,7 @@ class Site(Subject):
         self.fidelity: Fidelity = EXACT
         self.displacement: Tensor | None = None
         self.trip = Excursion(self.parameters)
+        self.progress = bar is not None and not bar.disable
         self._bar = bar
         self._center: Loss | None = None
 
