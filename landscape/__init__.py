@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from landscape.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+    from landscape.correlation import correlate
     from landscape.data import TokenData, load_data
     from landscape.directions import (
         Direction,
@@ -66,6 +67,7 @@ _HOME = {
     "compute_sharpness": "sharpness",
     "SHARPNESS_METRICS": "sharpness",
     "Sharpness": "sharpness",
+    "correlate": "correlation",
     "SAM": "sam",
     "SAMTrainer": "sam",
     "InputError": "errors",

@@ -12,7 +12,7 @@ PACKAGE = Path(landscape.__file__).parent
 # Each room may import from the rooms of lower floors, and from those beside it on the ground.
 FLOORS = [
     {"errors"},
-    {"results", "grid", "chat", "corpora", "head", "batches"},
+    {"results", "grid", "chat", "corpora", "head", "batches", "correlation"},
     {"data"},
     {"parameters"},
     {"checkpoints", "causal"},
