@@ -35,6 +35,17 @@ class Marker:
 
 
 @dataclasses.dataclass(frozen=True)
+class PathFit:
+    """What a plane through the end of a path holds of it. Variances are mean squared distances from the end."""
+
+    names: tuple[str, ...]  # of the checkpoints along the path, the end last
+    explained: tuple[float, ...]  # fraction of the variance along each axis
+    random_walk: tuple[float, ...]  # the same of a random walk of as many even steps, see `random_walk_variance`
+    distances: tuple[float, ...]  # of each checkpoint from the end
+    residuals: tuple[float, ...]  # of each checkpoint from the plane
+
+
+@dataclasses.dataclass(frozen=True)
 class Surface(Result):
     """Loss over a grid: `loss[i, j]` belongs to `(axes[0][i], axes[1][j])` (`loss[i]` in one dimension)."""
 
@@ -42,7 +53,7 @@ class Surface(Result):
 
     name: str  # of the checkpoint, or "a to b"
     data: str  # name of the data set
-    kind: str  # "random" | "interpolate" | "plane" | "given"
+    kind: str  # "random" | "interpolate" | "plane" | "trajectory" | "eigen" | "given"
     axes: tuple[np.ndarray, ...]  # one or two increasing 1-D arrays
     axis_labels: tuple[str, ...]
     loss: np.ndarray  # shape tuple(len(axis) for axis in axes); nats per supervised token; NaN/inf as computed
@@ -54,6 +65,7 @@ class Surface(Result):
     fidelity: Fidelity  # the worst over the grid
     weight: float  # number of loss terms (supervised tokens) behind each loss
     provenance: Provenance
+    path: PathFit | None = None  # of a trajectory
 
     @property
     def coordinates(self) -> np.ndarray:
@@ -98,6 +110,9 @@ class Surface(Result):
             ("loss", seen),
             *((m.name, f"{m.loss:.6f} at {', '.join(f'{c:.4g}' for c in m.coordinates)}") for m in self.markers),
         ]
+        if self.path:
+            off = max(self.path.residuals)
+            rows.append(("plane", f"{sum(self.path.explained):.1%} of the path's variance, up to {off:.4g} beside it"))
         if not self.fidelity.faithful:
             rows.append(
                 (

@@ -14,8 +14,10 @@ from landscape.errors import InputError
 from landscape.grid import ends
 from landscape.hessian import eigen_directions
 from landscape.surface import Span, Surface, auto_span, compute_interpolation, compute_plane, compute_surface
+from landscape.trajectory import compute_trajectory
 
-CHECKPOINTS_OF = {"interpolate": 2, "plane": 3}  # kinds of surface that are of several checkpoints
+CHECKPOINTS_OF = {"interpolate": 2, "plane": 3}
+OF_ALL = (*CHECKPOINTS_OF, "trajectory")  # kinds of surface that are of several checkpoints
 
 
 def compare_surfaces(
@@ -33,17 +35,20 @@ def compare_surfaces(
     """Surfaces of every checkpoint on every data set, by the name of the file in `folder` that keeps each.
 
     "random" gives one per checkpoint, along the same draw of directions on the same axes; "interpolate" one for
-    two checkpoints; "plane" one for three (`span` is then its margin); "eigen" one per checkpoint along the
-    eigenvectors of its own loss on that data, which `folder` keeps too. What `folder` holds already is read, what a
-    killed run left half done is finished. Raises InputError where checkpoints and kind do not fit together.
+    two checkpoints; "plane" one for three and "trajectory" one for a path (`span` is then a margin); "eigen" one per
+    checkpoint along the eigenvectors of its own loss on that data, which `folder` keeps too. What `folder` holds
+    already is read, what a killed run left half done is finished. Raises InputError where checkpoints and kind do
+    not fit together.
     """
     check_count(kind, len(comparison.files))
-    of_all = kind in CHECKPOINTS_OF
+    of_all = kind in OF_ALL
     names = comparison.file_names("surface", of_all)
     members = {index: range(len(comparison.files)) if of_all else [index] for index, _ in names}
+    if kind == "trajectory":
+        members = {0: [len(comparison.files) - 1]}  # the surface is of the end; what led there is in the settings
     if kind == "interpolate":
         grid: dict[str, Any] = {"points": points[0], "span": span}
-    elif kind == "plane":
+    elif kind in ("plane", "trajectory"):
         grid = {"points": points, "margin": span}
     elif kind == "eigen":
         grid = {"points": points, "span": span}
@@ -56,7 +61,14 @@ def compare_surfaces(
         if kind in ("random", "eigen"):
             wanted["points"] = list(points)
             wanted |= {} if span == "auto" else {"span": [ends(span)] * dim}
-        found: dict[str, Any] = {"kind": surface.kind, "normalize": surface.normalize, "seed": surface.seed}
+        if kind == "trajectory":
+            wanted["path"] = [file.digest for file in comparison.files]
+        found: dict[str, Any] = {
+            "path": surface.provenance.settings.get("path"),
+            "kind": surface.kind,
+            "normalize": surface.normalize,
+            "seed": surface.seed,
+        }
         found |= {"points": list(surface.loss.shape), "span": [(axis[0], axis[-1]) for axis in surface.axes]}
         differing = [word for word, value in wanted.items() if found[word] != value]
         comparison.check_origin(folder / names[key], surface.provenance, members[key[0]], key[1], differing)
@@ -88,7 +100,8 @@ def compare_surfaces(
                 spans.append(auto_span(checkpoint, data, directions))
         grid["span"] = max(spans)
     for index in unfinished:
-        models: list[Any] = [comparison.load(member) for member in members[index]]
+        loaded = range(len(comparison.files)) if kind == "trajectory" else members[index]
+        models: list[Any] = [comparison.load(member) for member in loaded]
         for data_name in [name for i, name in missing if i == index]:
             path = folder / names[index, data_name]
             journal = path.with_name(f".{path.stem}.journal")
@@ -98,6 +111,8 @@ def compare_surfaces(
                 surface = compute_interpolation(models[0], models[1], data, **how)
             elif kind == "plane":
                 surface = compute_plane(models, data, **how)
+            elif kind == "trajectory":
+                surface = compute_trajectory(models, data, **how)
             else:
                 surface = compute_surface(models[0], data, along(models[0], (index, data_name)), dim=dim, **how)
             dataclasses.replace(surface, data=data_name).save(path)
@@ -110,6 +125,8 @@ def check_count(kind: str, count: int) -> None:
     wanted = CHECKPOINTS_OF.get(kind, count)
     if wanted != count:
         raise InputError(f"--kind {kind} takes {wanted} checkpoints, got {count}.")
+    if kind == "trajectory" and count < 3:
+        raise InputError(f"--kind trajectory takes at least 3 checkpoints, in order, got {count}.")
 
 
 def summarize(file: str, surface: Surface) -> dict:
@@ -120,6 +137,7 @@ def summarize(file: str, surface: Surface) -> dict:
         "data": surface.data,
         "loss_at_center": surface.center,
         "markers": surface.markers,
+        "path": surface.path,
         "metrics": surface.metrics(),
         "supervised_tokens": surface.weight,
         "nonfinite": surface.nonfinite,

@@ -38,6 +38,7 @@ class Kind(enum.StrEnum):
     interpolate = "interpolate"
     plane = "plane"
     eigen = "eigen"
+    trajectory = "trajectory"
 
 
 class Normalize(enum.StrEnum):
@@ -58,7 +59,8 @@ def plot(
         Kind,
         typer.Option(
             help="Random directions; the line between two checkpoints; the plane through three; eigenvectors of the "
-            "Hessian, of the largest and the lowest eigenvalue."
+            "Hessian, of the largest and the lowest eigenvalue; the plane of a run's path, of a folder tuned with "
+            "--keep-trajectory or of checkpoints in order."
         ),
     ] = Kind.random,
     dim: Annotated[int | None, typer.Option(help="1 or 2 (random and eigen). Default 2.", min=1, max=2)] = None,
@@ -67,8 +69,9 @@ def plot(
         str | None,
         typer.Option(
             help="S for [-S, S], or LOW,HIGH, in units of the direction; auto: until the loss has risen by 1 nat. "
-            "Default 1. For interpolate LOW,HIGH with a at 0 and b at 1, default -0.5,1.5; for plane the margin around "
-            "the three checkpoints as a fraction of their extent, default 0.25; for eigen a distance, default auto."
+            "Default 1. For interpolate LOW,HIGH with a at 0 and b at 1, default -0.5,1.5; for plane and trajectory "
+            "the margin around the checkpoints as a fraction of their extent, default 0.25; for eigen a distance, "
+            "default auto."
         ),
     ] = None,
     normalize: Annotated[
@@ -98,8 +101,11 @@ def plot(
     from landscape.comparison import open_comparison
     from landscape.plotting import write_figures
     from landscape.results import results_folder, write_json
-    from landscape.surface_comparison import CHECKPOINTS_OF, check_count, compare_surfaces, summarize
+    from landscape.surface_comparison import OF_ALL, check_count, compare_surfaces, summarize
+    from landscape.trajectory import trajectory_sources
 
+    if kind is Kind.trajectory:
+        checkpoints = trajectory_sources(checkpoints)
     check_count(kind.value, len(checkpoints))
     comparison = open_comparison(
         checkpoints,
@@ -117,7 +123,7 @@ def plot(
         print(described.describe(comparison.files[0].vocabulary_size), file=sys.stderr)
     settings = {"command": "plot", **comparison.settings(), **shape, "seed": seed}
     files = ("surface.png", "surface.pdf", "surface.html", "summary.json")
-    results = comparison.file_names("surface", of_all=kind.value in CHECKPOINTS_OF).values()
+    results = comparison.file_names("surface", of_all=kind.value in OF_ALL).values()
     with results_folder(output, settings, (*files, *results)):
         surfaces = compare_surfaces(comparison, output, **shape, seed=seed, progress=not quiet)
         write_figures(list(surfaces.values()), output / "surface", log=log, levels=contours)
@@ -144,7 +150,7 @@ def _shape_of(kind: Kind, dim: int | None, points: str, span: str | None, normal
         counts *= dim
     if len(counts) != dim or min(counts) < 3:
         raise InputError(f"--points {points} is not {'a number' if dim == 1 else 'N or N,M'} with at least 3 an axis.")
-    ends: Any = {Kind.random: 1.0, Kind.interpolate: (-0.5, 1.5), Kind.plane: 0.25, Kind.eigen: "auto"}[kind]
+    ends: Any = {Kind.random: 1.0, Kind.interpolate: (-0.5, 1.5), Kind.eigen: "auto"}.get(kind, 0.25)
     if span == "auto":
         if not free:
             raise InputError(f"--span auto looks along directions; it does not go with --kind {kind.value}.")
@@ -157,14 +163,11 @@ def _shape_of(kind: Kind, dim: int | None, points: str, span: str | None, normal
 
 def _ends_of(kind: Kind, span: str) -> float | tuple[float, ...]:
     numbers = _numbers(span, "--span")
-    forms = {Kind.interpolate: "LOW,HIGH", Kind.plane: "a margin"}.get(kind, "S or LOW,HIGH")
-    if len(numbers) == 2 and kind is not Kind.plane and numbers[0] < numbers[1]:
+    margin = kind in (Kind.plane, Kind.trajectory)
+    forms = "a margin" if margin else "LOW,HIGH" if kind is Kind.interpolate else "S or LOW,HIGH"
+    if len(numbers) == 2 and not margin and numbers[0] < numbers[1]:
         return tuple(numbers)
-    if (
-        len(numbers) == 1
-        and kind is not Kind.interpolate
-        and (numbers[0] > 0 or (kind is Kind.plane and numbers[0] == 0))
-    ):
+    if len(numbers) == 1 and kind is not Kind.interpolate and (numbers[0] > 0 or (margin and numbers[0] == 0)):
         return numbers[0]
     raise InputError(f"--span {span} is not {forms} for --kind {kind.value} (S positive, LOW < HIGH).")
 
@@ -234,10 +237,24 @@ def _print_surfaces(surfaces: list[Surface]) -> None:
         console = Console(width=160)  # a file or pipe has no width to fit
     console.print(table)
     for surface in surfaces:
+        if surface.path:
+            along = " ".join(f"{marker.loss:.4f}" for marker in surface.markers)
+            console.print(
+                f"loss on {escape(surface.data)} where the path projects to: {along}", highlight=False, soft_wrap=True
+            )
+            continue
         for marker in surface.markers:
             console.print(
                 f"loss at {escape(marker.name)} on {escape(surface.data)}: {marker.loss:.4f}", highlight=False
             )
+    if (path := surfaces[0].path) is not None:
+        console.print(
+            f"the plane holds {sum(path.explained):.1%} of the path's variance about its end "
+            f"({', '.join(f'{part:.1%}' for part in path.explained)}); a random walk of as many steps, "
+            f"{sum(path.random_walk):.1%}. Checkpoints lie up to {max(path.residuals):.4g} beside it.",
+            highlight=False,
+            soft_wrap=True,
+        )
     first = surfaces[0]
     grid = ", ".join(f"[{axis[0]:.4g}, {axis[-1]:.4g}] in {len(axis)}" for axis in first.axes)
     draw = (

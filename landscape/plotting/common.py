@@ -210,6 +210,8 @@ def loss_scale(surfaces: Sequence[Surface], log: bool, levels: int | Sequence[fl
 
 def center_name(surface: Surface) -> str:
     """What to call the place of the unperturbed model: paths and planes start there."""
+    if surface.kind == "trajectory":
+        return "end of path"
     return "origin" if surface.kind in ("interpolate", "plane") else "centre"
 
 
@@ -225,6 +227,8 @@ def notes(surface: Surface) -> list[str]:
     found = []
     if surface.nonfinite:
         found.append(f"{surface.nonfinite} of {surface.loss.size} points not finite")
+    if surface.path:
+        found.append(f"plane explains {sum(surface.path.explained):.1%} of the path's variance")
     if not surface.fidelity.faithful:
         which, value = ("norm ratio", surface.fidelity.norm_ratio)
         if not surface.fidelity.cosine >= 0.99:  # NaN is not good enough either
@@ -244,6 +248,8 @@ def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
     sentences = [f"Loss{unit} on {data}, {_region(first)}"]
     if first.kind == "eigen":
         sentences.append(_eigenvectors(arrangement))
+    if first.path:
+        sentences.append(_path(first))
 
     draw = []
     if first.kind == "random" and first.seed is not None:
@@ -280,6 +286,11 @@ def _region(surface: Surface) -> str:
         return f"on the straight line between two checkpoints ({grid})"
     if surface.kind == "plane":
         return f"over the plane through the marked checkpoints ({grid}; axes are distances in parameter space)"
+    if surface.kind == "trajectory":
+        return (
+            f"over the plane of the path's first two principal directions through its end ({grid}; axes are distances "
+            "in parameter space)"
+        )
     if surface.kind == "eigen":
         return f"{'along a Hessian eigenvector' if one else 'over two Hessian eigenvectors'} ({grid})"
     normalized = "not normalized" if surface.normalize == "none" else f"{surface.normalize}-normalized"
@@ -291,6 +302,19 @@ def _region(surface: Surface) -> str:
     drawn = "random" if surface.kind == "random" else "given"
     directions = f"along one {drawn} direction" if one else f"over two {drawn} directions"
     return f"{directions} ({'; '.join([*([', '.join(said)] if said else []), grid])})"
+
+
+def _path(surface: Surface) -> str:
+    """What the plane of a path leaves out, and what it would explain of a path that went nowhere."""
+    path = surface.path
+    assert path is not None
+    return (
+        f"The plane explains {sum(path.explained):.1%} of the path's variance about its end "
+        f"({path.explained[0]:.1%} the first direction); a random walk of as many steps gives "
+        f"{sum(path.random_walk):.0%} ({path.random_walk[0]:.0%}; about its mean a long one gives 61%, Antognini & "
+        f"Sohl-Dickstein 2018). Points are projections of checkpoints up to {number(max(path.residuals))} beside the "
+        f"plane, of up to {number(max(path.distances))} from the end"
+    )
 
 
 def _eigenvectors(arrangement: Arrangement) -> str:

@@ -185,8 +185,13 @@ def _scene(surface: Surface, scale: LossScale) -> dict[str, Any]:
         "aspectmode": "manual",
         "aspectratio": {"x": 1, "y": aspect(surface), "z": 0.7},
         "camera": {"eye": _EYE, "center": {"x": 0, "y": 0, "z": -0.2}},
-        "annotations": [_flag(m, scale) for m in surface.markers if np.isfinite(scale.heights(m.loss))],
+        "annotations": [_flag(m, scale) for m in _named(surface) if np.isfinite(scale.heights(m.loss))],
     }
+
+
+def _named(surface: Surface) -> Sequence[Marker]:
+    """The checkpoints that get a flag: along a path its ends alone."""
+    return surface.markers[:: len(surface.markers) - 1] if surface.kind == "trajectory" else surface.markers
 
 
 def _flag(marker: Marker, scale: LossScale) -> dict[str, Any]:
@@ -228,7 +233,8 @@ def _surface_traces(surface: Surface, scale: LossScale, scene: str, coloraxis: s
                 x=[p[0] for p in places],
                 y=[p[1] for p in places],
                 z=losses,
-                mode="markers",
+                mode="lines+markers" if surface.kind == "trajectory" else "markers",
+                line={"color": "black", "width": 4},
                 scene=scene,
                 marker={"size": 4, "color": "white", "line": {"color": "black", "width": 2}},
                 text=[f"{plotly_text(n)}<br>loss {loss:.4f}" for n, loss in zip(names, losses, strict=True)],

@@ -234,7 +234,12 @@ def _draw_contours(axes: Axes, surface: Surface, scale: LossScale, norm: Normali
     set_round_ticks(axes.xaxis, x[0], x[-1], 5)
     set_round_ticks(axes.yaxis, y[0], y[-1], 5)
     if surface.kind == "plane":
-        _draw_markers(axes, surface)
+        _draw_markers(axes, surface, range(len(surface.markers)))
+    if surface.kind == "trajectory":
+        places = np.array([marker.coordinates for marker in surface.markers])
+        (line,) = axes.plot(*places.T, "-", color="black", linewidth=0.9, scalex=False, scaley=False)
+        line.set(path_effects=_HALO, zorder=3)
+        _draw_markers(axes, surface, (0, len(surface.markers) - 1))
     if not any(marker.coordinates == (0, 0) for marker in surface.markers):
         halo = [withStroke(linewidth=2, foreground="0.2")]
         (cross,) = axes.plot(0, 0, "+", color="white", markersize=6, scalex=False, scaley=False)
@@ -242,12 +247,15 @@ def _draw_contours(axes: Axes, surface: Surface, scale: LossScale, norm: Normali
     return filled
 
 
-def _draw_markers(axes: Axes, surface: Surface) -> None:
+def _draw_markers(axes: Axes, surface: Surface, named: Sequence[int]) -> None:
+    """A point where each checkpoint lies, with its name where it is among the `named`."""
     (x, y) = surface.axes
-    for marker in surface.markers:
+    for index, marker in enumerate(surface.markers):
         at_x, at_y = marker.coordinates
         (point,) = axes.plot(at_x, at_y, "o", color="white", markersize=4, scalex=False, scaley=False)
         point.set(markeredgecolor="black", markeredgewidth=0.8, zorder=4)
+        if index not in named:
+            continue
         right = at_x > (x[0] + x[-1]) / 2  # the label goes to the side where there is room
         axes.annotate(
             shorten(clean(marker.name), 26),
