@@ -18,7 +18,7 @@ FLOORS = [
     {"checkpoints", "causal"},
     {"losses"},
     {"objective", "vectors", "spectrum", "estimation", "memory"},
-    {"directions", "sweep", "surface_metrics", "sam", "differences"},
+    {"directions", "sweep", "surface_metrics", "sam", "differences", "forgetting"},
     {"operators", "hessian_results"},
     {"curvature", "subject", "power_iteration"},
     {"surface", "finetune", "hessian", "trace"},
