@@ -1,12 +1,22 @@
 """Forgetting against plain loops, planted differences and the laws."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_same_state, build_model, make_batches, state_of
 
-from landscape import Forgetting, InputError, MeasurementWarning, measure_forgetting
+from landscape import (
+    Forgetting,
+    InputError,
+    MeasurementWarning,
+    load_checkpoint,
+    load_data,
+    measure_forgetting,
+)
 
 
 def plain(model, batches):
@@ -106,3 +116,45 @@ def test_what_cannot_be_measured_is_said():
         )
     with pytest.warns(MeasurementWarning, match="7 examples"):
         measure_forgetting(model, model, {"old": make_batches()}, resamples=99)
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+def test_landscape_forgetting(run, save_checkpoint_folder, records):
+    base, a, b = (save_checkpoint_folder("llama", seed=seed) for seed in (1, 2, 3))
+    command = ("forgetting", base, a, b, "--data", f"old={records}", "--data", "new=builtin:code", "--limit", "12")
+    command += ("--device", "cpu", "--resamples", "199", "-q", "-o", "out")
+    code, out, err = run(*command)
+    assert code == 0, err
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert [c["name"] for c in summary["checkpoints"]] == ["llama-2", "llama-3"]
+    checkpoint = load_checkpoint(a, device="cpu")
+    data = load_data(records, checkpoint.tokenizer, max_length=128, limit=12)
+    expected = measure_forgetting(load_checkpoint(base, device="cpu"), checkpoint, {"old": data}, resamples=199)
+    found = summary["checkpoints"][0]["tasks"][0]
+    assert found["forgetting"] == pytest.approx(expected.tasks[0].forgetting, rel=1e-6)
+    assert f"{found['forgetting']:+.4f}" in out
+    assert run(*command)[1] == out
+    code, _, err = run("forgetting", base, "--data", records)
+    assert code == 2
+
+
+def test_landscape_correlate(run, tmp_path):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal(30)
+    lines = ["name,flat,forgetting,base"]
+    lines += [f"c{i},{x[i]},{x[i] + 0.3 * generator.standard_normal()},{i // 5}" for i in range(30)]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    options = ("--groups", "base", "--resamples", "199", "-o", "found.csv")
+    code, out, err = run("correlate", "table.csv", *options)
+    assert code == 0, err
+    assert "flat" in out
+    assert "only 6 groups" in " ".join(out.split())
+    assert Path("found.csv").read_text().startswith("metric,n,n_groups,estimate")
+    code, _, err = run("correlate", "absent.csv")
+    assert code == 2
+    assert "absent.csv" in err
+    code, _, err = run("correlate", "table.csv", "--forgetting", "lost")
+    assert code == 2
+    assert "'lost'" in err
