@@ -94,7 +94,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _pieces(parameter: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows of this rank's part, their weights and their gradient; few at a time, to bound the wide temporaries."""
+    """Rows of this rank's part, their weights and their gradient; few at a time, to bound temporaries."""
     gradient = parameter.grad
     assert gradient is not None
     if gradient.layout != torch.strided:
@@ -102,7 +102,7 @@ def _pieces(parameter: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
         gradient = gradient.redistribute(placements=parameter.placements)
     weight, gradient = torch.atleast_1d(_local(parameter)), torch.atleast_1d(_local(gradient))
-    size = 2**16 if weight.device.type == "cpu" else 2**24  # what a cache holds; few launches, 128 MiB each
+    size = 2**16 if weight.device.type == "cpu" else 2**24  # what a cache holds; few launches, 64 MiB each
     rows = max(1, size * len(weight) // max(1, weight.numel()))
     for start in range(0, len(weight), rows):
         piece = slice(start, start + rows)
@@ -110,17 +110,23 @@ def _pieces(parameter: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
 
 
 def _direction(weight: Tensor, gradient: Tensor, adaptive: bool, power: int) -> Tensor:
-    """T^power g in the widest float; T is the identity unless adaptive."""
-    wide = wide_dtype(weight.device)
+    """T^power g in float32, of float64 weights in float64; T is the identity unless adaptive."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
     gradient = gradient.to(wide)
     return gradient * weight.to(wide).abs() ** power if adaptive else gradient
 
 
+def _square(vector: Tensor) -> Tensor:
+    """|vector|^2, summed in the widest float without a copy in it."""
+    return torch.linalg.vector_norm(vector, dtype=wide_dtype(vector.device)).square()
+
+
 def _squared_norm(parameter: Tensor, adaptive: bool) -> Tensor:
     """|T g|^2 of this rank's part, shape (1,)."""
-    total = torch.zeros(1, dtype=wide_dtype(parameter.device), device=_local(parameter).device)
+    here = _local(parameter).device
+    total = torch.zeros(1, dtype=wide_dtype(here), device=here)
     for _, weight, gradient in _pieces(parameter):
-        total += _direction(weight, gradient, adaptive, power=1).square().sum()
+        total += _square(_direction(weight, gradient, adaptive, power=1))
     return total
 
 
@@ -130,8 +136,8 @@ def _move(parameter: Tensor, base: Tensor, scale: float, adaptive: bool) -> Tens
     for rows, weight, gradient in _pieces(parameter):
         step = _direction(weight, gradient, adaptive, power=2) * scale
         weight.copy_(base[rows] + step)
-        step, taken = step.flatten(), (weight.to(step.dtype) - base[rows]).flatten()
-        total += torch.stack([step.dot(step), taken.dot(taken), step.dot(taken)])
+        taken = weight.to(step.dtype) - base[rows]
+        total += torch.stack([_square(step), _square(taken), step.flatten().dot(taken.flatten()).to(total.dtype)])
     return total
 
 
