@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from landscape.hessian_results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
     from landscape.layers import hessian_layers
     from landscape.losses import supervised_loss
+    from landscape.merging import merge_checkpoints
     from landscape.plotting import density_html, layers_html, plot_density, plot_layers, plot_surfaces, surfaces_html
     from landscape.sam import SAM, SAMTrainer
     from landscape.sharpness import SHARPNESS_METRICS, Sharpness, compute_sharpness
     from landscape.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
     from landscape.surface_metrics import SurfaceMetrics, compare_metrics
     from landscape.trace import hessian_trace
+    from landscape.trajectory import compute_trajectory, trajectory_directions
 
 # Public names in the order a reader needs them, and the module each lives in. Loaded on first use (PEP 562), so
 # that `landscape --help` does not wait for torch.
@@ -45,6 +47,8 @@ _HOME = {
     "compute_surface": "surface",
     "compute_interpolation": "surface",
     "compute_plane": "surface",
+    "trajectory_directions": "trajectory",
+    "compute_trajectory": "trajectory",
     "auto_span": "surface",
     "Surface": "surface",
     "SurfaceMetrics": "surface_metrics",
@@ -71,6 +75,7 @@ _HOME = {
     "measure_forgetting": "forgetting",
     "Forgetting": "forgetting",
     "correlate": "correlation",
+    "merge_checkpoints": "merging",
     "SAM": "sam",
     "SAMTrainer": "sam",
     "InputError": "errors",
