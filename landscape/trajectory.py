@@ -47,8 +47,8 @@ def trajectory_directions(checkpoints: Sequence[nn.Module | Checkpoint], count: 
     Eigenvectors of the second moment sum_t d_t d_t' of the differences d_t = theta_t - theta_T, by way of the Gram
     matrix <d_s, d_t> (Li et al. 2018, arXiv 1712.09913, sec. 7, who also subtract the mean: here the plane goes
     through the end, so that it is the one nearest to the path). In order of what they hold of the path; signed such
-    that the path comes from the left and, along the second, from above. All parameters count, frozen ones too. The
-    checkpoints and their differences are in memory at once.
+    that the point farthest from the end lies to the left and, along the second, above. All parameters count, frozen
+    ones too. The checkpoints and their differences are in memory at once.
 
     Raises InputError for fewer checkpoints than `count` + 1, naming the first tensor whose shape differs, and where
     the path has fewer dimensions than `count`.
@@ -167,7 +167,8 @@ def _principal(
             name: torch.stack([step[name] * float(w) for step, w in zip(steps, weights_of, strict=True)]).sum(dim=0)
             for name in end
         }
-        label = f"principal direction {k + 1} ({fractions[k]:.1%})"
+        # short: it has to fit beside a small plot
+        label = f"PC {k + 1} ({fractions[k]:.1%})"
         directions.append(Direction(tensors, "trajectory", label))
     distances = np.append(np.sqrt(np.diag(gram)), 0.0)
     residuals = np.sqrt(np.maximum(distances**2 - (coordinates**2).sum(axis=1), 0.0))

@@ -52,7 +52,7 @@ def test_directions_are_those_of_a_dense_pca_about_the_end():
         assert abs(np.linalg.norm(vector) - 1) < 1e-12
         assert abs(abs(vector @ rows[k]) - 1) < 1e-10
         share = singular[k] ** 2 / (singular**2).sum()
-        assert direction.label == f"principal direction {k + 1} ({share:.1%})"
+        assert direction.label == f"PC {k + 1} ({share:.1%})"
         assert direction.kind == "trajectory"
 
 

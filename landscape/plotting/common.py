@@ -288,8 +288,8 @@ def _region(surface: Surface) -> str:
         return f"over the plane through the marked checkpoints ({grid}; axes are distances in parameter space)"
     if surface.kind == "trajectory":
         return (
-            f"over the plane of the path's first two principal directions through its end ({grid}; axes are distances "
-            "in parameter space)"
+            f"over the plane of the path's first two principal directions (PC) through its end ({grid}; axes are "
+            "distances in parameter space)"
         )
     if surface.kind == "eigen":
         return f"{'along a Hessian eigenvector' if one else 'over two Hessian eigenvectors'} ({grid})"
