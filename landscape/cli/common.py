@@ -92,3 +92,9 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def adapters_in(checkpoint: dict | None) -> set[str]:
+    """How adapters were measured ("merged" or "kept") in the provenance of one checkpoint or of several."""
+    found = {checkpoint["adapter"]} if checkpoint and "adapter" in checkpoint else set()
+    return found.union(*(adapters_in(part) for part in (checkpoint or {}).values() if isinstance(part, dict)))

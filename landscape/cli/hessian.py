@@ -25,6 +25,7 @@ from landscape.cli.common import (
     Quiet,
     Seed,
     Trust,
+    adapters_in,
     app,
     quiet_libraries,
 )
@@ -257,6 +258,9 @@ def _print(found: dict[str, dict[Key, Any]]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    adapters = {how for e in found["eigenvalues"].values() for how in adapters_in(e.provenance.checkpoint)}
+    if adapters:
+        console.print(f"adapters: {', '.join(sorted(adapters))}", highlight=False)
     for key, density in found.get("density", {}).items():
         mean, spread = density.moment(1)
         other = found["trace"][key]

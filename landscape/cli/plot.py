@@ -24,6 +24,7 @@ from landscape.cli.common import (
     Quiet,
     Seed,
     Trust,
+    adapters_in,
     app,
     quiet_libraries,
 )
@@ -265,15 +266,9 @@ def _print_surfaces(surfaces: list[Surface]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    adapters = {how for s in surfaces for how in _adapters(s.provenance.checkpoint)}
+    adapters = {how for s in surfaces for how in adapters_in(s.provenance.checkpoint)}
     if adapters:
         console.print(f"adapters: {', '.join(sorted(adapters))}", highlight=False)
     for surface in surfaces:
         if surface.nonfinite:
             console.print(f"{escape(surface.name)}: {surface.nonfinite} of {surface.loss.size} losses are not finite.")
-
-
-def _adapters(checkpoint: dict | None) -> set[str]:
-    """How adapters were measured ("merged" or "kept") in the provenance of one checkpoint or of several."""
-    found = {checkpoint["adapter"]} if checkpoint and "adapter" in checkpoint else set()
-    return found.union(*(_adapters(part) for part in (checkpoint or {}).values() if isinstance(part, dict)))

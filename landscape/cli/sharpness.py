@@ -26,6 +26,7 @@ from landscape.cli.common import (
     Quiet,
     Seed,
     Trust,
+    adapters_in,
     app,
     quiet_libraries,
 )
@@ -239,6 +240,9 @@ def _print(found: dict[str, dict[Key, Sharpness]]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    adapters = {how for r in next(iter(found.values())).values() for how in adapters_in(r.provenance.checkpoint)}
+    if adapters:
+        console.print(f"adapters: {', '.join(sorted(adapters))}", highlight=False)
     if next(iter(columns.values())).normalized_logits:
         console.print("logits divided by their standard deviation over the vocabulary", highlight=False)
 
