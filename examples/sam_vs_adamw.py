@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import landscape
+from landscape import finetune
 from landscape.demo import tiny_llama, train_tokenizer
-from landscape.finetune import finetune
 from landscape.merging import merge_checkpoints
 from landscape.trajectory import compute_trajectory, trajectory_sources
 

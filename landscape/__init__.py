@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         save_directions,
     )
     from landscape.errors import InputError, MeasurementWarning
+    from landscape.finetuning import finetune
     from landscape.forgetting import Forgetting, measure_forgetting
     from landscape.hessian import eigen_directions, hessian_density, hessian_eigenvalues, hessian_vector_product
     from landscape.hessian_results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
@@ -72,6 +73,7 @@ _HOME = {
     "compute_sharpness": "sharpness",
     "SHARPNESS_METRICS": "sharpness",
     "Sharpness": "sharpness",
+    "finetune": "finetuning",
     "measure_forgetting": "forgetting",
     "Forgetting": "forgetting",
     "correlate": "correlation",

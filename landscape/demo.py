@@ -12,7 +12,7 @@ from landscape.checkpoints import load_checkpoint, save_checkpoint
 from landscape.comparison import open_comparison
 from landscape.corpora import builtin_corpus
 from landscape.data import load_data
-from landscape.finetune import finetune
+from landscape.finetuning import finetune
 from landscape.objective import Objective
 from landscape.parameters import preserved
 from landscape.plotting import write_figures

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from landscape.checkpoints import load_checkpoint
 from landscape.data import load_data
 from landscape.errors import InputError
-from landscape.finetune import finetune
+from landscape.finetuning import finetune
 from landscape.training import training_arguments
 
 COMMON = {"steps": 6, "lr": 1e-3, "batch_size": 4, "max_length": 64, "device": "cpu", "progress": False}
@@ -294,7 +294,7 @@ def test_lora_trains_an_adapter_alone_and_continues_when_killed(
 
 
 def test_rehearsal_mixes_in_its_share_of_old_examples(tmp_path, save_checkpoint_folder, records, monkeypatch):
-    import landscape.finetune as module
+    import landscape.finetuning as module
 
     seen, original = [], module.make_trainer
     monkeypatch.setattr(
@@ -332,7 +332,7 @@ def test_the_kept_path_runs_from_the_base_in_even_steps_and_survives_a_kill(
     plain = finetune(base, str(records), tmp_path / "plain", **COMMON)
     assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(whole).items())
 
-    import landscape.finetune as module
+    import landscape.finetuning as module
 
     original = module._finish
 

@@ -21,7 +21,7 @@ FLOORS = [
     {"directions", "sweep", "surface_metrics", "sam", "differences", "forgetting"},
     {"operators", "hessian_results", "training", "merging"},
     {"curvature", "subject", "power_iteration"},
-    {"surface", "finetune", "hessian", "trace"},
+    {"surface", "finetuning", "hessian", "trace"},
     {"layers", "selfcheck", "sharpness", "trajectory"},
     {"comparison"},
     {"measurements", "surface_comparison"},

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from landscape.errors import InputError
-from landscape.finetune import finetune
+from landscape.finetuning import finetune
 from landscape.parameters import Parameters
 from landscape.plotting import caption_for, plot_surfaces, surfaces_html
 from landscape.surface import Surface

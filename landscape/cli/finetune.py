@@ -54,7 +54,7 @@ def finetune(
     quiet_libraries()
     if optimizer is Optimizer.adamw and rho is not None:
         raise InputError("--rho is the radius of sam and asam; it does not go with --optimizer adamw.")
-    from landscape.finetune import finetune as run
+    from landscape.finetuning import finetune as run
     from landscape.results import read_json
 
     folder = run(
