@@ -19,14 +19,15 @@ import torch
 from landscape.chat import assistant_spans
 from landscape.corpora import builtin_corpus
 from landscape.errors import InputError, first_line
+from landscape.questions import QUESTION_KEYS, checked_text, is_multiple_choice, plain_tokens, read_question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 IGNORED = -100  # the label of a position where no loss is taken
 _FILE_SUFFIXES = (".jsonl", ".txt", ".parquet", ".json", ".csv")  # what is meant as a file, readable or not
-_RECORD_KEYS = ("text", "prompt", "completion", "messages")
-_SHAPES = '{"text"}, {"prompt", "completion"} or {"messages"}'
+_RECORD_KEYS = ("text", "prompt", "completion", "messages", *QUESTION_KEYS)
+_SHAPES = '{"text"}, {"prompt", "completion"}, {"prompt", "choices", "answer"} or {"messages"}'
 
 
 # --- token data ---------------------------------------------------------------------------------------------
@@ -176,7 +177,8 @@ def load_data(
     append_eos   end each text and completion with the tokenizer's EOS token, supervised (chats and running
                  text are left as they are)
 
-    Records are `{"messages"}` (loss on assistant turns), `{"prompt", "completion"}` (loss on the completion)
+    Records are `{"messages"}` (loss on assistant turns), `{"prompt" or "question", "choices", "answer"}` (loss on the
+    right choice: `choices.load_questions` scores the others too), `{"prompt", "completion"}` (loss on the completion)
     or `{"text"}` (loss on all), looked for in this order; other keys are ignored. Tokens are the tokenizer's
     own: `tokenizer(text)`, `tokenizer(prompt)` then `tokenizer(completion, add_special_tokens=False)`, the
     chat template for messages. A `.txt` file and each piece of a built-in corpus is running text: consecutive
@@ -186,13 +188,7 @@ def load_data(
     and for an option that is not positive.
     """
     source = str(source)
-    for option, value in (("max_length", max_length), ("batch_tokens", batch_tokens), ("limit", limit)):
-        if value is not None:
-            _check_positive(option, value)
-    if not isinstance(seed, Integral) or seed >= 2**128:  # the key of the Philox generator
-        raise InputError(f"seed must be a whole number below 2**128, but is {seed!r}.")
-    if seed < 0:
-        raise InputError(f"seed must not be negative, but is {seed}.")
+    check_load_options(max_length, batch_tokens, limit, seed)
     if append_eos and tokenizer.eos_token_id is None:
         raise InputError("append_eos needs an EOS token, but the tokenizer has none.")
 
@@ -200,10 +196,10 @@ def load_data(
     if source.startswith("builtin:"):
         source, pieces = builtin_corpus(source, part)
         encoded = _windows(tokenizer, pieces, max_length, limit, seed)
-    elif _is_file_name(source) and _file_suffix(source) == ".txt":
+    elif is_running_text(source):
         encoded = _windows(tokenizer, [_read_text(source)], max_length, limit, seed)
     else:
-        source, records = _records(source, limit, seed)
+        source, records = read_records(source, limit, seed)
         eos = [tokenizer.eos_token_id] if append_eos else []
         encoded = (_encode(tokenizer, record, where, eos) for where, record in records)
 
@@ -236,6 +232,17 @@ def parse_named_source(value: str) -> tuple[str, str]:
     if _is_file_name(value):
         return Path(value).stem, value
     return value.removeprefix("builtin:").rstrip("/").rpartition("/")[2], value
+
+
+def check_load_options(max_length: int, batch_tokens: int, limit: int | None, seed: int) -> None:
+    """Raise InputError unless the options of a loader are in their ranges."""
+    for option, value in (("max_length", max_length), ("batch_tokens", batch_tokens), ("limit", limit)):
+        if value is not None:
+            _check_positive(option, value)
+    if not isinstance(seed, Integral) or seed >= 2**128:  # the key of the Philox generator
+        raise InputError(f"seed must be a whole number below 2**128, but is {seed!r}.")
+    if seed < 0:
+        raise InputError(f"seed must not be negative, but is {seed}.")
 
 
 def _check_positive(option: str, value: int) -> None:
@@ -278,8 +285,13 @@ def _choose(count: int, limit: int | None, seed: int) -> list[int]:
 _Records = Iterator[tuple[str, Any]]  # each with the words that say where it is
 
 
-def _records(source: str, limit: int | None, seed: int) -> tuple[str, _Records]:
-    """The full name of a source of records, and the chosen records."""
+def is_running_text(source: str) -> bool:
+    """Whether `source` is text rather than records."""
+    return source.startswith("builtin:") or (_is_file_name(source) and _file_suffix(source) == ".txt")
+
+
+def read_records(source: str, limit: int | None, seed: int) -> tuple[str, _Records]:
+    """The full name of a source of records, and the chosen records, each with the words that say where it is."""
     if not _is_file_name(source):
         return _dataset_records(source, limit, seed)
     read = _jsonl_records if _file_suffix(source) == ".jsonl" else _parquet_records
@@ -345,7 +357,7 @@ def _check_hub_answers(identifier: str) -> None:
 
 def _known_columns(source: str, columns: Sequence[str]) -> list[str]:
     known = [column for column in columns if column in _RECORD_KEYS]
-    if not known:
+    if not set(known) - {"question", "answer", "instruction"}:  # which say nothing without choices or a prompt
         raise InputError(f"{source} has columns {', '.join(columns)}, but none that make {_SHAPES}.")
     return known
 
@@ -379,6 +391,10 @@ def _encode(tokenizer: Tokenizer, record: Any, where: str, eos: list[int]) -> _E
     record = {key: value for key, value in record.items() if value is not None}  # tables fill gaps with null
     if "messages" in record:
         return _encode_messages(tokenizer, record["messages"], where)
+    if is_multiple_choice(record):
+        question = read_question(record, where)
+        prompt, right = plain_tokens(tokenizer, question, question.choices[question.answer])
+        return _Encoded(prompt + right, [False] * len(prompt) + [True] * len(right))
     if "prompt" in record and "completion" in record:
         prompt = _tokenize(tokenizer, _string(record, "prompt", where))
         completion = _tokenize(tokenizer, _string(record, "completion", where), add_special_tokens=False)
@@ -391,14 +407,7 @@ def _encode(tokenizer: Tokenizer, record: Any, where: str, eos: list[int]) -> _E
 
 
 def _string(record: dict, key: str, where: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str):
-        raise InputError(f"{where} has no string as {key!r}.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-        raise InputError(f"{where} has a {key!r} that is not valid Unicode.") from error
-    return value
+    return checked_text(record.get(key), repr(key), where)
 
 
 def _tokenize(tokenizer: Tokenizer, text: str, **options: bool) -> list[int]:
