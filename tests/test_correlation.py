@@ -29,8 +29,8 @@ def test_plain_cases_are_scipys(method, function):
     found = correlate(table, method=method, resamples=999).iloc[0]
     expected = function(table["flat"], table["forgetting"])
     assert found["estimate"] == pytest.approx(expected.statistic, rel=1e-12)
-    # a permutation p-value of 999 against the asymptotic one: both are tiny here
-    assert abs(found["p"] - expected.pvalue) < 0.01
+    # p is 0.15 for all three; of 999 permutations its standard deviation is 0.011
+    assert abs(found["p"] - expected.pvalue) < 0.04
     assert found["low"] < found["estimate"] < found["high"]
 
 

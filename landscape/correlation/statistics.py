@@ -1,0 +1,118 @@
+"""Correlations, permutations and projections of plain arrays."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import linalg, stats
+
+if TYPE_CHECKING:
+    import pandas
+
+METHODS = ("spearman", "pearson", "kendall")
+
+Statistic = Callable[..., np.ndarray]  # (x, y, axis=-1)
+
+
+def statistic_of(method: str) -> Statistic:
+    """A correlation along the last axis of two arrays of one shape; NaN where one side is constant."""
+
+    def pearson(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constant rows: scipy warns and gives NaN
+            return np.asarray(stats.pearsonr(x, y, axis=axis).statistic)
+
+    def spearman(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return pearson(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis)
+
+    def kendall(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        x, y = np.broadcast_arrays(np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1))
+        flat = zip(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), strict=True)
+        return np.array([stats.kendalltau(a, b).statistic for a, b in flat]).reshape(x.shape[:-1])
+
+    return {"pearson": pearson, "spearman": spearman, "kendall": kendall}[method]
+
+
+# x, the groups' labels, how many, a generator -> that many permutations of x, one a row
+Permute = Callable[[np.ndarray, np.ndarray, int, np.random.Generator], np.ndarray]
+
+
+def permute_all(x: np.ndarray, _: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    return generator.permuted(np.tile(x, (count, 1)), axis=1)
+
+
+def permute_within(x: np.ndarray, labels: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    shuffled = np.argsort(labels + generator.random((count, len(x))), axis=1)  # by group, at random within
+    out = np.empty((count, len(x)))
+    out[:, np.argsort(labels, kind="stable")] = x[shuffled]
+    return out
+
+
+def permute_groups(x: np.ndarray, labels: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    _, first = np.unique(labels, return_index=True)
+    return permute_all(x[first], labels, count, generator)[:, labels]
+
+
+def one_per_group(v: np.ndarray, labels: np.ndarray) -> bool:
+    return all(is_constant(v[labels == g]) for g in range(labels.max() + 1))
+
+
+def is_constant(v: np.ndarray) -> bool:
+    """Whether all values are one up to rounding, whose order means nothing."""
+    return len(v) == 0 or float(np.ptp(v)) <= 1e-12 * float(np.abs(v).max())
+
+
+def basis_of(controls: np.ndarray) -> np.ndarray:
+    """Orthonormal columns that span a constant and the controls, (rows, rank)."""
+    centered = controls - controls.mean(axis=0)
+    lengths = np.linalg.norm(centered, axis=0)
+    kept = lengths > 1e-12 * np.linalg.norm(controls, axis=0)
+    scaled = centered[:, kept] / lengths[kept]  # or a learning rate beside a step count would be lost in rounding
+    return np.asarray(linalg.orth(np.column_stack([np.full(len(controls), len(controls) ** -0.5), scaled])))
+
+
+def left_over(v: np.ndarray, basis: np.ndarray) -> np.ndarray | None:
+    """What is left of v after a least-squares fit on the basis; None where that is only rounding."""
+    left = v - basis @ (basis.T @ v)
+    return left if np.linalg.norm(left) > 1e-9 * np.linalg.norm(v - v.mean()) else None
+
+
+def kendall_within(x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> float:
+    kendall = statistic_of("kendall")
+    values = [value_of(kendall, x[labels == g], y[labels == g]) for g in range(labels.max() + 1)]
+    known = [v for v in values if np.isfinite(v)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def value_of(statistic: Statistic, x: np.ndarray, y: np.ndarray) -> float:
+    """The statistic of two vectors; NaN where there is nothing to correlate."""
+    return float(statistic(x, y)) if len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0 else float("nan")
+
+
+def range_of(values: Sequence[float]) -> tuple[float, float]:
+    known = [v for v in values if np.isfinite(v)]
+    return (min(known), max(known)) if known else (float("nan"), float("nan"))
+
+
+def granulated_kendall(table: pandas.DataFrame, metric: str, outcome: str, hyperparameters: Sequence[str]) -> float:
+    """Mean over hyperparameters of the mean, over settings of the others, of Kendall's tau along it.
+
+    Jiang et al. 2020 (arXiv 1912.02178), sec. 4. NaN where no setting varies along any hyperparameter.
+    """
+    kendall = statistic_of("kendall")
+    along = []
+    for name in hyperparameters:
+        others = [h for h in hyperparameters if h != name]
+        parts = [part for _, part in table.groupby(others, dropna=False)] if others else [table]
+        taus = [
+            value_of(kendall, part[metric].to_numpy(dtype=float), part[outcome].to_numpy(dtype=float))
+            for part in parts
+            if part[name].nunique(dropna=False) > 1
+        ]
+        known = [tau for tau in taus if np.isfinite(tau)]
+        if known:
+            along.append(float(np.mean(known)))
+    return float(np.mean(along)) if along else float("nan")

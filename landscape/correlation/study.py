@@ -1,0 +1,247 @@
+"""One metric against the outcome: its correlation, interval, p-value, and what makes them doubtful."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from landscape.correlation.statistics import (
+    Permute,
+    basis_of,
+    granulated_kendall,
+    is_constant,
+    kendall_within,
+    left_over,
+    one_per_group,
+    permute_all,
+    permute_groups,
+    permute_within,
+    range_of,
+    statistic_of,
+    value_of,
+)
+from landscape.correlation.table import usable_rows
+
+if TYPE_CHECKING:
+    import pandas
+
+FEW_ROWS = 10  # below it a note says so: at 10 rows a rank correlation of 0.65 is the least that reaches p = 0.05
+FEW_GROUPS = 20  # below it bootstraps over groups cover less than they say (SCIENCE 6)
+_X, _Y = "\0metric", "\0outcome"  # no column of a table is called that
+
+COLUMNS = [
+    *("metric", "n", "n_groups", "estimate", "low", "high", "p", "q", "partial", "partial_p", "within"),
+    *("logo_low", "logo_high", "granulated", "note"),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The correlation of each metric with one outcome, under one design."""
+
+    frame: pandas.DataFrame
+    numbers: dict[str, np.ndarray]
+    method: str
+    forgetting: str
+    controls: list[str]
+    groups: str | None
+    hyperparameters: list[str]
+    confidence: float
+    resamples: int
+    seed: int
+
+    def settings(self) -> dict[str, Any]:
+        """All but the table."""
+        kept = ("method", "forgetting", "controls", "groups", "hyperparameters", "confidence", "resamples", "seed")
+        return {name: getattr(self, name) for name in kept}
+
+    def usable(self, metric: str) -> np.ndarray:
+        return usable_rows(self.frame, [metric, self.forgetting, *self.controls], self.groups)
+
+    def left_out(self, metric: str) -> list[str]:
+        """Which rows a metric is not correlated over, in words."""
+        finite = usable_rows(self.frame, [metric, self.forgetting, *self.controls], None)
+        said = [(int((~finite).sum()), "without finite values"), (int((finite & ~self.usable(metric)).sum()), "")]
+        return [
+            f"{count} {'row' if count == 1 else 'rows'} {why or f'without a {self.groups!r}'} left out"
+            for count, why in said
+            if count
+        ]
+
+    def row(self, metric: str) -> dict[str, Any]:
+        usable = self.usable(metric)
+        x, y = self.numbers[metric][usable], self.numbers[self.forgetting][usable]
+        labels = np.arange(len(x))
+        if self.groups:
+            labels = self.frame[self.groups][usable].factorize()[0]
+        count = len(np.unique(labels))
+        row: dict[str, Any] = dict.fromkeys(COLUMNS, np.nan)
+        row |= {"metric": metric, "n": len(x), "n_groups": count if self.groups else np.nan}
+        notes = self.left_out(metric)
+        constant = [name for name, v in ((metric, x), (self.forgetting, y)) if is_constant(v)]
+        if len(x) < 3 or constant:
+            notes.append("fewer than three rows" if len(x) < 3 else f"{constant[0]} is constant")
+            return row | {"note": "; ".join(notes)}
+        if len(x) < FEW_ROWS:
+            notes.append(f"only {len(x)} rows")
+        generator = np.random.default_rng(self.seed)
+        statistic = statistic_of(self.method)
+        row["estimate"] = float(statistic(x, y))
+        if self.groups:
+            if 3 <= count < FEW_GROUPS:
+                notes.append(f"only {count} groups: the interval is too narrow")
+            kept = [value_of(statistic, x[labels != g], y[labels != g]) for g in range(count)]
+            row["logo_low"], row["logo_high"] = range_of(kept)
+            row["within"] = kendall_within(x, y, labels)
+            row["low"], row["high"] = self._cluster_interval(x, y, labels, generator, notes)
+        else:
+            row["low"], row["high"] = self._interval(x, y, generator, notes)
+        row["p"] = self._p_value(x, y, labels, row["estimate"], generator, notes)
+        if self.controls:
+            given = np.column_stack([self.numbers[name][usable] for name in self.controls])
+            row["partial"], row["partial_p"] = self._partial(x, y, given, labels, generator, notes)
+        if self.hyperparameters:
+            numbers = self.frame[self.hyperparameters][usable].assign(**{_X: x, _Y: y})
+            row["granulated"] = granulated_kendall(numbers, _X, _Y, self.hyperparameters)
+            if numbers.duplicated(self.hyperparameters).any():
+                notes.append("granulated also compares rows that differ in no hyperparameter")
+        return row | {"note": "; ".join(notes)}
+
+    def _interval(
+        self, x: np.ndarray, y: np.ndarray, generator: np.random.Generator, notes: list[str]
+    ) -> tuple[float, float]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scipy's own say what comes back as NaN
+            found = stats.bootstrap(
+                (x, y),
+                statistic_of(self.method),
+                paired=True,
+                vectorized=True,
+                n_resamples=self.resamples,
+                confidence_level=self.confidence,
+                method="BCa",
+                rng=generator,
+            ).confidence_interval
+        if not np.isfinite(found).all():
+            notes.append("no interval: resamples are constant or all alike")
+            return float("nan"), float("nan")
+        return float(found.low), float(found.high)
+
+    def _cluster_interval(
+        self, x: np.ndarray, y: np.ndarray, labels: np.ndarray, generator: np.random.Generator, notes: list[str]
+    ) -> tuple[float, float]:
+        members = [np.flatnonzero(labels == g) for g in range(labels.max() + 1)]
+        if len(members) < 3:
+            notes.append("no interval: fewer than three groups")
+            return float("nan"), float("nan")
+        statistic = statistic_of(self.method)
+        draws = generator.integers(0, len(members), (self.resamples, len(members)))
+        if len({len(m) for m in members}) == 1:
+            rows = np.stack(members)[draws].reshape(self.resamples, -1)
+            values = statistic(x[rows], y[rows])
+        else:
+            parts = (np.concatenate([members[g] for g in draw]) for draw in draws)
+            values = np.array([statistic(x[rows], y[rows]) for rows in parts])
+        values = values[np.isfinite(values)]
+        lost = 1 - len(values) / self.resamples
+        if lost > 0.05:  # what is left is no longer a sample of what could have been
+            notes.append(f"no interval: {lost:.0%} of the resamples are constant")
+            return float("nan"), float("nan")
+        low, high = np.quantile(values, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
+        return float(low), float(high)
+
+    def _p_value(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        labels: np.ndarray,
+        estimate: float,
+        generator: np.random.Generator,
+        notes: list[str],
+    ) -> float:
+        statistic = statistic_of(self.method)
+        sizes = np.bincount(labels)
+        if not self.groups:
+            arrangements = math.lgamma(len(x) + 1)
+            found = stats.permutation_test(
+                (x,),
+                lambda v, axis: statistic(v, np.broadcast_to(y, v.shape)),
+                permutation_type="pairings",
+                vectorized=True,
+                n_resamples=self.resamples,
+                rng=generator,
+            ).pvalue
+        else:
+            permute, arrangements = permute_within, sum(math.lgamma(m + 1) for m in sizes)
+            if one_per_group(y, labels):
+                x, y = y, x
+            if one_per_group(x, labels):
+                permute, arrangements = permute_groups, math.lgamma(len(sizes) + 1)
+                notes.append("one value per group: p permutes groups")
+            test = stats.monte_carlo_test(
+                x,
+                lambda size: permute(x, labels, size[0], generator),
+                lambda v, axis: statistic(v, np.broadcast_to(y, v.shape)),
+                vectorized=True,
+                n_resamples=self.resamples,
+            )
+            found = test.pvalue
+            link = estimate - test.null_distribution.mean()
+            if found < 0.05 and link * estimate < 0:
+                notes.append("p is of the link within groups, whose sign is the other")
+        least = 2 * math.exp(-arrangements)
+        if least > 0.05:
+            notes.append(f"p cannot be less than {min(least, 1):.2g}")
+        return float(found)
+
+    def _partial(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        given: np.ndarray,
+        labels: np.ndarray,
+        generator: np.random.Generator,
+        notes: list[str],
+    ) -> tuple[float, float]:
+        """The partial correlation and its p-value."""
+        if self.method == "spearman":
+            x, y, given = stats.rankdata(x), stats.rankdata(y), stats.rankdata(given, axis=0)
+        basis = basis_of(given)
+        if len(x) < basis.shape[1] + 3:
+            notes.append("too few rows for the controls")
+            return float("nan"), float("nan")
+        rx, ry = left_over(x, basis), left_over(y, basis)
+        if rx is None or ry is None:
+            notes.append("the controls explain everything")
+            return float("nan"), float("nan")
+        partial = float(rx @ ry / np.sqrt((rx @ rx) * (ry @ ry)))
+        permute: Permute = permute_all
+        if self.groups:
+            # Controls may go one way between groups and another within them: only given the groups as well are
+            # residuals exchangeable within.
+            permute = permute_within
+            basis = basis_of(np.column_stack([given, labels[:, None] == np.arange(labels.max() + 1)]))
+            rx, ry = left_over(x, basis), left_over(y, basis)
+            if rx is None or ry is None or len(x) < basis.shape[1] + 3:
+                notes.append("no p of partial: nothing varies within groups given the controls")
+                return partial, float("nan")
+        fixed, moved = rx, ry
+
+        def statistic(v: np.ndarray, axis: int = -1) -> np.ndarray:
+            # Permuted residuals are no longer orthogonal to the controls; without this p is too small for few rows.
+            v = v - (v @ basis) @ basis.T
+            return v @ fixed / np.sqrt((v * v).sum(-1) * (fixed @ fixed))
+
+        found = stats.monte_carlo_test(
+            moved,
+            lambda size: permute(moved, labels, size[0], generator),
+            statistic,
+            vectorized=True,
+            n_resamples=self.resamples,
+        )
+        return partial, float(found.pvalue)
