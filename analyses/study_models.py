@@ -1,0 +1,95 @@
+"""What the studies are made of: a tiny Llama with random weights, its tokenizer, and texts that come with Python."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import landscape
+
+QUESTIONS = "questions"  # a source of the settings that `write_questions` makes
+_PARAGRAPH = 80, 400  # characters of an answer, from and to
+
+
+def random_start(folder: Path, shape: dict, seed: int, tokenizer: Path) -> Path:
+    """A Llama of this shape with weights drawn from `seed`, saved under `folder`."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    if not folder.exists():
+        known = AutoTokenizer.from_pretrained(tokenizer)
+        config = LlamaConfig(
+            **shape, vocab_size=len(known), tie_word_embeddings=False,
+            bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            landscape.save_checkpoint(LlamaForCausalLM(config), known, folder)
+    return folder
+
+
+def train_tokenizer(folder: Path, vocabulary: int) -> Path:
+    """A byte-level BPE tokenizer of prose and code, saved under `folder`: no text is the foreign one by its tokens."""
+    from pydoc_data.topics import topics
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    if not folder.exists():
+        end = "<|end|>"
+        prose = [topics[name] for name in sorted(topics)]
+        code = [Path(module.__file__).read_text("utf-8") for module in (argparse, random)]
+        bpe = ByteLevelBPETokenizer()
+        bpe.train_from_iterator([*prose, *code], vocab_size=vocabulary, special_tokens=[end], show_progress=False)
+        made = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, pad_token=end)
+        beside = folder.with_name(folder.name + ".part")
+        made.save_pretrained(beside)
+        os.replace(beside, folder)
+    return folder
+
+
+def write_questions(folder: Path) -> tuple[Path, Path]:
+    """Instruction records made of Python's documentation: (training file, held-out file).
+
+    The prompt asks for what the reference says on a topic and gives the first words of a paragraph, the completion is
+    the rest of it. A tenth of the paragraphs is held out, chosen by their hash.
+    """
+    from pydoc_data.topics import topics
+
+    parts: dict[bool, dict[str, dict]] = {False: {}, True: {}}
+    for topic in sorted(topics):
+        for block in topics[topic].split("\n\n"):
+            paragraph = " ".join(block.split())
+            if not _PARAGRAPH[0] <= len(paragraph) <= _PARAGRAPH[1] or set(paragraph) & set("*=|"):
+                continue
+            words = paragraph.split(" ")
+            begun = " ".join(words[:4])
+            record = {
+                "prompt": f"Question: what does the reference say about {topic}?\nBegin with: {begun}\nAnswer:",
+                "completion": " " + " ".join(words[4:]) + "\n",
+            }
+            held_out = hashlib.sha256(paragraph.encode()).digest()[0] < 26
+            parts[held_out].setdefault(paragraph, record)  # sections stand in several topics
+    files = folder / "questions-train.jsonl", folder / "questions-heldout.jsonl"
+    for file, held_out in zip(files, (False, True), strict=True):
+        if not file.exists():
+            write_lines(file, (json.dumps(record) for record in parts[held_out].values()))
+    return files
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """A file that is there completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_lines(path, [json.dumps(value, indent=1)])
