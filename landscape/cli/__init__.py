@@ -8,6 +8,7 @@ from landscape.cli import hessian
 from landscape.cli import finetune
 from landscape.cli import merge
 from landscape.cli import forgetting
+from landscape.cli import measure
 from landscape.cli import correlate
 from landscape.cli import demo
 from landscape.cli.common import app, main

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +29,7 @@ from landscape.cli.common import (
     app,
     quiet_libraries,
 )
-from landscape.errors import InputError
+from landscape.cli.metric_options import parse_metric, print_metrics
 
 if TYPE_CHECKING:
     from landscape.sharpness import Sharpness
@@ -96,11 +95,10 @@ def sharpness(
     from landscape.sharpness import SHARPNESS_METRICS, Sharpness, check_metric, compute_sharpness
 
     if metric == ["help"]:
-        for name, known in SHARPNESS_METRICS.items():
-            print(f"{name}  " + " ".join(f"{option}={value}" for option, value in known.options.items()))
+        print_metrics({name: known.options for name, known in SHARPNESS_METRICS.items()})
         return
     asked = [*(metric or DEFAULT_METRICS), *(["displacement_curvature"] if base and not metric else [])]
-    chosen = {column: parsed for text in asked for column, parsed in [_parse(text)]}
+    chosen = {column: parsed for text in asked for column, parsed in [parse_metric(text)]}
     for name, options in chosen.values():
         check_metric(name, options, has_base=base is not None)
     comparison = open_comparison(
@@ -156,32 +154,6 @@ def sharpness(
     else:
         _print(found)
     print("wrote " + "  ".join(str(output / name) for name in files), file=sys.stderr)
-
-
-def _parse(text: str) -> tuple[str, tuple[str, dict[str, Any]]]:
-    """A column's name, the metric, and its options, from NAME or NAME:option=value,..."""
-    name, _, rest = text.partition(":")
-    options: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        option, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(f"--metric {text}: {part} is not option=value.")
-        options[option.strip()] = _value(value.strip())
-    column = "-".join([name, *(f"{option}_{value}" for option, value in options.items())])
-    column = re.sub(r"[^\w.-]+", "_", column)  # it names files
-    return column, (name, options)
-
-
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _rows(found: dict[str, dict[Key, Sharpness]]) -> list[dict[str, Any]]:
