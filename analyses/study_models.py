@@ -38,6 +38,7 @@ def random_start(folder: Path, shape: dict, seed: int, tokenizer: Path) -> Path:
 def train_tokenizer(folder: Path, vocabulary: int) -> Path:
     """A byte-level BPE tokenizer of prose and code, saved under `folder`: no text is the foreign one by its tokens."""
     from pydoc_data.topics import topics
+
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
