@@ -4,8 +4,8 @@ python analyses/optimizers.py --output OUT [--settings TOML]
 
 The shape of Table 2 of Li et al. 2024 (arXiv 2406.04836), with the starting checkpoint as a row of its own, so that
 restoring is not mistaken for improving, and with a spread over seeds. SAM is also given half the steps: as many
-gradient evaluations as AdamW takes. OUT/optimizers.csv has a row per seed and method, OUT/optimizers.json the means. Draw them
-with figures/optimizers.py. A run that was stopped goes on where it was.
+gradient evaluations as AdamW takes. OUT/optimizers.csv has a row per seed and method, OUT/optimizers.json the means.
+Draw them with figures/optimizers.py. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
