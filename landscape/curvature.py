@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from landscape import distributed
 from landscape.batches import Batch, on_device, rows_of, take_rows
 from landscape.differences import central_difference
+from landscape.distributed import Share
 from landscape.errors import InputError, MeasurementWarning, first_line
 from landscape.losses import OutputLoss
 from landscape.memory import MemoryEstimate, available_memory, counting_saved_bytes
@@ -58,7 +60,7 @@ def curvature_of(
         chosen = {id(tensor) for tensor in parameters.tensors}
         for tensor in model.parameters():
             tensor.requires_grad_(id(tensor) in chosen)
-        operator = _open(objective, parameters, curvature, hvp, keep_graphs)
+        operator = _open_as_others(objective, parameters, curvature, hvp, keep_graphs)
         half = {str(t.dtype).removeprefix("torch.") for t in parameters.tensors if t.dtype.itemsize < 4}
         if half:
             warnings.warn(
@@ -75,6 +77,23 @@ def curvature_of(
                 MeasurementWarning,
                 stacklevel=3,
             )
+
+
+def _open_as_others(
+    objective: Objective, parameters: Parameters, curvature: str, hvp: str, keep_graphs: bool
+) -> CurvatureOperator:
+    """The operator of `_open`, tried by each process alone; differences where one of them found that only they work."""
+    opened: list[CurvatureOperator] = []
+
+    def attempt(_: Share) -> tuple[str, str]:
+        opened.append(_open(objective, parameters, curvature, hvp, keep_graphs))
+        return opened[0].hvp, opened[0].reason
+
+    for found, reason in distributed.gathered(attempt):
+        if found != opened[0].hvp and found == "finite_difference":
+            opened = [CurvatureOperator(objective, parameters, found)]
+            opened[0].reason = reason
+    return opened[0]
 
 
 def _open(
@@ -197,12 +216,16 @@ def _elements(batch: Batch) -> int:
 def vectors_that_fit(operator: CurvatureOperator, wanted: int, least: int, basis_device: str | None = None) -> int:
     """How many of the `wanted` vectors there is room for, and not fewer than `least`: fewer cost more products."""
     home = torch.device(basis_device) if basis_device is not None else operator.device
-    available = available_memory(home)
-    if available is None:
-        return min(wanted, operator.size)
-    taken = operator.graph_bytes if home.type == operator.device.type else 0
-    room = int((available - taken) // (operator.size * operator.dtype.itemsize)) - WORKING_VECTORS
-    return min(max(least, min(wanted, room)), operator.size)
+
+    def fitting(_: Share) -> int:
+        available = available_memory(home)
+        if available is None:
+            return min(wanted, operator.size)
+        taken = operator.graph_bytes if home.type == operator.device.type else 0
+        room = int((available - taken) // (operator.size * operator.dtype.itemsize)) - WORKING_VECTORS
+        return min(max(least, min(wanted, room)), operator.size)
+
+    return min(distributed.gathered(fitting))
 
 
 def require_memory(operator: CurvatureOperator, vectors: int, basis_device: str | None = None, *, told: bool) -> None:
@@ -217,4 +240,4 @@ def require_memory(operator: CurvatureOperator, vectors: int, basis_device: str 
     )
     if told:
         tqdm.write(f"{estimate.describe()}; products: {operator.hvp} {operator.reason}".rstrip(), file=sys.stderr)
-    estimate.require()
+    distributed.gathered(lambda _: estimate.require())

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from landscape import distributed
 from landscape.batches import Batch, on_device, rows_of, take_rows
+from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.losses import LossFunction, default_loss
 from landscape.parameters import Parameters, tensor_bytes, vector_digest, wide_dtype
@@ -36,8 +38,10 @@ class Objective:
     loss_fn   `loss_fn(model, batch) -> (loss_sum, weight)`; default: shifted causal language-model
               cross-entropy for mappings, cross-entropy for pairs
 
-    Raises InputError for data that cannot be iterated twice, is empty or has no supervised token, and for token
-    ids or lengths that the model does not have.
+    Inside `distributed.shared_work` loss and gradient split the batches over the processes.
+
+    Raises InputError for data that cannot be iterated twice, is empty or has no supervised token, for token ids or
+    lengths that the model does not have, and for weights or data that are not those of the other processes.
     """
 
     def __init__(self, model: nn.Module, data: Iterable[Batch], loss_fn: LossFunction | None = None):
@@ -53,13 +57,20 @@ class Objective:
             raise InputError("the data holds no batch.")
         self.loss_fn = loss_fn or default_loss(model, data, on_device(first, self.device))
         self.rows_limit: int | None = None  # rows a micro-batch may have, once memory ran out
+        if distributed.share().size > 1:
+            distributed.require_same(describe_data(data)["digest"], "data")
+            distributed.require_same([_bits(tensor) for tensor in model.parameters()], "weights")
 
     @torch.no_grad()
     def loss(self) -> Loss:
-        """The weighted mean over all batches, accumulated in float64 (float32 where the device has no more)."""
-        sums = [torch.stack(pair) for pair in self.over_batches(self.evaluate)]
-        total, weight = torch.stack(sums).sum(0).tolist()
-        return Loss(_mean(total, weight), weight)
+        """The weighted mean over all batches, accumulated in float64."""
+
+        def part(share: Share) -> list[_Part]:
+            found = [(index, torch.stack(pair)) for index, pair in self.over_share(share, self.evaluate)]
+            values = torch.stack([pair for _, pair in found]).tolist() if found else []
+            return [_Part(index, *value) for (index, _), value in zip(found, values, strict=True)]
+
+        return _loss_of(distributed.gathered(part))
 
     def loss_weight(self) -> float:
         """The number of loss terms (supervised tokens), without evaluating where the data says it itself."""
@@ -79,16 +90,19 @@ class Objective:
                 loss_sum, weight = self.evaluate(batch)
                 return loss_sum.detach(), weight, torch.autograd.grad(loss_sum, tensors, allow_unused=True)
 
-        total, weight = 0.0, 0.0
+        def part(share: Share) -> tuple[list[_Part], list[Tensor]]:
+            found = []
+            for index, (loss_sum, weight, parts) in self.over_share(share, measure):
+                for accumulated, added in zip(gradient, parts, strict=True):
+                    if added is not None:
+                        accumulated += added
+                found.append(_Part(index, float(loss_sum), float(weight)))
+            return found, gradient
+
         with differentiable(tensors):
-            for loss_sum, batch_weight, parts in self.over_batches(measure):
-                for accumulated, part in zip(gradient, parts, strict=True):
-                    if part is not None:
-                        accumulated += part
-                total += float(loss_sum)
-                weight += float(batch_weight)
-        loss = Loss(_mean(total, weight), weight)
-        named = {name: g.div_(weight) for name, g in zip(parameters.names, gradient, strict=True)}
+            losses, gradient = distributed.summed(part)
+        loss = _loss_of(losses)
+        named = {name: g.div_(loss.weight) for name, g in zip(parameters.names, gradient, strict=True)}
         return loss, named
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -107,7 +121,12 @@ class Objective:
         Sums over what this yields do not depend on where batches were cut, to rounding. Raises InputError where a
         single row does not fit.
         """
-        for batch in self.data:
+        for _, result in self.over_share(Share(0, 1), measure):
+            yield result
+
+    def over_share(self, share: Share, measure: Callable[[Batch], T]) -> Iterator[tuple[int, T]]:
+        """As `over_batches`, of the batches that are this share's: the number of each, and `measure` of it."""
+        for index, batch in share.of(self.data):
             pending = _pieces(on_device(batch, self.device), self.rows_limit)
             while pending:
                 try:
@@ -117,7 +136,7 @@ class Objective:
                         raise
                 else:
                     del pending[0]
-                    yield result
+                    yield index, result
                     continue
                 # outside the except clause, whose traceback would keep the failed attempt's tensors alive
                 rows = rows_of(pending[0]) or 1
@@ -153,10 +172,27 @@ def _pieces(batch: Batch, limit: int | None) -> list[Batch]:
     return [take_rows(batch, slice(start, start + limit), rows) for start in range(0, rows, limit)]
 
 
-def _mean(total: float, weight: float) -> float:
+class _Part(NamedTuple):
+    """What a batch, or a piece of one, adds to the loss."""
+
+    batch: int
+    total: float
+    weight: float
+
+
+def _loss_of(shares: Iterable[list[_Part]]) -> Loss:
+    """The weighted mean, summed in the order of the batches: the same bits whoever measured which."""
+    parts = sorted((part for parts in shares for part in parts), key=lambda part: part.batch)
+    total, weight = torch.tensor([part[1:] for part in parts], dtype=torch.float64).reshape(-1, 2).sum(0).tolist()
     if weight == 0:
         raise InputError("the data has no supervised token: no loss can be taken over it.")
-    return total / weight if math.isfinite(total) else total
+    return Loss(total / weight if math.isfinite(total) else total, weight)
+
+
+def _bits(tensor: Tensor) -> int:
+    """A checksum of a tensor's bits, in whatever order they are added."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return int(tensor.detach().view(whole).sum(dtype=torch.int64))
 
 
 def provenance_of(

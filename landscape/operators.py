@@ -12,14 +12,17 @@ ggn                   J' (d2 loss / d outputs2) J, from the graph of J'u, differ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from landscape import distributed
 from landscape.batches import Batch
 from landscape.differences import central_difference
+from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.losses import OutputLoss
 from landscape.objective import Objective
@@ -34,7 +37,8 @@ Graph = Callable[[Sequence[Tensor], bool], Parts]
 class CurvatureOperator:
     """The curvature of a weighted mean loss: products with blocks of vectors, shape (k, size).
 
-    `curvature.curvature_of` opens one, inside which the model is as it must be.
+    `curvature.curvature_of` opens one, inside which the model is as it must be. Inside `distributed.shared_work` the
+    processes split the batches, and keep the graphs of their own.
 
     hvp       how products are taken: "exact", "forward_over_reverse", "finite_difference" or "ggn"
     reason    why, where it was chosen for the caller
@@ -54,7 +58,7 @@ class CurvatureOperator:
         self.keeps_graphs = keep_graphs
         self._tensors = list(parameters.tensors)
         self._kept: list[tuple[Graph, float]] = []
-        self._versions: list[int] = []
+        self._versions: list[Any] = []
         self._step = 0.1 if self.dtype == torch.float32 else 0.01
         self.hvp = hvp
 
@@ -73,17 +77,27 @@ class CurvatureOperator:
             [part.to(t.device, t.dtype) for part, t in zip(self.layout.views(vector), self._tensors, strict=True)]
             for vector in vectors
         ]
-        versions = [t._version for t in self._tensors]
+        versions = [distributed.share(), *(t._version for t in self._tensors)]
         if versions != self._versions:  # a graph does not survive a change of the weights it was taken at
             self._kept, self._versions = [], versions
-        if self._kept:
-            try:
-                return self._weighted_mean(vectors, (([g(v, True) for v in views], w) for g, w in self._kept))
-            except torch.OutOfMemoryError:
-                self._kept, self.keeps_graphs = [], False
-        return self._weighted_mean(vectors, self._fresh_products(views))
 
-    def _weighted_mean(self, like: Tensor, products: Iterable[tuple[list[Parts], float]]) -> Tensor:
+        def part(share: Share) -> tuple[float, list[Tensor]]:
+            if self._kept:
+                try:
+                    weight, total = self._sum(vectors, (([g(v, True) for v in views], w) for g, w in self._kept))
+                    return weight, [total]
+                except torch.OutOfMemoryError:
+                    self._kept, self.keeps_graphs = [], False
+            weight, total = self._sum(vectors, self._fresh_products(views, share))
+            return weight, [total]
+
+        weights, (total,) = distributed.summed(part)
+        if sum(weights) == 0:
+            raise InputError("the data has no supervised token: no curvature can be taken over it.")
+        return total.div_(sum(weights))
+
+    def _sum(self, like: Tensor, products: Iterable[tuple[list[Parts], float]]) -> tuple[float, Tensor]:
+        """Sums of the weights and of the products, which are shaped like `like`."""
         total, weight = torch.zeros_like(like), 0.0
         for parts_of_vectors, batch_weight in products:
             for row, parts in zip(total, parts_of_vectors, strict=True):
@@ -91,11 +105,9 @@ class CurvatureOperator:
                     if part is not None:
                         accumulated += part.to(accumulated.device)
             weight += batch_weight
-        if weight == 0:
-            raise InputError("the data has no supervised token: no curvature can be taken over it.")
-        return total.div_(weight)
+        return weight, total
 
-    def _fresh_products(self, views: Sequence[Sequence[Tensor]]) -> Iterator[tuple[list[Parts], float]]:
+    def _fresh_products(self, views: Sequence[Sequence[Tensor]], share: Share) -> Iterator[tuple[list[Parts], float]]:
         """Every micro-batch's products with every vector, and its weight; keeps the graphs where they fit."""
         keeping: list[tuple[Graph, float]] = []
 
@@ -108,7 +120,7 @@ class CurvatureOperator:
             return found, weight
 
         limit = self.objective.rows_limit
-        for found in self.objective.over_batches(measure):
+        for _, found in self.objective.over_share(share, measure):
             yield found
             if self.objective.rows_limit != limit:  # memory ran out on the way: there is none to keep graphs in
                 keeping.clear()

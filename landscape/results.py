@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from landscape import distributed
 from landscape.errors import InputError, first_line
 
 try:
@@ -112,8 +113,23 @@ def digest_of(value: Any) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the name `path` only when the body ends well."""
+    """A temporary path beside `path` to write to; it takes the name `path` only when the body ends well.
+
+    Inside `distributed.shared_work` that is so in the first process; what the others write is thrown away.
+    """
     path = Path(path)
+    distributed.meet()  # whoever looked whether there is such a file has seen the same
+    if distributed.share().rank == 0:
+        with _replacing(path) as temporary:
+            yield temporary
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+    distributed.meet()  # and sees the same from here on
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -256,20 +272,26 @@ class Journal:
     """The finished points of a long run, one JSON line each, so that a killed run continues.
 
     The first line names the settings. A last line that the kill tore is dropped. A journal of other settings,
-    one that another process is writing, and one damaged in the middle are refused with InputError.
+    one that another process is writing, and one damaged in the middle are refused with InputError. Inside
+    `distributed.shared_work` the first process holds the file; the others hear what is in it.
     """
 
     def __init__(self, path: Path | str, settings: Mapping[str, Any]):
         self.path = Path(path)
         self.done: dict[str, Any] = {}
+        self._file: Any = None  # of the first process
+        self.done = distributed.by_first(lambda: self._open(settings))
+
+    def _open(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b")  # noqa: SIM115 - held open, and locked, for the life of the journal
         try:
             _lock(self._file, self.path)
             self._read(digest_of(settings))
         except BaseException:
-            self._file.close()
+            self.close()
             raise
+        return self.done
 
     def _read(self, settings_digest: str) -> None:
         self._file.seek(0)
@@ -291,16 +313,18 @@ class Journal:
             self._append({"settings": settings_digest, "format_version": FORMAT_VERSION})
 
     def append(self, key: str, value: Any) -> None:
-        """Record that the point `key` is done. It is on disk when this returns."""
+        """Record that the point `key` is done. It is on disk when this returns in the first process."""
         self.done[key] = to_plain(value)
-        self._append({"key": key, "value": self.done[key]})
+        if self._file is not None:
+            self._append({"key": key, "value": self.done[key]})
 
     def _append(self, record: dict) -> None:
         self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -316,10 +340,22 @@ def results_folder(folder: Path | str, settings: Mapping[str, Any], files: Itera
     Where the body raises before there is any result, what was made here is removed: bad input leaves nothing
     behind. What is finished stays, whatever happens.
 
+    Inside `distributed.shared_work` the first process does all that, and the others hear of it.
+
     Raises InputError, before anything is written, where the folder belongs to other settings, holds one of
     `files` from elsewhere, is in use by another run or cannot be written.
     """
-    folder = Path(folder)
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            stack.enter_context(_claimed(Path(folder), settings, files))
+
+        distributed.by_first(claim)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, settings: Mapping[str, Any], files: Iterable[str]) -> Iterator[None]:
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         if not made and not folder.is_dir():
@@ -331,7 +367,7 @@ def results_folder(folder: Path | str, settings: Mapping[str, Any], files: Itera
         claimed = False
         try:
             claimed = _claim(folder, to_plain(settings), files)
-            yield folder
+            yield
         except BaseException:
             if claimed or made:
                 _withdraw(folder, made)

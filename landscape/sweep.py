@@ -14,7 +14,9 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
+from landscape import distributed
 from landscape.batches import Batch
+from landscape.distributed import Share
 from landscape.errors import MeasurementWarning
 from landscape.losses import LossFunction, loss_name
 from landscape.objective import Objective, describe_data, provenance_of
@@ -35,7 +37,11 @@ Place = tuple[float, list[tuple[float, Vector]]]
 
 
 class Sweep:
-    """Losses by coordinates, each evaluated once; what a journal already knows is not evaluated again."""
+    """Losses by coordinates, each evaluated once; what a journal already knows is not evaluated again.
+
+    Inside `distributed.shared_work` each process takes other points, on all data; so a point's loss has the same bits
+    whoever evaluated it. They meet after every point: the journal of the first knows what all have done.
+    """
 
     def __init__(
         self,
@@ -54,26 +60,45 @@ class Sweep:
 
     def loss_at(self, coordinates: Sequence[float]) -> float:
         """Loss at the point with these coordinates; NaN or infinite where the model's is."""
-        key = ",".join(repr(float(c)) for c in coordinates)
-        if key not in self._done:
-            base_coefficient, terms = self._place(coordinates)
-            fidelity = self._trip.move(terms, base_coefficient)
-            loss = self._objective.loss()
-            record = [loss.mean, loss.weight, fidelity.norm_ratio, fidelity.cosine]
-            if self._journal:
-                self._journal.append(key, record)
-            else:
-                self._done[key] = record
-        loss_mean, weight, norm_ratio, cosine = (float(value) for value in self._done[key])
-        self.fidelity = self.fidelity.worse(Fidelity(norm_ratio, cosine))
-        self.weight = weight
-        return loss_mean
+        return self._losses([coordinates])[0]
+
+    def _losses(self, places: Sequence[Sequence[float]], told: Callable[[int], Any] = lambda _: None) -> list[float]:
+        """Losses at all `places`; `told` how many more are known."""
+        keys = [",".join(repr(float(c)) for c in coordinates) for coordinates in places]
+        missing = {key: place for key, place in zip(keys, places, strict=True) if key not in self._done}
+        told(len(places) - len(missing))
+        processes = distributed.share().size
+        for start in range(0, len(missing), processes):
+            round_of = list(missing)[start : start + processes]
+
+            def measure(share: Share, keys: Sequence[str] = round_of) -> list[float]:
+                return self._measure(missing[keys[share.rank]]) if share.rank < len(keys) else []
+
+            for key, record in zip(round_of, distributed.gathered(measure), strict=False):
+                if self._journal:
+                    self._journal.append(key, record)
+                else:
+                    self._done[key] = record
+            told(len(round_of))
+        losses = []
+        for key in keys:
+            loss, self.weight, norm_ratio, cosine = (float(value) for value in self._done[key])
+            self.fidelity = self.fidelity.worse(Fidelity(norm_ratio, cosine))
+            losses.append(loss)
+        return losses
+
+    def _measure(self, coordinates: Sequence[float]) -> list[float]:
+        base_coefficient, terms = self._place(coordinates)
+        fidelity = self._trip.move(terms, base_coefficient)
+        loss = self._objective.loss()
+        return [loss.mean, loss.weight, fidelity.norm_ratio, fidelity.cosine]
 
     def over(self, axes: Sequence[np.ndarray], title: str, progress: bool) -> np.ndarray:
         """Losses over the grid of `axes`: shape tuple(len(axis) for axis in axes), 'ij' order."""
         shape = tuple(len(axis) for axis in axes)
-        places = tqdm(product(*axes), desc=title, total=int(np.prod(shape)), unit="pt", disable=not progress)
-        losses = np.array([self.loss_at(place) for place in places]).reshape(shape)
+        hidden = not progress or distributed.share().rank > 0
+        with tqdm(desc=title, total=int(np.prod(shape)), unit="pt", disable=hidden) as bar:
+            losses = np.array(self._losses(list(product(*axes)), bar.update)).reshape(shape)
         bad = int((~np.isfinite(losses)).sum())
         if bad:
             warnings.warn(
@@ -89,7 +114,7 @@ class Sweep:
 
         def risen(s: float) -> bool:
             steps = [tuple(sign * s * (i == k) for i in range(dim)) for k in range(dim) for sign in (1, -1)]
-            mean = float(np.mean([self.loss_at(step) for step in steps]))
+            mean = float(np.mean(self._losses(steps)))
             return not mean - center < rise  # NaN counts as risen
 
         low, high = 0.0, 0.25

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from landscape import distributed
 from landscape.checkpoints.inspection import CheckpointFiles, inspect_checkpoint, is_finite, reason_of
 from landscape.errors import InputError, MeasurementWarning, first_line
 
@@ -188,13 +189,19 @@ def load_tokenizer(files: CheckpointFiles, *, trust_remote_code: bool = False) -
 
 
 def resolve_device(device: str) -> torch.device:
-    """The torch device that `device` names. Raises InputError where it is unknown or absent."""
+    """The torch device that `device` names; "cuda" is this process's own GPU where several share work on a machine.
+
+    Raises InputError where it is unknown or absent.
+    """
     if device == "auto":
         if torch.cuda.is_available():
+            distributed.claim_gpu(None)
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         place = torch.device(device)
+        if place.type == "cuda" and torch.cuda.is_available():
+            distributed.claim_gpu(place.index)
         torch.zeros(1, device=place).item()  # the meta device has no values
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"device {device!r} cannot be used here: {first_line(error)}") from error

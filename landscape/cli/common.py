@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
+import signal
 import sys
+import traceback
 import warnings
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from landscape.distributed import ProcessLost, first_end, share, shared_work
 from landscape.errors import InputError, MeasurementWarning
 
 app = typer.Typer(
@@ -62,19 +67,72 @@ def main() -> None:
     warnings.showwarning = _show_warning
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", MeasurementWarning)
+    many = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    said = None
     try:
-        code = app(standalone_mode=False) or 0
+        with _one_of_many() if many else contextlib.nullcontext():
+            code = app(standalone_mode=False) or 0
     except InputError as error:
-        code = complain(" ".join(str(error).split()), 2)
+        code, said = 2, " ".join(str(error).split())
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except ProcessLost as error:
+        code, said = 1, f"{error}."
     except Exception as error:
-        if not hasattr(error, "format_message"):
+        if hasattr(error, "format_message"):
+            code, said = 2, error.format_message()  # the parser's own: a wrong option or argument
+        elif many:
+            code, said = 1, traceback.format_exc()
+        else:
             raise
-        code = complain(error.format_message(), 2)  # the parser's own: a wrong option or argument
     if code == 130:
-        complain("interrupted; the same command again continues where it was.", code)
+        said = "interrupted; the same command again continues where it was."
+    if many and said is not None:
+        _end_of_many(said, code)
+    if said is not None:
+        complain(said, code)
     sys.exit(code)
+
+
+# Commands whose work torchrun's processes share.
+SHARED = ("plot", "sharpness", "hessian", "measure")
+
+
+@contextlib.contextmanager
+def _one_of_many() -> Iterator[None]:
+    """This process as one of those that torchrun started: they share the work, and the first speaks for all."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise ProcessLost(
+            "the run was stopped, or another of its processes has ended; what is finished is kept, and the same "
+            "command again continues"
+        )
+
+    signal.signal(signal.SIGTERM, stop)
+    with shared_work(), contextlib.ExitStack() as silence:
+        if share().rank > 0:
+            nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        command = next(iter(sys.argv[1:2]), "")
+        others = {known.callback.__name__ for known in app.registered_commands if known.callback} - {*SHARED}
+        if command in others:
+            raise InputError(f"landscape {command} runs in one process; start it without torchrun.")
+        try:
+            yield
+        except BaseException:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what comes now says why
+            raise
+
+
+def _end_of_many(said: str, code: int) -> NoReturn:
+    """End at once, as the others wait for this process or for its end, and let one of them say why."""
+    speaks, code = first_end(code)
+    if speaks:
+        complain(said, code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def complain(sentence: str, code: int) -> int:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from landscape.batches import rows_of, take_rows
+from landscape import distributed
+from landscape.batches import Batch, rows_of, take_rows
+from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.objective import Objective
+from landscape.parameters import Fidelity
 from landscape.sharpness.registry import Found, Site, check_positive, dot, metric, norm_of
 
 
@@ -176,26 +180,41 @@ def _gap(ball: Ball, u: Tensor, gradient: Tensor) -> float:
 
 def _mean_over_groups(site: Site, ball: Ball, steps: int, restarts: int, m: int) -> Found:
     whole = site.objective
-    total = weight = perturbed = 0.0
-    groups = 0
-    for batch in whole.data:
-        rows = rows_of(batch)
-        if rows is None:
-            raise InputError("m-sharpness needs batches that can be cut into examples: tensors with rows.")
-        for start in range(0, rows, m):
-            group = take_rows(batch, slice(start, start + m), rows)
+
+    def part(share: Share) -> tuple[list[tuple[int, float, float, float]], Fidelity]:
+        """Number, loss terms, rise and perturbed loss of this share's groups that have any; and the worst rounding."""
+        climbed = []
+        for index, group in share.of(_groups(whole, m)):
             site.objective = Objective(site.module, [group], whole.loss_fn)
             try:
                 terms = float(site.objective.evaluate(site.objective.on_device(group))[1])
                 if terms:
                     found = climb(site, ball, steps, restarts)
-                    total += found.value * terms
-                    perturbed += (found.perturbed_loss or 0.0) * terms
-                    weight += terms
-                    groups += 1
+                    climbed.append((index, terms, found.value, found.perturbed_loss or 0.0))
             finally:
                 site.objective = whole
-    return Found(total / weight, perturbed_loss=perturbed / weight, details={"groups": groups})
+        return climbed, site.fidelity
+
+    parts = distributed.gathered(part)
+    total = weight = perturbed = 0.0
+    groups = sorted(group for climbed, _ in parts for group in climbed)
+    for _, terms, rise, loss in groups:
+        total += rise * terms
+        perturbed += loss * terms
+        weight += terms
+    for _, fidelity in parts:
+        site.fidelity = site.fidelity.worse(fidelity)
+    return Found(total / weight, perturbed_loss=perturbed / weight, details={"groups": len(groups)})
+
+
+def _groups(objective: Objective, m: int) -> Iterator[Batch]:
+    """The examples in groups of `m`, or what is left of a batch."""
+    for batch in objective.data:
+        rows = rows_of(batch)
+        if rows is None:
+            raise InputError("m-sharpness needs batches that can be cut into examples: tensors with rows.")
+        for start in range(0, rows, m):
+            yield take_rows(batch, slice(start, start + m), rows)
 
 
 @metric("keskar", invariance="none: the box is |w| + 1, between absolute and relative")

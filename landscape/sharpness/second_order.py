@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from landscape import distributed
 from landscape.causal import CausalLoss, supervised_hidden
 from landscape.curvature import curvature_of
+from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.estimation import sample_mean
 from landscape.hessian import hessian_eigenvalues
@@ -173,14 +175,19 @@ def _of_head(site: Site, head: nn.Linear) -> Found:
     site.trip.restore()
     weight = head.weight.double()
     squares = weight.square().sum(1)
-    total, count = 0.0, 0
-    for hidden in site.objective.over_batches(lambda batch: supervised_hidden(site.module, batch)):
-        for piece in hidden.split(max(1, 2**22 // len(weight))):
-            p = torch.softmax(head(piece).double(), dim=-1)
-            spread = p @ squares - (p @ weight).square().sum(1)
-            total += float((piece.double().square().sum(1) * spread).sum())
-            count += len(piece)
-    return Found(total / count, details={"layer": "head", "closed_form": True})
+
+    def part(share: Share) -> tuple[float, int]:
+        total, count = 0.0, 0
+        for _, hidden in site.objective.over_share(share, lambda batch: supervised_hidden(site.module, batch)):
+            for piece in hidden.split(max(1, 2**22 // len(weight))):
+                p = torch.softmax(head(piece).double(), dim=-1)
+                spread = p @ squares - (p @ weight).square().sum(1)
+                total += float((piece.double().square().sum(1) * spread).sum())
+                count += len(piece)
+        return total, count
+
+    totals, counts = zip(*distributed.gathered(part), strict=True)
+    return Found(sum(totals) / sum(counts), details={"layer": "head", "closed_form": True})
 
 
 # --- the second-order account of forgetting -----------------------------------------------------------------
