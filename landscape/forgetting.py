@@ -6,21 +6,21 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from scipy import stats
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
+from landscape.answers import ChoiceForgetting, measure_answers
 from landscape.batches import Batch
-from landscape.causal import CausalLoss
+from landscape.benchmarks import BenchmarkForgetting
 from landscape.checkpoints import Checkpoint, identify
-from landscape.data import IGNORED
+from landscape.choices import Questions
 from landscape.errors import InputError, MeasurementWarning
-from landscape.objective import Objective, describe_data
+from landscape.objective import describe_data
+from landscape.paired import compare_examples, paired_interval
 from landscape.parameters import Parameters, preserved, vector_digest
 from landscape.results import Provenance, Result
 
@@ -63,6 +63,8 @@ class Forgetting(Result):
     confidence: float
     resamples: int
     provenance: Provenance
+    choices: tuple[ChoiceForgetting, ...] = ()  # of the tasks that are questions
+    benchmarks: tuple[BenchmarkForgetting, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
         rows = [("forgetting", f"{self.name} against {self.base}; {self.confidence:.0%} intervals over examples")]
@@ -83,6 +85,12 @@ class Forgetting(Result):
                     f"{task.kl:.4f} [{task.kl_interval[0]:.4f}, {task.kl_interval[1]:.4f}] nats per token",
                 ),
             ]
+        for asked in self.choices:
+            rows += asked.rows()
+        for b in self.benchmarks:
+            change = f"{b.before:.4f} ± {b.before_stderr:.4f} to {b.after:.4f} ± {b.after_stderr:.4f}"
+            how = f"{b.count} samples, {'paired' if b.paired else 'as if not paired'}"
+            rows.append((f"{b.task} {b.metric}", f"{change}, lost {b.fall:+.4f} ± {b.fall_stderr:.4f}, {how}"))
         return rows
 
 
@@ -95,12 +103,14 @@ def measure_forgetting(
     resamples: int = 9999,
     seed: int = 0,
     progress: bool = False,
+    benchmarks: Sequence[BenchmarkForgetting] = (),
 ) -> Forgetting:
     """Loss, perplexity, next-token accuracy and KL of two causal language models on the same examples.
 
-    tasks  name -> batches with `labels`; a row is an example. Forgetting is the rise of the token-weighted mean loss
-           from `base` to `tuned`; the interval resamples examples with their losses under both models (BCa, Efron
-           1987)
+    tasks       name -> batches with `labels`; a row is an example. Forgetting is the rise of the token-weighted mean
+                loss from `base` to `tuned`; the interval resamples examples with their losses under both models (BCa,
+                Efron 1987). `Questions` (`load_questions`) are scored by choice too (`AnswerForgetting`)
+    benchmarks  what `compare_benchmarks` found of the same two models, to be kept in the result
 
     KL(base || tuned) at the supervised positions needs no label, and on new data it is the rival that flatness has to
     beat (Shenfeld et al. 2025, arXiv 2509.04259). Both models are in memory at once and come back bit-identical.
@@ -111,13 +121,16 @@ def measure_forgetting(
     started = time.perf_counter()
     if not 0 < confidence < 1:
         raise InputError(f"confidence={confidence} must be between 0 and 1.")
-    if not tasks:
+    if not tasks and not benchmarks:
         raise InputError("there is no task to measure forgetting on.")
     (before, base_name, base_said), (after, name, said) = identify(base), identify(tuned)
-    measured = []
+    measured, choices = [], []
     with preserved(before), preserved(after):
         for task, data in tqdm(tasks.items(), desc=f"{name} forgetting", unit="task", disable=not progress):
             measured.append(_measure(task, data, before, after, confidence, resamples, seed))
+            if isinstance(data, Questions):
+                settings: Any = {"confidence": confidence, "resamples": resamples, "seed": seed}
+                choices.append(measure_answers(task, data, before, after, **settings))
     model_said = {
         "base": base_said or {"weights": vector_digest(Parameters(before, frozen=True).values())},
         "tuned": said or {"weights": vector_digest(Parameters(after, frozen=True).values())},
@@ -129,8 +142,11 @@ def measure_forgetting(
         tasks=tuple(measured),
         confidence=confidence,
         resamples=resamples,
+        choices=tuple(choices),
+        benchmarks=tuple(benchmarks),
         provenance=Provenance(
-            settings={"confidence": confidence, "resamples": resamples},
+            settings={"confidence": confidence, "resamples": resamples}
+            | ({"benchmarks": sorted({b.task for b in benchmarks})} if benchmarks else {}),
             seed=seed,
             checkpoint=model_said,
             data={task: describe_data(data) for task, data in tasks.items()},
@@ -150,11 +166,7 @@ def _measure(
     resamples: int,
     seed: int,
 ) -> TaskForgetting:
-    objectives = [Objective(model, data) for model in (before, after)]
-    for objective in objectives:
-        if not isinstance(objective.loss_fn, CausalLoss):
-            raise InputError(f"task {task}: forgetting takes causal language models, and batches with labels.")
-    table = torch.cat(list(objectives[0].over_batches(lambda batch: _compare(batch, objectives)))).cpu().numpy()
+    table = compare_examples(task, data, before, after)
     table = table[table[:, 0] > 0]
     if len(table) < FEW_EXAMPLES:
         warnings.warn(
@@ -166,24 +178,7 @@ def _measure(
     total = tokens.sum()
 
     def interval(values: np.ndarray) -> tuple[float, float]:
-        if len(values) < 2:
-            return math.nan, math.nan
-        if np.ptp(values / tokens) == 0:
-            return (float(values[0] / tokens[0]),) * 2
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scipy's own, where resamples coincide, come back as NaN
-            found = stats.bootstrap(
-                (values, tokens),
-                lambda v, t, axis=-1: v.sum(axis) / t.sum(axis),
-                paired=True,
-                vectorized=True,
-                n_resamples=resamples,
-                confidence_level=confidence,
-                method="BCa",
-                batch=max(1, 10_000_000 // len(values)),
-                rng=np.random.default_rng(seed),
-            ).confidence_interval
-        return float(found.low), float(found.high)
+        return paired_interval(values, tokens, confidence, resamples, seed)
 
     return TaskForgetting(
         name=task,
@@ -200,33 +195,6 @@ def _measure(
         kl=float(kl.sum() / total),
         kl_interval=interval(kl),
     )
-
-
-@torch.no_grad()
-def _compare(batch: Batch, objectives: list[Objective]) -> Tensor:
-    """A row per example: tokens, both summed losses, both counts of right first choices, summed KL; float64."""
-    predicted = batch["labels"][:, 1:] != IGNORED
-    targets = batch["labels"][:, 1:][predicted]
-    rows = predicted.nonzero()[:, 0]
-    log_p = [_log_probabilities(objective, batch) for objective in objectives]
-    if log_p[0].shape != log_p[1].shape:
-        raise InputError(
-            f"the models have vocabularies of {log_p[0].shape[-1]} and {log_p[1].shape[-1]}; their predictions cannot "
-            "be compared."
-        )
-    kl = (log_p[0].exp() * (log_p[0] - log_p[1])).sum(-1)
-    columns = [torch.ones_like(kl)]
-    columns += [-p.gather(1, targets[:, None].to(p.device))[:, 0] for p in log_p]
-    columns += [(p.argmax(-1) == targets.to(p.device)).to(kl) for p in log_p]
-    values = torch.stack([*columns, kl], dim=1).double()
-    table = torch.zeros(len(predicted), values.shape[1], dtype=torch.float64, device=values.device)
-    return table.index_add_(0, rows.to(values.device), values)
-
-
-def _log_probabilities(objective: Objective, batch: Batch) -> Tensor:
-    loss_fn: Any = objective.loss_fn
-    logits = loss_fn.outputs(objective.model, batch)
-    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
 
 def _exp(loss: float) -> float:
