@@ -157,7 +157,7 @@ def measure_checkpoints(
                     path.unlink()
             raise
     text = dict.fromkeys(("name", "source", "digest", "base", "base_digest", "optimizer"), str)
-    return pandas.read_csv(output, dtype=text, float_precision="round_trip")
+    return pandas.read_csv(output, dtype=text)
 
 
 def details_path(output: Path | str) -> Path:

@@ -99,7 +99,7 @@ def measure(
         progress=not quiet,
     )
     text = dict.fromkeys(("checkpoint", "digest", "data", "options"), str)
-    details = pandas.read_csv(details_path(output), dtype=text, float_precision="round_trip")
+    details = pandas.read_csv(details_path(output), dtype=text)
     if json_output:
         found = {"rows": _records(table), "details": _records(details)}
         print(json.dumps(found, indent=1, allow_nan=False))
