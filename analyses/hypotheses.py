@@ -19,18 +19,22 @@ RIVALS = ("kl_old", "kl_new", "predicted_forgetting", "displacement_curvature", 
 NEGATIVE = ("random", "weight_norm")
 SURFACE = ("surface_curvature", "average_gradient", "mean_absolute_gradient")
 GIVEN = ("new_loss", "log_distance")
+FACTORS = ("base_optimizer", "base_lr", "base_seed", "optimizer", "lr")
 
 
 def test(rows: list[dict], settings: dict) -> dict:
     """Every result as plain JSON types, NaN as None."""
     warnings.simplefilter("ignore", landscape.MeasurementWarning)  # the notes of the tables say the same
     frame = pandas.DataFrame(rows)
+    frame["tuning"] = frame["optimizer"] + frame["lr"].map(" {:g}".format)
     full = frame[frame["arm"] == "full"]
     columns = [m["column"] for m in settings["metrics"]] + list(SURFACE)
     metrics = [f"{column}_{where}" for where in ("old", "new") for column in columns]
     every = [*metrics, *RIVALS, *NEGATIVE]
     explored: dict[str, Any] = {"resamples": EXPLORED}
-    overall = landscape.correlate(full, flatness=every, groups="base", controls=GIVEN, **explored)
+    overall = landscape.correlate(
+        full, flatness=every, groups="base", controls=GIVEN, hyperparameters=FACTORS, **explored
+    )
     within = landscape.correlate(full, flatness=["adaptive_average_new"], groups="base", controls=GIVEN)
     between = between_bases(full, [f"{column}_base" for column in columns])
     given_kl = landscape.correlate(full, flatness=metrics, groups="base", controls=["kl_new"], **explored)
@@ -44,7 +48,8 @@ def test(rows: list[dict], settings: dict) -> dict:
         "H3": sam_against_adamw(frame),
         "H4": {"metrics": given_kl.loc[given_kl["partial_q"] < LEVEL, "metric"].tolist(), "of": len(metrics)},
         "correlations": records(overall),
-        "within_recipe": records(landscape.correlate(full, flatness=every, groups="recipe", **explored)),
+        "same_recipe": records(landscape.correlate(full, flatness=every, groups="recipe", **explored)),
+        "same_tuning": records(landscape.correlate(full, flatness=every, groups="tuning", **explored)),
         "between_bases": records(between),
         "given_kl": records(given_kl),
         "sham": sham(full, settings),
