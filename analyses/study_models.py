@@ -16,7 +16,7 @@ import torch
 import landscape
 
 QUESTIONS = "questions"  # a source of the settings that `write_questions` makes
-_PARAGRAPH = 80, 400  # characters of an answer, from and to
+_PARAGRAPH = 80, 1500  # characters of an answer, from and to
 
 
 def random_start(folder: Path, shape: dict, seed: int, tokenizer: Path) -> Path:
@@ -58,8 +58,8 @@ def train_tokenizer(folder: Path, vocabulary: int) -> Path:
 def write_questions(folder: Path) -> tuple[Path, Path]:
     """Instruction records made of Python's documentation: (training file, held-out file).
 
-    The prompt asks for what the reference says on a topic and gives the first words of a paragraph, the completion is
-    the rest of it. A tenth of the paragraphs is held out, chosen by their hash.
+    The prompt asks what the reference says on a topic, the completion is a paragraph of it. A fifth of the paragraphs
+    is held out, chosen by their hash.
     """
     from pydoc_data.topics import topics
 
@@ -67,15 +67,13 @@ def write_questions(folder: Path) -> tuple[Path, Path]:
     for topic in sorted(topics):
         for block in topics[topic].split("\n\n"):
             paragraph = " ".join(block.split())
-            if not _PARAGRAPH[0] <= len(paragraph) <= _PARAGRAPH[1] or set(paragraph) & set("*=|"):
+            if not _PARAGRAPH[0] <= len(paragraph) <= _PARAGRAPH[1]:
                 continue
-            words = paragraph.split(" ")
-            begun = " ".join(words[:4])
             record = {
-                "prompt": f"Question: what does the reference say about {topic}?\nBegin with: {begun}\nAnswer:",
-                "completion": " " + " ".join(words[4:]) + "\n",
+                "prompt": f"Question: what does the reference say about {topic}?\nAnswer:",
+                "completion": f" {paragraph}\n",
             }
-            held_out = hashlib.sha256(paragraph.encode()).digest()[0] < 26
+            held_out = hashlib.sha256(paragraph.encode()).digest()[0] < 51
             parts[held_out].setdefault(paragraph, record)  # sections stand in several topics
     files = folder / "questions-train.jsonl", folder / "questions-heldout.jsonl"
     for file, held_out in zip(files, (False, True), strict=True):
