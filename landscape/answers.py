@@ -113,8 +113,8 @@ def measure_answers(
     def of_format(examples: Sequence[Sequence[Example]]) -> tuple[AnswerForgetting, np.ndarray, np.ndarray]:
         """The answers in one format, and of each question the fall of accuracy and the rise of the loss."""
         scores = _Scores.of(name, data, examples, before, after)
-        fall, norm_fall = -np.diff(scores.right)[:, 0], -np.diff(scores.norm)[:, 0]
-        rise = np.diff(scores.loss)[:, 0]
+        fall, norm_fall = (values[:, 0] - values[:, 1] for values in (scores.right, scores.norm))
+        rise = scores.loss[:, 1] - scores.loss[:, 0]
         changed, lost = int((fall != 0).sum()), int((fall > 0).sum())
         found = AnswerForgetting(
             accuracy_before=float(scores.right[:, 0].mean()),

@@ -10,6 +10,7 @@ import io
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class BenchmarkForgetting:
     after_stderr: float
     fall: float  # positive where tuning made it worse, whichever way the metric points
     fall_stderr: float
-    paired: bool  # whether over the same samples; else as of independent samples, which is too wide
+    paired: bool  # whether over the same samples; else as if the runs were independent, which is mostly too wide
 
 
 def run_benchmarks(
@@ -68,7 +69,8 @@ def run_benchmarks(
 ) -> tuple[Score, ...]:
     """Score a transformers causal language model with lm-evaluation-harness (`HFLM`, `simple_evaluate`).
 
-    tasks       names of lm-eval's tasks and groups, or paths of task YAML files, whose data may be local
+    tasks       names of lm-eval's tasks and groups, or paths of YAML files of tasks, whose data may be local, and of
+                groups, whose tasks may stand beside them
     limit       the first so many documents of each task
     batch_size  sequences; memory, not results
 
@@ -96,7 +98,8 @@ def compare_benchmarks(before: Sequence[Score], after: Sequence[Score]) -> tuple
     """The fall of each metric with its standard error.
 
     Where lm-eval gives samples: s / sqrt(n), s the standard deviation of the n differences; both models answered the
-    same questions. Else sqrt(stderr_before^2 + stderr_after^2), as if they had not, which is too wide.
+    same questions. Else sqrt(stderr_before^2 + stderr_after^2), as if they had not, which is mostly too
+    wide.
 
     Raises InputError where the two are not scores of the same tasks on the same documents.
     """
@@ -144,18 +147,31 @@ def _is_file(spec: str) -> bool:
     return spec.endswith((".yaml", ".yml"))
 
 
+def _group_name(path: Path) -> str:
+    """The name of the group that a YAML file defines; empty where it defines a task.
+
+    lm-eval 0.4.13 takes paths of tasks only: a group goes by its name, once its folder is known.
+    """
+    found = re.search(r"^group\s*:\s*[\"']?([^\s\"']+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else ""
+
+
 def _load_tasks(specs: Sequence[str]) -> tuple[Any, list[Any]]:
     """lm-eval's manager, and tasks and groups as its objects: what is wrong with them shows before a model runs."""
     find_tasks(specs)
     from lm_eval.tasks import TaskManager
 
     # reading lm-eval's own 10,000 files takes 20 s
-    manager = TaskManager(include_defaults=not all(map(_is_file, specs)))
+    groups = {spec: name for spec in specs if _is_file(spec) and (name := _group_name(Path(spec)))}
+    manager = TaskManager(
+        include_path=sorted({Path(spec).resolve().parent for spec in groups}),
+        include_defaults=not all(map(_is_file, specs)),
+    )
     unknown = [spec for spec in specs if not _is_file(spec) and spec not in manager.task_index]
     if unknown:
         raise InputError(f"lm-eval has no task {unknown[0]!r}; give a name it lists, or a path that ends in .yaml.")
     try:
-        loaded: Any = manager.load(list(specs))
+        loaded: Any = manager.load([groups.get(spec, spec) for spec in specs])
     except Exception as error:  # readers of YAML and data sets, and code of tasks
         raise InputError(f"lm-eval cannot load the tasks {', '.join(specs)}: {first_line(error)}") from error
     members = {name for names in loaded["group_map"].values() for name in names}

@@ -132,6 +132,22 @@ def test_a_run_leaves_the_model_as_it_was(tokenizer, tmp_path, offline):
     assert {(s.metric, s.count, len(s.samples)) for s in found} == {("acc", 5, 5), ("acc_norm", 5, 5)}
 
 
+def test_a_group_finds_the_tasks_beside_it(tokenizer, tmp_path, offline):
+    for name in ("one", "two"):
+        write_task(tmp_path, name, count=12)
+    group = tmp_path / "both.yaml"
+    group.write_text(
+        "group: both\ntask: [one, two]\n"
+        "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n"
+    )
+    scores = [run_benchmarks(build_model("llama", seed=seed), tokenizer, [str(group)]) for seed in (1, 2)]
+    compared = {(b.task, b.metric): b for b in compare_benchmarks(*scores)}
+    assert compared["both", "acc"].count == 24
+    assert not compared["both", "acc"].paired
+    assert compared["one", "acc"].paired
+    assert compared["both", "acc"].before == pytest.approx(compared["one", "acc"].before)
+
+
 def test_what_lm_eval_cannot_do_is_one_sentence(run, save_checkpoint_folder, tmp_path, offline, monkeypatch):
     base = save_checkpoint_folder("llama", seed=1)
     path, task = write_task(tmp_path, "broken")

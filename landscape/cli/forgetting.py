@@ -229,7 +229,7 @@ def _print_benchmarks(console: Console, results: list[Forgetting]) -> None:
     console.print(table)
     words = "lm-evaluation-harness, ± standard errors; lost: positive where tuning made it worse, paired over samples"
     if any(not b.paired for result in results for b in result.benchmarks):
-        words += "; * no samples: as if the two runs were independent, which is too wide"
+        words += "; * no samples: as if the two runs were independent, which is mostly too wide"
     console.print(f"{words}.", highlight=False, soft_wrap=True)
 
 
