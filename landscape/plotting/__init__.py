@@ -14,6 +14,7 @@ from landscape.plotting.common import caption_for, require_comparable
 from landscape.results import replacing, write_text
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 
     from landscape.hessian_results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "caption_for",
+    "correlations_html",
     "density_html",
     "layers_html",
     "plot",
+    "plot_correlation_scatter",
+    "plot_correlations",
     "plot_density",
     "plot_eigenvalues",
     "plot_layers",
@@ -31,6 +35,7 @@ __all__ = [
     "plot_trace",
     "require_comparable",
     "surfaces_html",
+    "write_correlation_figures",
     "write_density_figures",
     "write_figures",
     "write_layer_figures",
@@ -177,14 +182,98 @@ def plot_trace(result: TraceEstimate, *, caption: str | None = None) -> Figure:
     return curvature_paper.trace_figure(result, caption)
 
 
+def plot_correlations(
+    result: pandas.DataFrame,
+    table: pandas.DataFrame | Path | str | None = None,
+    *,
+    color: str | None = None,
+    caption: str | None = None,
+) -> Figure:
+    """A forest plot of what `correlate` returned; with `table`, what it was made of in scatter plots below.
+
+    The strongest correlation at the top, with its interval; filled where q < 0.05; a lighter diamond for the partial
+    correlation. Metrics without an interval, then those without a number and why, stand at the bottom.
+    `color` as in `plot_correlation_scatter`; `caption` replaces the text under the figure, "" leaves it out.
+
+    Raises InputError where `result` is no result of `correlate`, and as `plot_correlation_scatter` does.
+    """
+    from landscape.plotting import correlation_paper
+
+    return correlation_paper.correlation_figure(result, _frame(table), color, caption)
+
+
+def plot_correlation_scatter(
+    result: pandas.DataFrame,
+    table: pandas.DataFrame | Path | str,
+    *,
+    color: str | None = None,
+    caption: str | None = None,
+) -> Figure:
+    """Each metric of `result` against forgetting, a panel per metric and a point per row of `table`.
+
+    Panels have one outcome axis and stand in the order of the forest plot; a metric that is positive and spans more
+    than two decades has a logarithmic axis. `color` is a column whose values points are coloured by, `optimizer` if
+    there is one. `caption` as elsewhere.
+
+    Raises InputError where `table` lacks a column, or has more values of `color` than can be told apart.
+    """
+    from landscape.correlation import read_table
+    from landscape.plotting import correlation_paper
+
+    return correlation_paper.scatter_figure(result, read_table(table), color, caption)
+
+
+def correlations_html(
+    result: pandas.DataFrame,
+    table: pandas.DataFrame | Path | str | None = None,
+    *,
+    color: str | None = None,
+    caption: str | None = None,
+    title: str = "Flatness against forgetting",
+) -> str:
+    """The same as a complete HTML page, checkpoints' names on hover; it needs no network.
+
+    Raises InputError as `plot_correlations` does.
+    """
+    from landscape.plotting import correlation_interactive
+
+    return correlation_interactive.correlation_page(result, _frame(table), color, caption, title)
+
+
+def write_correlation_figures(
+    result: pandas.DataFrame, table: pandas.DataFrame | Path | str, folder: Path | str, *, color: str | None = None
+) -> list[Path]:
+    """Write forest.png, forest.pdf, scatter.png, scatter.pdf and correlate.html to `folder`.
+
+    Each is there completely or not at all, and the same result gives the same bytes. Raises InputError as
+    `plot_correlations` does, before writing anything.
+    """
+    folder, table = Path(folder), _frame(table)
+    forest, scatter = plot_correlations(result), plot_correlation_scatter(result, table, color=color)
+    page = correlations_html(result, table, color=color)
+    write_text(folder / "correlate.html", page)
+    return [*_save(forest, folder / "forest"), *_save(scatter, folder / "scatter"), folder / "correlate.html"]
+
+
+def _frame(table: Any) -> Any:
+    from landscape.correlation import read_table
+
+    return None if table is None else read_table(table)
+
+
 def _write(figure: Figure, page: str, stem: Path | str) -> list[Path]:
     stem = Path(stem)
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf", "html")]
+    paths = [*_save(figure, stem), stem.with_name(f"{stem.name}.html")]
+    write_text(paths[-1], page)
+    return paths
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "pdf")]
     with replacing(paths[0]) as temporary:
         figure.savefig(temporary)
     with replacing(paths[1]) as temporary:
         figure.savefig(temporary, metadata={"CreationDate": None})
-    write_text(paths[2], page)
     return paths
 
 
