@@ -18,7 +18,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from landscape.errors import InputError, first_line
+from landscape.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -238,5 +238,5 @@ def _among_others() -> Iterator[None]:
     except RuntimeError as error:  # of gloo, NCCL and the store, each with classes of its own
         raise ProcessLost(
             "another process of this run has ended or does not answer; what is finished is kept, and the same command "
-            f"again continues ({first_line(error)})"
+            "again continues"
         ) from error
