@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landscape.cli.common import Seed, app
+from landscape.cli.common import Json, Seed, app
 
 if TYPE_CHECKING:
     import pandas
@@ -20,6 +20,12 @@ class Method(enum.StrEnum):
     spearman = "spearman"
     pearson = "pearson"
     kendall = "kendall"
+
+
+_FILES = (
+    *("correlate.csv", "forest.png", "forest.pdf", "scatter.png", "scatter.pdf", "correlate.html"),
+    "summary.json",
+)
 
 
 @app.command()
@@ -39,15 +45,24 @@ def correlate(
     ] = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     resamples: Annotated[int, typer.Option(help="Of bootstraps and permutations.")] = 9999,
+    color: Annotated[
+        str | None, typer.Option(help="The column that colours scatter plots. Default: optimizer, if there is one.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "landscape-correlate"
+    ),
     seed: Seed = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write it to this CSV file.")] = None,
+    json_output: Json = False,
 ) -> None:
-    """Correlations of flatness with forgetting: intervals, permutation p-values, what is left given controls."""
+    """Flatness against forgetting: intervals, p-values, what is left given controls, plots."""
     from landscape.correlation import correlate as run
-    from landscape.results import write_text
+    from landscape.correlation import read_table
+    from landscape.plotting import write_correlation_figures
+    from landscape.results import digest_of, results_folder, write_json, write_text
 
+    frame = read_table(table)
     found = run(
-        table,
+        frame,
         flatness=flatness,
         forgetting=forgetting,
         method=method.value,
@@ -58,10 +73,17 @@ def correlate(
         resamples=resamples,
         seed=seed,
     )
-    _print(found, confidence)
-    if output is not None:
-        write_text(output, found.to_csv(index=False))
-        print(f"wrote {output}", file=sys.stderr)
+    asked = {"table": str(table), "digest": digest_of(frame.to_csv(index=False)), "flatness": list(found["metric"])}
+    settings = {"command": "correlate", **asked, **found.attrs}
+    with results_folder(output, settings, _FILES):
+        write_correlation_figures(found, frame, output, color=color)
+        write_text(output / "correlate.csv", found.to_csv(index=False))
+        write_json(output / "summary.json", {"settings": settings, "rows": found.to_dict("records")})
+    if json_output:
+        print((output / "summary.json").read_text(encoding="utf-8"), end="")
+    else:
+        _print(found, confidence)
+    print("wrote " + "  ".join(str(output / name) for name in _FILES), file=sys.stderr)
 
 
 def _print(found: pandas.DataFrame, confidence: float) -> None:

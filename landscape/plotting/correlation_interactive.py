@@ -54,24 +54,27 @@ def correlation_page(
             div_id="landscape-scatter",
             config={"responsive": True, "displaylogo": False, "showSendToCloud": False},
         )
-    symbol = symbol_of(result)
-    extra = [name for name in _EXTRA if name in result.columns and result[name].notna().any()]
-    header = ["metric", "n", symbol, "p", "q", *(name.replace("_", " ") for name in extra), "note"]
-    rows = [
-        [
-            row["metric"],
-            str(row["n"]),
-            estimate_text(row) if np.isfinite(row["estimate"]) else "",
-            *(chance_text(row[name]) for name in ("p", "q")),
-            *((chance_text if name == "partial_p" else signed)(row[name]) for name in extra),
-            row["note"],
-        ]
-        for row in forest.rows
-    ]
+    # Few wide columns: many narrow ones would break their numbers over lines.
+    header = ["metric", symbol_of(result), "further", "note"]
+    rows = [[row["metric"], _main(row), _further(row), row["note"]] for row in forest.rows]
     return html_page(title, plot, " ".join(said) if caption is None else caption, header, rows, (_LEAST, _WIDEST))
 
 
-_EXTRA = ("partial", "partial_p", "within", "logo_low", "logo_high", "granulated")
+def _main(row: dict[str, Any]) -> str:
+    if not np.isfinite(row["estimate"]):
+        return f"none, n = {row['n']}"
+    return f"{estimate_text(row)}, p {chance_text(row['p'])}, q {chance_text(row['q'])}, n = {row['n']}"
+
+
+def _further(row: dict[str, Any]) -> str:
+    """The numbers beside the correlation that there are."""
+    known = {name: value for name, value in row.items() if isinstance(value, float) and np.isfinite(value)}
+    said = [f"{name} {signed(known[name])}" for name in ("partial", "within", "granulated") if name in known]
+    if "partial" in known and "partial_p" in known:
+        said[0] += f" (p {chance_text(known['partial_p'])})"
+    if "logo_low" in known and "logo_high" in known:
+        said.append(f"without any one group {signed(known['logo_low'])} to {signed(known['logo_high'])}")
+    return "; ".join(said)
 
 
 # --- forest -------------------------------------------------------------------------------------------------
