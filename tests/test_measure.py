@@ -200,8 +200,8 @@ def test_another_checkpoint_computes_only_what_is_new(study, sources, tmp_path):
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_table(study, sources, tmp_path, run):
-    base, *checkpoints = study
-    arguments = ["measure", base, *checkpoints, "--old", sources[0], "--new", sources[1], "--device", "cpu", "--quiet"]
+    base, sam, _, silent = study  # no adapter: every start would import peft
+    arguments = ["measure", base, sam, silent, "--old", sources[0], "--new", sources[1], "--device", "cpu", "--quiet"]
     for text in ("gradient_norm", "surface:dim=2,points=7", "trace:rtol=100,max_probes=16"):
         arguments += ["--metric", text]
     whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
@@ -209,7 +209,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(study, sources, tm
     cells = tmp_path / "killed.csv.cells"
     drawn = random.Random(0)
     finished: set[str] = set()
-    for goal in (1, 8, 15):  # of 27 cells
+    for goal in (2, 11):  # of 18 cells; every start imports torch again, so two kills
         command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(killed)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
@@ -223,13 +223,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(study, sources, tm
         finished = now
         if killed.exists():  # complete, or not there
             assert whole.read_bytes().startswith(killed.read_bytes())
-    assert 15 <= len(finished) < 27
+    assert 11 <= len(finished) < 18
     stamps = {name: (cells / name).stat().st_mtime_ns for name in finished}
     code, _, err = run(*arguments, "-o", killed)
     assert code == 0, err
     assert {name: (cells / name).stat().st_mtime_ns for name in finished} == stamps
     assert killed.read_bytes() == whole.read_bytes()
-    assert len(whole.read_text().splitlines()) == 4
+    assert len(whole.read_text().splitlines()) == 3
     assert not list(cells.glob(".*.journal"))
     timeless = [pandas.read_csv(details_path(path)).drop(columns="seconds") for path in (killed, whole)]
     pandas.testing.assert_frame_equal(*timeless)
