@@ -5,7 +5,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from landscape.answers import ChoiceForgetting
+    from landscape.benchmarks import compare_benchmarks, run_benchmarks
     from landscape.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+    from landscape.choices import Questions, load_questions
     from landscape.correlation import correlate
     from landscape.data import TokenData, load_data
     from landscape.directions import (
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from landscape.hessian_results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
     from landscape.layers import hessian_layers
     from landscape.losses import supervised_loss
+    from landscape.measure import measure_checkpoints
     from landscape.merging import merge_checkpoints
     from landscape.plotting import density_html, layers_html, plot_density, plot_layers, plot_surfaces, surfaces_html
     from landscape.sam import SAM, SAMTrainer
@@ -76,6 +80,12 @@ _HOME = {
     "finetune": "finetuning",
     "measure_forgetting": "forgetting",
     "Forgetting": "forgetting",
+    "load_questions": "choices",
+    "Questions": "choices",
+    "ChoiceForgetting": "answers",
+    "run_benchmarks": "benchmarks",
+    "compare_benchmarks": "benchmarks",
+    "measure_checkpoints": "measure",
     "correlate": "correlation",
     "merge_checkpoints": "merging",
     "SAM": "sam",
