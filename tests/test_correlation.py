@@ -1,5 +1,8 @@
 """Planted truths, scipy on the plain cases, and everything that must be said instead of a silent number."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas
 import pytest
@@ -171,6 +174,165 @@ def test_what_cannot_be_said_is_said():
     assert np.isnan(two["estimate"])
 
 
+def test_partial_correlation_is_the_planted_one():
+    """x and y share a cause, and given it correlate by 0.6: (1 - 0.6^2) / sqrt(1000) = 0.02 is a standard error."""
+    generator = np.random.default_rng(4)
+    cause = generator.standard_normal(1000)
+    x, y = correlated(1000, 0.6, generator)
+    table = pandas.DataFrame({"flat": x - 3 * cause, "forgetting": y + 3 * cause, "lr": 1e-5 * cause})
+    found = correlate(table, flatness=["flat"], controls=["lr"], method="pearson", resamples=99).iloc[0]
+    assert found["estimate"] < -0.7
+    assert found["partial"] == pytest.approx(0.6, abs=0.06)
+    assert found["partial_p"] <= 0.02  # the least that 99 permutations give
+
+
+def false_alarms(make, draws, column="p", **options):
+    """How often a p-value of `flat` is at most 0.05 over tables where there is nothing to find."""
+    generator = np.random.default_rng(0)
+    options = {"flatness": ["flat"], "resamples": 99} | options
+    return sum(correlate(make(generator), seed=draw, **options)[column][0] <= 0.05 for draw in range(draws))
+
+
+# The bounds below are three standard deviations above 5%: 19 of 200, 11 of 100.
+
+
+def test_partial_p_keeps_its_level_with_few_rows_and_many_controls():
+    """Residuals permuted and correlated without another projection raise 9% of alarms here."""
+
+    def make(generator):
+        return pandas.DataFrame(generator.standard_normal((12, 5)), columns=["flat", "forgetting", "a", "b", "c"])
+
+    assert false_alarms(make, 200, "partial_p", controls=["a", "b", "c"], method="pearson") <= 19
+
+
+def test_partial_p_keeps_its_level_where_a_control_goes_another_way_within_groups():
+    """One slope for all rows leaves the control's share within groups in both residuals: 15% of alarms."""
+
+    def make(generator):
+        level = 2 * generator.standard_normal(8).repeat(6)
+        z, x, y = generator.standard_normal((3, 48))
+        columns = {"flat": z + x - 4 * level, "forgetting": z + y + 4 * level, "z": z + 5 * level}
+        return pandas.DataFrame(columns | {"base": np.arange(8).repeat(6)})
+
+    options = {"controls": ["z"], "groups": "base", "method": "pearson"}
+    assert false_alarms(make, 200, "partial_p", **options) <= 19
+
+
+def test_clustered_p_keeps_its_level_for_ties_and_groups_of_unequal_size():
+    def make(generator):
+        table = clustered(8, 6, generator).round(0)
+        return table.drop(index=[0, 1, 2, 3, 4, 6, 7, 20])  # the first group keeps one row
+
+    assert false_alarms(make, 100, groups="base") <= 11
+
+
+def test_an_outcome_of_the_base_is_tested_by_permuting_bases():
+    """Within bases it does not move, and no permutation there could find anything."""
+
+    def make(generator):
+        outcome = generator.standard_normal(12).repeat(4)
+        flat = generator.standard_normal(12).repeat(4) + generator.standard_normal(48)
+        return pandas.DataFrame({"flat": flat, "forgetting": outcome, "base": np.arange(12).repeat(4)})
+
+    assert false_alarms(make, 100, groups="base") <= 11
+    table = make(np.random.default_rng(1))
+    table["flat"] = table["forgetting"] + 0.3 * table["flat"]
+    found = correlate(table, groups="base", resamples=999).iloc[0]
+    assert found["p"] < 0.01
+    assert "p permutes groups" in found["note"]
+
+
+def test_intervals_over_groups_cover_over_200_draws():
+    """24 groups whose level correlates by 0.5, members by 0.5 too: the truth is 0.5 whatever the shares."""
+    generator = np.random.default_rng(7)
+    covered = 0
+    for draw in range(200):
+        (a, b), (c, d) = correlated(24, 0.5, generator), correlated(96, 0.5, generator)
+        table = pandas.DataFrame({"flat": a.repeat(4) + 0.8 * c, "forgetting": b.repeat(4) + 0.8 * d})
+        table["base"] = np.arange(24).repeat(4)
+        found = correlate(table, flatness=["flat"], groups="base", method="pearson", resamples=299, seed=draw)
+        covered += found["low"][0] <= 0.5 <= found["high"][0]
+    assert covered >= 180  # nominal 190; the percentile bootstrap over 24 groups covers 92 to 97% (SCIENCE 6)
+
+
+def test_discoveries_among_many_nulls_are_mostly_true():
+    """5 of 25 metrics are linked: on average at most 5% of what q calls found may be false."""
+    generator = np.random.default_rng(6)
+    shares, found_true = [], 0
+    for draw in range(30):
+        y = generator.standard_normal(40)
+        metrics = generator.standard_normal((40, 25))
+        metrics[:, :5] += y[:, None]
+        table = pandas.DataFrame(metrics).add_prefix("m").assign(forgetting=y)
+        called = (correlate(table, method="pearson", resamples=999, seed=draw)["q"] < 0.05).to_numpy()
+        shares.append(called[5:].sum() / max(called.sum(), 1))
+        found_true += called[:5].sum()
+    assert np.mean(shares) <= 0.09  # 0.04 expected; the standard error over 30 draws is 0.016
+    assert found_true > 0.9 * 150
+
+
+def test_few_rows_have_the_exact_p_of_all_arrangements():
+    table = pandas.DataFrame({"flat": [1.0, 2, 3, 4, 5], "forgetting": [1.0, 2, 3, 4, 5]})
+    found = correlate(table).iloc[0]
+    assert found["p"] == pytest.approx(2 / 120)
+    assert np.isnan(found["low"])
+    assert "no interval" in found["note"]
+    assert "p cannot be less than 0.33" in correlate(table.iloc[:3]).iloc[0]["note"]
+
+
+def test_groups_without_a_name_and_few_groups_are_said():
+    table = clustered(6, 4, np.random.default_rng(0))
+    table["base"] = table["base"].astype(object).where(table.index != 5)
+    with pytest.warns(MeasurementWarning, match="1 row without a 'base' left out"):
+        found = correlate(table, groups="base", resamples=99).iloc[0]
+    assert (found["n"], found["n_groups"]) == (23, 6)
+    assert "1 row without a 'base' left out" in found["note"]
+    single = correlate(clustered(12, 1, np.random.default_rng(0)), flatness=["flat"], groups="base", resamples=99)
+    assert "p permutes groups" in single["note"][0]
+    assert np.isnan(single["within"][0])
+    two = correlate(table.iloc[-8:], groups="base", resamples=99).iloc[0]
+    assert np.isnan([two["low"], two["high"]]).all()
+    assert "no interval: fewer than three groups" in two["note"]
+
+
+def test_p_of_the_other_sign_is_said():
+    generator = np.random.default_rng(1)
+    level, inner = np.arange(6).repeat(8), generator.standard_normal(48)
+    table = pandas.DataFrame({"flat": inner - 5.0 * level, "forgetting": inner + 5.0 * level, "base": level})
+    found = correlate(table, groups="base", resamples=199).iloc[0]
+    assert found["estimate"] < -0.9
+    assert found["p"] < 0.05
+    assert "whose sign is the other" in found["note"]
+
+
+def test_columns_of_odd_kinds():
+    plain = table_of(20)
+    text = plain.assign(flat=plain["flat"].map(repr))
+    assert correlate(text, resamples=99)["estimate"][0] == correlate(plain, resamples=99)["estimate"][0]
+    broken = plain.assign(trace=["diverged", *map(str, plain["flat"][1:])], name="x", done=plain["flat"] > 0)
+    with pytest.warns(MeasurementWarning, match="'trace' is left out: it holds 'diverged'"):
+        assert list(correlate(broken, resamples=99)["metric"]) == ["flat"]
+    with pytest.raises(InputError, match="does not hold numbers but 'diverged'"):
+        correlate(broken, flatness=["trace"])
+    yes = correlate(broken, flatness=["done"], resamples=99).iloc[0]
+    assert yes["estimate"] == pytest.approx(stats.spearmanr(broken["done"], plain["forgetting"]).statistic)
+    missing = plain.assign(whole=pandas.array([None, *range(19)], dtype="Int64"))
+    with pytest.warns(MeasurementWarning, match="whole: 1 row"):
+        assert correlate(missing, resamples=99).set_index("metric").loc["whole", "n"] == 19
+    rounding = correlate(plain.assign(flat=3.0 + 1e-15 * np.arange(20)), resamples=99).iloc[0]
+    assert np.isnan(rounding["estimate"])  # ranks of rounding errors are no measurement
+    twins = correlate(plain.assign(again=plain["flat"]), resamples=99)
+    assert "same numbers as flat" in twins["note"][1]
+    tiny = plain.assign(flat=1e-20 * plain["flat"])
+    same = correlate(tiny.assign(c=tiny["flat"]), flatness=["flat"], controls=["c"], resamples=99).iloc[0]
+    assert np.isnan(same["partial"])
+    assert "the controls explain everything" in same["note"]
+    huge = correlate(
+        table_of(20, c=np.arange(20.0)).assign(flat=lambda t: 1e18 * t["flat"]), controls=["c"], resamples=99
+    )
+    assert np.isfinite(huge["partial"][0])
+
+
 def test_csv_files_and_seeds(tmp_path):
     path = tmp_path / "table.csv"
     table_of().assign(name="x").to_csv(path, index=False)
@@ -190,6 +352,9 @@ def test_csv_files_and_seeds(tmp_path):
         ({"flatness": ["name"]}, "does not hold numbers"),
         ({"method": "kendall", "controls": ["flat"]}, "kendall"),
         ({"flatness": []}, "no numeric column"),
+        ({"flatness": ["flat", "flat"]}, "'flat' is asked for twice"),
+        ({"flatness": ["forgetting"]}, "'forgetting' is asked for twice"),
+        ({"flatness": ["flat"], "controls": ["flat"]}, "'flat' is asked for twice"),
     ],
 )
 def test_bad_requests_are_refused(options, said):
@@ -203,3 +368,32 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(InputError, match="cannot be read"):
         correlate(tmp_path / "empty.csv")
+    double = pandas.DataFrame(np.ones((4, 3)), columns=["flat", "flat", "forgetting"])
+    with pytest.raises(InputError, match="more than one column 'flat'"):
+        correlate(double)
+
+
+def test_the_command_writes_table_plots_and_page(run, tmp_path):
+    table_of(24, optimizer=["adamw", "sam"] * 12, base=[f"b{i // 3}" for i in range(24)]).to_csv("table.csv")
+    command = ("correlate", "table.csv", "--flatness", "flat", "--groups", "base", "--resamples", "199", "-o", "out")
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert "flat" in out
+    names = {path.name for path in Path("out").iterdir()}
+    plots = {"forest.png", "forest.pdf", "scatter.png", "scatter.pdf", "correlate.html"}
+    assert names == plots | {"correlate.csv", "summary.json", "settings.json"}
+    written = pandas.read_csv("out/correlate.csv")
+    expected = correlate("table.csv", flatness=["flat"], groups="base", resamples=199)
+    assert written["p"][0] == expected["p"][0]
+    assert json.loads(run(*command, "--json", "--color", "base")[1])["rows"][0]["metric"] == "flat"
+    code, _, err = run(*command, "--seed", "1")
+    assert code == 2
+    assert "other settings (seed differ)" in err
+    code, _, err = run(*command[:-1], "new", "--color", "absent")
+    assert code == 2
+    assert "'absent'" in err
+    assert not Path("new").exists()
+    table_of(24, seed=1, base=1).to_csv("table.csv")
+    code, _, err = run(*command)
+    assert code == 2
+    assert "digest" in err  # another table is other settings
