@@ -256,19 +256,19 @@ def test_intervals_over_groups_cover_over_200_draws():
 
 
 def test_discoveries_among_many_nulls_are_mostly_true():
-    """5 of 25 metrics are linked: on average at most 5% of what q calls found may be false."""
+    """5 of 20 metrics are linked: on average at most 5% of what q calls found may be false."""
     generator = np.random.default_rng(6)
     shares, found_true = [], 0
-    for draw in range(30):
+    for draw in range(10):
         y = generator.standard_normal(40)
-        metrics = generator.standard_normal((40, 25))
+        metrics = generator.standard_normal((40, 20))
         metrics[:, :5] += y[:, None]
         table = pandas.DataFrame(metrics).add_prefix("m").assign(forgetting=y)
-        called = (correlate(table, method="pearson", resamples=999, seed=draw)["q"] < 0.05).to_numpy()
+        called = (correlate(table, method="pearson", resamples=499, seed=draw)["q"] < 0.05).to_numpy()
         shares.append(called[5:].sum() / max(called.sum(), 1))
         found_true += called[:5].sum()
-    assert np.mean(shares) <= 0.09  # 0.04 expected; the standard error over 30 draws is 0.016
-    assert found_true > 0.9 * 150
+    assert np.mean(shares) <= 0.12  # 0.04 expected; the standard error over 10 draws is about 0.028
+    assert found_true > 0.9 * 50
 
 
 def test_few_rows_have_the_exact_p_of_all_arrangements():
