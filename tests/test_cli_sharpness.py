@@ -41,10 +41,24 @@ def test_numbers_are_those_of_the_api(run, save_checkpoint_folder, records):
 
 def test_defaults_error_bars_and_the_account_of_forgetting(run, save_checkpoint_folder, records):
     base, tuned = (save_checkpoint_folder("gpt2", seed=seed) for seed in (1, 2))
-    code, out, err = run(
-        "sharpness", tuned, "--base", base, "--data", records, "--limit", "6", "--device", "cpu", "-q", "-o", "out"
+    command = (
+        "sharpness",
+        tuned,
+        "--base",
+        base,
+        "--data",
+        records,
+        "--limit",
+        "6",
+        "--device",
+        "cpu",
+        "-q",
+        "-o",
+        "out",
     )
+    code, out, err = run(*command)
     assert code == 0, err
+    assert run(*command)[:2] == (0, out)  # read from the files, also those measured at the base
     for said in ("worst_case (1)", "worst_case (2)", "average_case", "fisher_rao", "displacement_curvature", "+-"):
         assert said in out
     assert "unchanged by" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +14,7 @@ from landscape.checkpoints import Checkpoint, identify
 from landscape.directions import Direction, check_same_tensors
 from landscape.errors import InputError, MeasurementWarning
 from landscape.losses import LossFunction, NormalizedLogits
-from landscape.parameters import Parameters, preserved
+from landscape.parameters import Parameters, preserved, vector_digest
 
 # ruff: noqa: F401 - importing a module registers its metrics, in the order of tables
 from landscape.sharpness import ascent, noise, second_order, directional  # isort: skip
@@ -80,6 +81,11 @@ def compute_sharpness(
     if base is not None:
         _, base_name, described = identify(base)
         identity["base"] = described or base_name
+    common = site.said(identity, seed)
+    if chosen.needs_base:  # the site is at the base; the result is of the model
+        of_model, name, described = identify(model)
+        checkpoint = described or {"weights": vector_digest(Parameters(of_model, frozen=True).values())}
+        common |= {"name": name, "provenance": dataclasses.replace(common["provenance"], checkpoint=checkpoint)}
     return Sharpness(
         metric=metric,
         value=float(found.value),
@@ -96,7 +102,7 @@ def compute_sharpness(
         invariance=chosen.invariance,
         normalized_logits=normalize_logits,
         parameters=site.parameters.numel,
-        **(site.said(identity, seed) | ({"name": identify(model)[1]} if chosen.needs_base else {})),
+        **common,
     )
 
 
