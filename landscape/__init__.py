@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from landscape.losses import supervised_loss
     from landscape.measure import measure_checkpoints
     from landscape.merging import merge_checkpoints
-    from landscape.plotting import density_html, layers_html, plot_density, plot_layers, plot_surfaces, surfaces_html
+    from landscape.plotting import (
+        correlations_html,
+        density_html,
+        layers_html,
+        plot_correlation_scatter,
+        plot_correlations,
+        plot_density,
+        plot_layers,
+        plot_surfaces,
+        surfaces_html,
+    )
     from landscape.sam import SAM, SAMTrainer
     from landscape.sharpness import SHARPNESS_METRICS, Sharpness, compute_sharpness
     from landscape.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
@@ -64,6 +74,9 @@ _HOME = {
     "density_html": "plotting",
     "plot_layers": "plotting",
     "layers_html": "plotting",
+    "plot_correlations": "plotting",
+    "plot_correlation_scatter": "plotting",
+    "correlations_html": "plotting",
     "hessian_eigenvalues": "hessian",
     "hessian_trace": "trace",
     "hessian_density": "hessian",

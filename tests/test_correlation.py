@@ -10,6 +10,7 @@ from scipy import stats
 
 from landscape import InputError, MeasurementWarning, correlate
 from landscape.correlation import granulated_kendall
+from landscape.correlation.statistics import partial_correlations
 
 
 def correlated(n, rho, generator):
@@ -186,6 +187,41 @@ def test_partial_correlation_is_the_planted_one():
     assert found["partial_p"] <= 0.02  # the least that 99 permutations give
 
 
+def test_the_interval_of_partial_covers_the_planted_one():
+    """Nominal 90%: of 100 draws 90 +- 3; the bound is three standard deviations below, two more for 40 rows."""
+    generator = np.random.default_rng(7)
+    covered = 0
+    for draw in range(100):
+        x, y = correlated(40, 0.4, generator)
+        cause = generator.standard_normal(40)
+        table = pandas.DataFrame({"flat": x + 2 * cause, "forgetting": y - 2 * cause, "lr": cause})
+        found = correlate(
+            table, flatness=["flat"], controls=["lr"], method="pearson", confidence=0.9, resamples=199, seed=draw
+        ).iloc[0]
+        covered += found["partial_low"] <= 0.4 <= found["partial_high"]
+        assert found["partial_low"] <= found["partial"] <= found["partial_high"]
+    assert 76 <= covered <= 98
+
+
+@pytest.mark.parametrize("method", ["pearson", "spearman"])
+def test_partial_of_resamples_is_that_of_the_table(method):
+    generator = np.random.default_rng(8)
+    x, y, a, b = generator.standard_normal((4, 30))
+    table = pandas.DataFrame({"flat": x, "forgetting": y + x + a, "a": a, "b": 1e-6 * b})
+    found = correlate(table, flatness=["flat"], controls=["a", "b"], method=method, resamples=99)["partial"][0]
+    columns = [table[name].to_numpy()[None] for name in ("flat", "forgetting")]
+    given = table[["a", "b"]].to_numpy()[None]
+    assert partial_correlations(*columns, given, method == "spearman")[0] == pytest.approx(found, rel=1e-10)
+
+
+def test_columns_of_landscape_measure_that_are_no_metric_are_left_out():
+    columns = ["rho", "lr", "seed", "steps", "loss_after_old", "accuracy_loss_old", "kl_new", "trace_old", "forgetting"]
+    table = pandas.DataFrame(np.random.default_rng(0).standard_normal((12, 9)), columns=columns).assign(
+        optimizer=np.nan
+    )
+    assert list(correlate(table, resamples=99)["metric"]) == ["kl_new", "trace_old"]
+
+
 def false_alarms(make, draws, column="p", **options):
     """How often a p-value of `flat` is at most 0.05 over tables where there is nothing to find."""
     generator = np.random.default_rng(0)
@@ -260,11 +296,11 @@ def test_discoveries_among_many_nulls_are_mostly_true():
     generator = np.random.default_rng(6)
     shares, found_true = [], 0
     for draw in range(10):
-        y = generator.standard_normal(40)
-        metrics = generator.standard_normal((40, 20))
-        metrics[:, :5] += y[:, None]
+        y = generator.standard_normal(24)
+        metrics = generator.standard_normal((24, 20))
+        metrics[:, :5] += 2 * y[:, None]
         table = pandas.DataFrame(metrics).add_prefix("m").assign(forgetting=y)
-        called = (correlate(table, method="pearson", resamples=499, seed=draw)["q"] < 0.05).to_numpy()
+        called = (correlate(table, method="pearson", resamples=399, seed=draw)["q"] < 0.05).to_numpy()
         shares.append(called[5:].sum() / max(called.sum(), 1))
         found_true += called[:5].sum()
     assert np.mean(shares) <= 0.12  # 0.04 expected; the standard error over 10 draws is about 0.028

@@ -138,23 +138,3 @@ def test_landscape_forgetting(run, save_checkpoint_folder, records):
     assert run(*command)[1] == out
     code, _, err = run("forgetting", base, "--data", records)
     assert code == 2
-
-
-def test_landscape_correlate(run, tmp_path):
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal(30)
-    lines = ["name,flat,forgetting,base"]
-    lines += [f"c{i},{x[i]},{x[i] + 0.3 * generator.standard_normal()},{i // 5}" for i in range(30)]
-    (tmp_path / "table.csv").write_text("\n".join(lines))
-    options = ("--groups", "base", "--resamples", "199", "-o", "found.csv")
-    code, out, err = run("correlate", "table.csv", *options)
-    assert code == 0, err
-    assert "flat" in out
-    assert "only 6 groups" in " ".join(out.split())
-    assert Path("found.csv").read_text().startswith("metric,n,n_groups,estimate")
-    code, _, err = run("correlate", "absent.csv")
-    assert code == 2
-    assert "absent.csv" in err
-    code, _, err = run("correlate", "table.csv", "--forgetting", "lost")
-    assert code == 2
-    assert "'lost'" in err

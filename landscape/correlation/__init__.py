@@ -41,7 +41,8 @@ def correlate(
     """One row per flatness metric: its correlation with forgetting, interval, p-value, and what is left given controls.
 
     table            a row per checkpoint; a DataFrame or a CSV file
-    flatness         columns to correlate; default: every column of numbers that has no other role
+    flatness         columns to correlate; default: every column of numbers that has no other role here or in the tables
+                     of `landscape measure` (learning rates, seeds, losses and accuracies are left out)
     method           "spearman", "pearson" or "kendall" (tau-b)
     controls         columns held fixed in `partial`: both sides (their ranks, unless pearson) are regressed on them and
                      the residuals correlated. Not for kendall
@@ -56,8 +57,9 @@ def correlate(
     p, q                   permutation p-value, twice the smaller tail: over pairings (all of them where `resamples` are
                            enough), or within groups, which tests the link within them alone; over whole groups where
                            one side is one number per group. q: Benjamini and Hochberg 1995 over all metrics
-    partial, partial_p     given controls; p permutes residuals (Freedman and Lane 1983). With groups it tests what is
-                           left within them: residuals given controls and groups, permuted within groups
+    partial                given controls; partial_low, partial_high: percentile bootstrap over rows, or over groups
+    partial_p              permutes residuals (Freedman and Lane 1983). With groups it tests what is left within them:
+                           residuals given controls and groups, permuted within groups
     within                 mean over groups of Kendall's tau within them
     logo_low, logo_high    range of the estimate when each group in turn is left out
     granulated             see `hyperparameters`

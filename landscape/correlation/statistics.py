@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +63,36 @@ def one_per_group(v: np.ndarray, labels: np.ndarray) -> bool:
 def is_constant(v: np.ndarray) -> bool:
     """Whether all values are one up to rounding, whose order means nothing."""
     return len(v) == 0 or float(np.ptp(v)) <= 1e-12 * float(np.abs(v).max())
+
+
+def resampled_groups(labels: np.ndarray, count: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Rows of `count` bootstrap samples of whole groups, in pieces of shape (samples, rows of each)."""
+    members = [np.flatnonzero(labels == g) for g in range(labels.max() + 1)]
+    draws = generator.integers(0, len(members), (count, len(members)))
+    if len({len(m) for m in members}) == 1:
+        for part in np.array_split(draws, max(1, count // 1000)):
+            yield np.stack(members)[part].reshape(len(part), -1)
+    else:
+        for draw in draws:
+            yield np.concatenate([members[g] for g in draw])[None]
+
+
+def partial_correlations(x: np.ndarray, y: np.ndarray, given: np.ndarray, ranked: bool) -> np.ndarray:
+    """Of each sample: x and y (samples, rows), given (samples, rows, controls). NaN where nothing is left."""
+    if ranked:
+        x, y, given = (stats.rankdata(v, axis=1) for v in (x, y, given))
+    centered = given - given.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(centered, axis=1, keepdims=True)
+    u, sizes, _ = np.linalg.svd(centered / np.where(lengths > 0, lengths, 1), full_matrices=False)
+    u = u * (sizes > 1e-9)[:, None, :]  # controls that a resample made alike, or constant
+    left = []
+    for v in (x, y):
+        v = v - v.mean(axis=1, keepdims=True)
+        size = np.linalg.norm(v, axis=1, keepdims=True)
+        v = v - np.einsum("snk,sk->sn", u, np.einsum("snk,sn->sk", u, v))
+        norm = np.linalg.norm(v, axis=1, keepdims=True)
+        left.append(v / np.where(norm > 1e-9 * size, norm, np.nan))
+    return np.asarray((left[0] * left[1]).sum(axis=1))
 
 
 def basis_of(controls: np.ndarray) -> np.ndarray:

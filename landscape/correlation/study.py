@@ -18,10 +18,12 @@ from landscape.correlation.statistics import (
     kendall_within,
     left_over,
     one_per_group,
+    partial_correlations,
     permute_all,
     permute_groups,
     permute_within,
     range_of,
+    resampled_groups,
     statistic_of,
     value_of,
 )
@@ -35,8 +37,8 @@ FEW_GROUPS = 20  # below it bootstraps over groups cover less than they say (SCI
 _X, _Y = "\0metric", "\0outcome"  # no column of a table is called that
 
 COLUMNS = [
-    *("metric", "n", "n_groups", "estimate", "low", "high", "p", "q", "partial", "partial_p", "within"),
-    *("logo_low", "logo_high", "granulated", "note"),
+    *("metric", "n", "n_groups", "estimate", "low", "high", "p", "q", "partial", "partial_low", "partial_high"),
+    *("partial_p", "within", "logo_low", "logo_high", "granulated", "note"),
 ]
 
 
@@ -105,6 +107,8 @@ class Study:
         if self.controls:
             given = np.column_stack([self.numbers[name][usable] for name in self.controls])
             row["partial"], row["partial_p"] = self._partial(x, y, given, labels, generator, notes)
+            if math.isfinite(row["partial"]):
+                row["partial_low"], row["partial_high"] = self._partial_interval(x, y, given, labels, notes)
         if self.hyperparameters:
             numbers = self.frame[self.hyperparameters][usable].assign(**{_X: x, _Y: y})
             row["granulated"] = granulated_kendall(numbers, _X, _Y, self.hyperparameters)
@@ -135,24 +139,30 @@ class Study:
     def _cluster_interval(
         self, x: np.ndarray, y: np.ndarray, labels: np.ndarray, generator: np.random.Generator, notes: list[str]
     ) -> tuple[float, float]:
-        members = [np.flatnonzero(labels == g) for g in range(labels.max() + 1)]
-        if len(members) < 3:
+        if labels.max() < 2:
             notes.append("no interval: fewer than three groups")
             return float("nan"), float("nan")
         statistic = statistic_of(self.method)
-        draws = generator.integers(0, len(members), (self.resamples, len(members)))
-        if len({len(m) for m in members}) == 1:
-            rows = np.stack(members)[draws].reshape(self.resamples, -1)
-            values = statistic(x[rows], y[rows])
-        else:
-            parts = (np.concatenate([members[g] for g in draw]) for draw in draws)
-            values = np.array([statistic(x[rows], y[rows]) for rows in parts])
-        values = values[np.isfinite(values)]
-        lost = 1 - len(values) / self.resamples
-        if lost > 0.05:  # what is left is no longer a sample of what could have been
-            notes.append(f"no interval: {lost:.0%} of the resamples are constant")
+        draws = resampled_groups(labels, self.resamples, generator)
+        return self._percentiles(np.concatenate([statistic(x[rows], y[rows]) for rows in draws]), "interval", notes)
+
+    def _partial_interval(
+        self, x: np.ndarray, y: np.ndarray, given: np.ndarray, labels: np.ndarray, notes: list[str]
+    ) -> tuple[float, float]:
+        if labels.max() < 2:
             return float("nan"), float("nan")
-        low, high = np.quantile(values, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
+        ranked = self.method == "spearman"
+        draws = resampled_groups(labels, self.resamples, np.random.default_rng(self.seed))
+        values = [partial_correlations(x[rows], y[rows], given[rows], ranked) for rows in draws]
+        return self._percentiles(np.concatenate(values), "interval of partial", notes)
+
+    def _percentiles(self, values: np.ndarray, of: str, notes: list[str]) -> tuple[float, float]:
+        known = values[np.isfinite(values)]
+        lost = 1 - len(known) / len(values)
+        if lost > 0.05:  # what is left is no longer a sample of what could have been
+            notes.append(f"no {of}: {lost:.0%} of the resamples are constant")
+            return float("nan"), float("nan")
+        low, high = np.quantile(known, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
         return float(low), float(high)
 
     def _p_value(

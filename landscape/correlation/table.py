@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,10 @@ from landscape.errors import InputError, MeasurementWarning, first_line
 
 if TYPE_CHECKING:
     import pandas
+
+
+# Columns of `landscape measure` that are how a checkpoint was made, or what was forgotten in another form.
+_NO_METRICS = ("rho", "lr", "seed", "steps", "forgetting_*", "loss_before_*", "loss_after_*", "accuracy_*")
 
 
 def read_table(table: pandas.DataFrame | Path | str) -> pandas.DataFrame:
@@ -63,6 +68,7 @@ def _parse(column: pandas.Series) -> tuple[np.ndarray, str | None]:
 
 
 def number_columns(frame: pandas.DataFrame, roles: Sequence[str]) -> list[str]:
+    """Columns that hold numbers and have no role, without those that `landscape measure` writes for other ends."""
     import pandas
 
     found = []
@@ -70,7 +76,11 @@ def number_columns(frame: pandas.DataFrame, roles: Sequence[str]) -> list[str]:
         column = frame.iloc[:, place]
         if name in roles or pandas.api.types.is_bool_dtype(column):
             continue
+        if any(fnmatch.fnmatchcase(str(name), pattern) for pattern in _NO_METRICS):
+            continue
         values, text = _parse(column)
+        if column.isna().all():
+            continue
         if text is None:
             found.append(name)
         elif np.isfinite(values).any():  # "diverged" among numbers must not take a metric out unsaid

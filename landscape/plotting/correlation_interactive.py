@@ -162,6 +162,8 @@ def _hover(row: dict[str, Any], symbol: str) -> str:
     for name in ("partial", "within"):
         if np.isfinite(row.get(name, np.nan)):
             said.append(f"{name}: {signed(row[name])}")
+        if np.isfinite(row.get(f"{name}_low", np.nan)):
+            said[-1] += f" [{signed(row[f'{name}_low'])}, {signed(row[f'{name}_high'])}]"
     said += [plotly_text(note) for note in filter(None, row["note"].split("; "))]
     return "<br>".join(said).replace("<0.001", "&lt;0.001")
 
