@@ -25,6 +25,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     hidden (positions, width), weight (vocabulary, width), bias (vocabulary,), targets (positions,). Twice
     differentiable in hidden, weight and bias; softmax in float32 or wider.
     """
+    if not torch.is_grad_enabled():  # a Function is not told: it would take gradients, twice the work of the value
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     return _Value.apply(hidden, weight, bias, targets)
 
 
@@ -39,10 +41,9 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the sum of exponentials, (positions, 1), and the softmax, which takes the place of `logits`."""
-    total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    return total, logits.sub_(total).exp_()
+def _softmax(logits: Tensor) -> Tensor:
+    """The softmax, which takes the place of `logits`."""
+    return logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True)).exp_()
 
 
 class _Value(Function):
@@ -61,10 +62,10 @@ class _Value(Function):
             h, y = hidden[piece], targets[piece, None]
             logits = _logits(h, weight, bias)
             at_target = logits.gather(1, y)
-            sums, slope = _softmax(logits)
+            sums = torch.logsumexp(logits, dim=-1, keepdim=True)
             total += (sums - at_target).to(wide).sum()
             if wanted:
-                slope = slope.scatter_add_(1, y, torch.full_like(at_target, -1.0)).to(weight.dtype)
+                slope = logits.sub_(sums).exp_().scatter_add_(1, y, torch.full_like(at_target, -1.0)).to(weight.dtype)
                 _pull(gradients, piece, slope, h, weight)
         ctx.save_for_backward(hidden, weight, bias, targets, *gradients)
         ctx.save_for_forward(*gradients)
@@ -146,7 +147,7 @@ def _curvature(
     out.append(None if bias is None else torch.zeros_like(bias))
     for piece in _pieces(len(hidden), len(weight)):
         h, y = hidden[piece], targets[piece]
-        _, p = _softmax(_logits(h, weight, bias))
+        p = _softmax(_logits(h, weight, bias))
         dz = torch.zeros_like(p, dtype=weight.dtype)
         if along_hidden is not None:
             dz.addmm_(along_hidden[piece], weight.T)
