@@ -223,8 +223,10 @@ def verdict(result: dict) -> str:
 
 
 def number(found: dict, digits: int = 2) -> str:
-    if found["value"] is None or found["low"] is None:
+    if found["value"] is None:
         return "not available"
+    if found["low"] is None:
+        return f"{found['value']:+.{digits}f}, no interval"
     value, low, high = (f"{found[key]:+.{digits}f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}], p = {small(found['p'])}"
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         random_directions,
         save_directions,
     )
+    from landscape.distributed import shared_work
     from landscape.errors import InputError, MeasurementWarning
     from landscape.finetuning import finetune
     from landscape.forgetting import Forgetting, measure_forgetting
@@ -103,6 +104,7 @@ _HOME = {
     "merge_checkpoints": "merging",
     "SAM": "sam",
     "SAMTrainer": "sam",
+    "shared_work": "distributed",
     "InputError": "errors",
     "MeasurementWarning": "errors",
 }

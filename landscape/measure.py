@@ -154,7 +154,7 @@ def measure_checkpoints(
         except InputError:
             if is_new and not output.exists():  # settings that cannot be measured must not bar better ones
                 for path in folder.iterdir():
-                    path.unlink()
+                    path.unlink(missing_ok=True)
             raise
     text = dict.fromkeys(("name", "source", "digest", "base", "base_digest", "optimizer"), str)
     return pandas.read_csv(output, dtype=text)
