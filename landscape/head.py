@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import cross_entropy, linear
 
 _CHUNK = 2**22  # logits computed at a time: 16 MiB in float32
 
@@ -25,9 +26,19 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     hidden (positions, width), weight (vocabulary, width), bias (vocabulary,), targets (positions,). Twice
     differentiable in hidden, weight and bias; softmax in float32 or wider.
     """
-    if not torch.is_grad_enabled():  # a Function is not told: it would take gradients, twice the work of the value
-        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    return _Value.apply(hidden, weight, bias, targets)
+    # a Function does not see no_grad: it would take the gradients, twice the work of the value
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, bias) if t is not None):
+        return _Value.apply(hidden, weight, bias, targets)
+    total = _zero(hidden)
+    for piece in _pieces(len(hidden), len(weight)):
+        logits = _logits(hidden[piece], weight, bias)
+        total += cross_entropy(logits, targets[piece], reduction="none").to(total.dtype).sum()
+    return total
+
+
+def _zero(like: Tensor) -> Tensor:
+    wide = torch.float32 if like.device.type == "mps" else torch.float64
+    return torch.zeros((), dtype=wide, device=like.device)
 
 
 def _pieces(positions: int, vocabulary: int) -> Iterator[slice]:
@@ -37,7 +48,7 @@ def _pieces(positions: int, vocabulary: int) -> Iterator[slice]:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -47,26 +58,21 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 class _Value(Function):
-    """The summed loss. Where gradients will be wanted they are taken in the same pass over the logits."""
+    """The summed loss. Its gradients are taken in the same pass over the logits."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        wide = torch.float32 if hidden.device.type == "mps" else torch.float64
-        total = torch.zeros((), dtype=wide, device=hidden.device)
-        gradients: list[Tensor | None] = [None, None, None]
-        wanted = any(ctx.needs_input_grad)
-        if wanted:
-            gradients = [torch.empty_like(hidden), torch.zeros_like(weight)]
-            gradients.append(None if bias is None else torch.zeros_like(bias))
+        total = _zero(hidden)
+        gradients: list[Tensor | None] = [torch.empty_like(hidden), torch.zeros_like(weight)]
+        gradients.append(None if bias is None else torch.zeros_like(bias))
         for piece in _pieces(len(hidden), len(weight)):
             h, y = hidden[piece], targets[piece, None]
             logits = _logits(h, weight, bias)
             at_target = logits.gather(1, y)
             sums = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (sums - at_target).to(wide).sum()
-            if wanted:
-                slope = logits.sub_(sums).exp_().scatter_add_(1, y, torch.full_like(at_target, -1.0)).to(weight.dtype)
-                _pull(gradients, piece, slope, h, weight)
+            total += (sums - at_target).to(total.dtype).sum()
+            slope = logits.sub_(sums).exp_().scatter_add_(1, y, torch.full_like(at_target, -1.0))
+            _pull(gradients, piece, slope.to(weight.dtype), h, weight)
         ctx.save_for_backward(hidden, weight, bias, targets, *gradients)
         ctx.save_for_forward(*gradients)
         return total
