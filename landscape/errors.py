@@ -1,4 +1,4 @@
-"""The one exception a user can cause, and the one warning a number can carry."""
+"""The exceptions that are not our fault, and the one warning a number can carry."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,20 @@ class InputError(ValueError):
     The message is one sentence that names the file, tensor or option and says what would be right. The
     command line prints it on stderr and exits with code 2, without a traceback.
     """
+
+
+class DiskFull(OSError):
+    """There is no room to write to the folder `filename`.
+
+    What was finished is kept. The command line says so in one sentence and exits with code 2: where results go is
+    what the caller gave, and what has to change.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"{self.filename}: {self.strerror.lower()}; what is finished is kept, and the same command again continues "
+            "once there is room."
+        )
 
 
 class MeasurementWarning(UserWarning):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from landscape.distributed import ProcessLost, first_end, share, shared_work
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import DiskFull, InputError, MeasurementWarning
 
 app = typer.Typer(
     help="Loss landscapes, curvature and sharpness of fine-tuned language models.",
@@ -60,7 +60,7 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a checkpoi
 
 
 def main() -> None:
-    """Run the command line; exit codes: 0 done, 2 bad input, 130 interrupted, 1 our fault."""
+    """Run the command line; exit codes: 0 done, 2 bad input or a full disk, 130 interrupted, 1 our fault."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -72,7 +72,7 @@ def main() -> None:
     try:
         with _one_of_many() if many else contextlib.nullcontext():
             code = app(standalone_mode=False) or 0
-    except InputError as error:
+    except (InputError, DiskFull) as error:
         code, said = 2, " ".join(str(error).split())
     except (KeyboardInterrupt, typer.Abort):
         code = 130

@@ -1,0 +1,130 @@
+"""Files that are there completely or not at all, and a disk that is full."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from landscape import distributed
+from landscape.errors import DiskFull, InputError, first_line
+from landscape.results.plain import to_plain
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+LOCKS = fcntl is not None
+PARTIAL = ".partial-"  # starts the name of a file that is being written
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes the name `path` only when the body ends well.
+
+    Inside `distributed.shared_work` that is so in the first process; what the others write is thrown away. Raises
+    DiskFull where there is no room for it.
+    """
+    path = Path(path)
+    distributed.meet()  # whoever looked whether there is such a file has seen the same
+    if distributed.share().rank == 0:
+        with replacing_alone(path) as temporary:
+            yield temporary
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+    distributed.meet()  # and sees the same from here on
+
+
+@contextlib.contextmanager
+def replacing_alone(path: Path) -> Iterator[Path]:
+    """`replacing` by this process, whatever the others do."""
+    with noticing_a_full_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{PARTIAL}{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_umask())
+            with open(temporary, "rb") as written:
+                os.fsync(written)  # the name must not outlive a loss of power that the content does not
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a file that is there completely or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    write_text(path, json.dumps(to_plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> dict:
+    """The JSON object in a file. Raises InputError naming the file where there is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold a JSON object.")
+    return content
+
+
+def lock(file: Any, path: Path) -> None:
+    """Lock an open file or folder until it is closed; InputError where another process holds the lock."""
+    if fcntl is None:
+        return  # no lock, one writer is the user's care
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{path} is in use by another run.") from error
+    except OSError:
+        return  # some network file systems have none
+
+
+@contextlib.contextmanager
+def noticing_a_full_disk(folder: Path) -> Iterator[None]:
+    """Raise DiskFull naming `folder` where the body fails because there is no room to write."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if (number := _full(error)) is not None:
+            raise DiskFull(number, os.strerror(number), str(folder)) from error
+        raise
+
+
+def _full(error: BaseException | None) -> int | None:
+    """The error number of a full disk that `error`, or what it came from, speaks of."""
+    while error is not None:
+        numbers = [error.errno] if isinstance(error, OSError) else []
+        numbers += [int(n) for n in re.findall(r"os error (\d+)", str(error))]  # safetensors
+        if re.search(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+", str(error)):
+            numbers.append(errno.ENOSPC)  # torch.save, which does not say why it cannot write
+        for number in numbers:
+            if number in _FULL:
+                return number
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,124 @@
+"""The folder that a command writes to: it belongs to one set of settings, and to one run at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from landscape import distributed
+from landscape.errors import InputError
+from landscape.results.files import LOCKS, PARTIAL, lock, noticing_a_full_disk, read_json, write_json
+from landscape.results.plain import to_plain
+
+
+@contextlib.contextmanager
+def results_folder(folder: Path | str, settings: Mapping[str, Any], files: Iterable[str] = ()) -> Iterator[Path]:
+    """Make `folder` the home of the results of one set of settings, or recognize it as that already.
+
+    Where the body raises before there is any result, what was made here is removed: bad input leaves nothing
+    behind. What is finished stays, whatever happens.
+
+    What a killed run was in the middle of writing is removed.
+
+    Inside `distributed.shared_work` the first process does all that, and the others hear of it.
+
+    Raises DiskFull naming the folder where the body meets a full disk. Raises InputError, before anything is written,
+    where the folder belongs to other settings, holds one of `files` from elsewhere, is in use by another run or cannot
+    be written.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            stack.enter_context(_claimed(Path(folder), settings, files))
+
+        distributed.by_first(claim)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, settings: Mapping[str, Any], files: Iterable[str]) -> Iterator[None]:
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        if not made and not folder.is_dir():
+            raise InputError(f"--output {folder} is a file, not a folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder} cannot be made: {error.strerror}.") from error
+    with _locked(folder):
+        claimed = False
+        try:
+            claimed = _claim(folder, to_plain(settings), files)
+            if not claimed:
+                _clear_partial(folder)
+            with noticing_a_full_disk(folder):
+                yield
+        except BaseException:
+            if claimed or made:
+                _withdraw(folder, made)
+            raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if LOCKS:
+            raise InputError(f"--output {folder} cannot be read: {error.strerror}.") from error
+        yield  # Windows opens no folders
+        return
+    try:
+        lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _claim(folder: Path, settings: dict, files: Iterable[str]) -> bool:
+    """Whether settings.json had to be written: False where it says the same already."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--output {folder} cannot be written: {os.strerror(errno.EACCES)}.")
+    record = folder / "settings.json"
+    is_new = not record.exists()
+    if is_new:
+        taken = [name for name in files if (folder / name).exists()]
+        if taken:
+            raise InputError(f"{folder} holds a {taken[0]} from elsewhere; choose another --output.")
+    else:
+        existing = read_json(record)
+        if existing != settings:
+            keys = [key for key in sorted({*existing, *settings}) if existing.get(key) != settings.get(key)]
+            raise InputError(
+                f"{folder} holds results of other settings ({', '.join(keys)} differ); choose another --output."
+            )
+    if is_new:
+        try:
+            write_json(record, settings)
+        except OSError as error:
+            raise InputError(f"--output {folder} cannot be written: {error.strerror}.") from error
+    return is_new
+
+
+def _clear_partial(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name.startswith(PARTIAL) and path.is_file():
+            path.unlink()
+
+
+def _withdraw(folder: Path, made: Sequence[Path]) -> None:
+    """Remove settings.json, and the folders that were made for it, where nothing else was written."""
+    with contextlib.suppress(OSError):
+        written = list(folder.iterdir())
+        if all(path.name == "settings.json" or _is_empty_journal(path) for path in written):
+            for path in written:
+                path.unlink()
+            for path in made:
+                path.rmdir()
+
+
+def _is_empty_journal(path: Path) -> bool:
+    return path.suffix == ".journal" and path.read_bytes().count(b"\n") <= 1  # the first line names the settings

@@ -1,0 +1,111 @@
+"""The journal of a long run, which a killed run leaves and the next one continues."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from landscape import distributed
+from landscape.errors import InputError
+from landscape.results.files import PARTIAL, lock, noticing_a_full_disk
+from landscape.results.plain import FORMAT_VERSION, digest_of, to_plain
+
+
+class Journal:
+    """The finished points of a long run, one JSON line each, so that a killed run continues.
+
+    The first line names the settings. A last line that the kill tore is dropped. A journal of other settings,
+    one that another process is writing, and one damaged in the middle are refused with InputError. Inside
+    `distributed.shared_work` the first process holds the file; the others hear what is in it.
+    """
+
+    def __init__(self, path: Path | str, settings: Mapping[str, Any]):
+        self.path = Path(path)
+        self.done: dict[str, Any] = {}
+        self._file: Any = None  # of the first process
+        self.done = distributed.by_first(lambda: self._open(settings))
+
+    def _open(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        with noticing_a_full_disk(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - held open, and locked, as long as the journal
+        try:
+            lock(self._file, self.path)
+            self._read(digest_of(settings))
+            self._clear_beside()
+        except BaseException:
+            self.close()
+            raise
+        return self.done
+
+    def _read(self, settings_digest: str) -> None:
+        self._file.seek(0)
+        content = self._file.readall()
+        whole = content[: content.rfind(b"\n") + 1]  # what follows the last newline was torn by a kill
+        self._file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                if number == 1:
+                    found = record["settings"]
+                else:
+                    self.done[record["key"]] = record["value"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{self.path} is damaged at line {number}; delete it to start over.") from error
+            if number == 1 and found != settings_digest:
+                raise InputError(f"{self.path} belongs to a run of other settings; choose another output.")
+        if not whole:
+            self._append({"settings": settings_digest, "format_version": FORMAT_VERSION})
+
+    def append(self, key: str, value: Any) -> None:
+        """Record that the point `key` is done: in the first process a kill leaves it be when this returns.
+
+        Raises DiskFull, with the journal as it was, where there is no room for the line.
+        """
+        value = to_plain(value)
+        if self._file is not None:
+            self._append({"key": key, "value": value})
+        self.done[key] = value
+
+    def _append(self, record: dict) -> None:
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        size = self._file.seek(0, os.SEEK_END)
+        with noticing_a_full_disk(self.path.parent):
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                self._file.truncate(size)
+                raise
+
+    def _clear_beside(self) -> None:
+        """Remove files that a kill left beside the journal, and that no line of it names."""
+        named = {value["file"] for value in self.done.values() if isinstance(value, dict) and "file" in value}
+        for path in _beside(self.path):
+            if path.name not in named:
+                path.unlink()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def remove_journal(path: Path) -> None:
+    """Remove a journal whose result is saved, and what it kept in files beside it."""
+    path.unlink(missing_ok=True)
+    for file in _beside(path):
+        file.unlink(missing_ok=True)
+
+
+def _beside(journal: Path) -> list[Path]:
+    starts = (f"{journal.name}.", f"{PARTIAL}{journal.name}.")
+    return [path for path in journal.parent.iterdir() if path.name.startswith(starts)]

@@ -1,0 +1,92 @@
+"""The state of one long computation, kept beside a journal so that a killed run continues from it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from landscape import distributed
+from landscape.errors import InputError, MeasurementWarning, first_line
+from landscape.results.files import replacing_alone
+from landscape.results.journal import Journal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHARE = 10  # the work between two snapshots takes at least so many times as long as writing one
+_ASSUMED_RATE = 1e9  # bytes a second, until one was written
+_MARGIN = 2**20  # bytes that a snapshot leaves free: the lines of journals go on
+
+
+class Snapshots:
+    """Snapshots of a state named `key`: tensors in a safetensors file that the newest line of `key` names.
+
+    The file is there whole or not at all, the line says the rest, and the file before it is then removed. They are
+    taken as often as costs a small share of the time. Where the disk has no room for them, MeasurementWarning, and the
+    computation goes on without.
+
+    journal  None to keep nothing
+    """
+
+    def __init__(self, journal: Journal | None, key: str):
+        self._journal, self._key = journal, key
+        self._since = time.perf_counter()
+        self._rate = _ASSUMED_RATE
+        self._warned = False
+
+    def last(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The newest state and its tensors, on the host; None where there is none.
+
+        Raises InputError where its file is not readable.
+        """
+        if self._journal is None or self._key not in self._journal.done:
+            return None
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        journal, tensors = self._journal.path, {}
+        record = self._journal.done[self._key]
+        path = journal.with_name(record["file"])
+
+        def read(_: distributed.Share) -> None:
+            try:
+                tensors.update(load_file(path))
+            except (OSError, SafetensorError) as error:
+                reason = first_line(error).rstrip(".")
+                raise InputError(f"{path} cannot be read ({reason}); delete {journal} to start over.") from error
+
+        distributed.gathered(read)
+        return record["state"], tensors
+
+    def offer(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Keep the state if it is time to."""
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if self._journal is None or distributed.share().rank > 0:
+            return
+        if time.perf_counter() - self._since < SHARE * size / self._rate:
+            return
+        path = self._journal.path
+        if shutil.disk_usage(path.parent).free < size + _MARGIN:
+            if not self._warned:
+                warnings.warn(
+                    f"{path.parent} has no room for the {size / 1e9:.2g} GB from which a killed run would continue.",
+                    MeasurementWarning,
+                    stacklevel=3,
+                )
+            self._warned = True
+            return
+        from safetensors.torch import save_file
+
+        before = self._journal.done.get(self._key)
+        number = 1 + before["number"] if before else 1
+        file = path.with_name(f"{path.name}.{self._key}-{number}.safetensors")
+        started = time.perf_counter()
+        with replacing_alone(file) as temporary:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        self._journal.append(self._key, {"file": file.name, "number": number, "state": state})
+        if before:
+            path.with_name(before["file"]).unlink(missing_ok=True)
+        self._since = time.perf_counter()
+        self._rate = size / (self._since - started)
