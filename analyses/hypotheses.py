@@ -219,7 +219,12 @@ def in_words(results: dict) -> str:
 
 
 def verdict(result: dict) -> str:
-    return "held" if result["held"] else "not found"
+    if result["held"]:
+        return "held"
+    claimed = result.get("equal new-task loss", result)  # of H3, the comparison that decides
+    low, high = claimed["low"], claimed["high"]
+    sure = low is not None and high is not None and low * high > 0
+    return "went the other way" if sure else "not found"
 
 
 def number(found: dict, digits: int = 2) -> str:

@@ -86,7 +86,8 @@ def forest(axes: Any, results: dict) -> None:
         colour, _ = KINDS[kind_of(row["metric"])]
         if row["estimate"] is None:
             continue
-        axes.plot([row["low"], row["high"]], [height, height], color=colour, lw=1.4, solid_capstyle="butt")
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [height, height], color=colour, lw=1.4, solid_capstyle="butt")
         sure = row["q"] is not None and row["q"] < 0.05
         axes.plot(row["estimate"], height, "o", color=colour, mfc=colour if sure else "white", ms=4.5)
         if row.get("partial") is not None:
@@ -166,7 +167,9 @@ def markdown(results: dict) -> str:
             continue
         kind = kind_of(row["metric"])
         where = {"old": "old", "new": "new"}.get(kind, kind)
-        interval = f"{row['estimate']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+        interval = f"{row['estimate']:+.2f}"
+        if row["low"] is not None:
+            interval += f" [{row['low']:+.2f}, {row['high']:+.2f}]"
         q = "-" if row["q"] is None else f"{row['q']:.3f}"
         partial = "-" if row["partial"] is None else f"{row['partial']:+.2f}"
         lines.append(f"| {words(row['metric'])} | {where} | {interval} | {q} | {partial} |")
