@@ -94,7 +94,7 @@ def _print(found: pandas.DataFrame, confidence: float) -> None:
     if not console.is_terminal:
         console = Console(width=160)  # a file or pipe has no width to fit
     shown = [c for c in found.columns if c in ("metric", "n", "estimate", "p", "q", "note") or found[c].notna().any()]
-    shown = [c for c in shown if c not in ("low", "high", "logo_low", "logo_high")]
+    shown = [c for c in shown if not c.endswith(("low", "high"))]
     table = Table(show_edge=False, pad_edge=False)
     for name in shown:
         table.add_column(
@@ -104,8 +104,9 @@ def _print(found: pandas.DataFrame, confidence: float) -> None:
         cells = []
         for name in shown:
             value = row[name]
-            if name == "estimate" and value == value:
-                cells.append(f"{value:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]")
+            if name in ("estimate", "partial") and value == value:
+                ends = ("low", "high") if name == "estimate" else ("partial_low", "partial_high")
+                cells.append("{:+.2f}\n[{:+.2f}, {:+.2f}]".format(value, *(row[end] for end in ends)))
             elif isinstance(value, str):
                 cells.append(escape(value))
             elif value != value:
