@@ -17,9 +17,9 @@ class DiskFull(OSError):
     """
 
     def __str__(self) -> str:
+        reason = (self.strerror or "no space left").lower()
         return (
-            f"{self.filename}: {self.strerror.lower()}; what is finished is kept, and the same command again continues "
-            "once there is room."
+            f"{self.filename}: {reason}; what is finished is kept, and the same command again continues with more room."
         )
 
 
