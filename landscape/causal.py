@@ -14,6 +14,7 @@ from landscape.data import IGNORED
 from landscape.errors import InputError
 from landscape.head import linear_cross_entropy
 from landscape.parameters import wide_dtype
+from landscape.sharding import is_sharded
 
 
 def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
@@ -186,9 +187,12 @@ def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) ->
 def hidden_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> tuple[Tensor, nn.Linear]:
     """Hidden states that a linear output head sees at `positions`, (positions.sum(), width), and the head.
 
-    The head itself is given one position only. Raises TypeError where it is not a plain linear map.
+    The head itself is given one position only. Raises TypeError where it is not a plain linear map, or where its weight
+    is there only while the model computes (FSDP2).
     """
     head = _part(model, "get_output_embeddings")
+    if is_sharded(model):
+        raise TypeError("the output head of a sharded model cannot be used outside of the model")
     if type(head) is not nn.Linear:
         raise TypeError(f"the output head is a {type(head).__name__}, not a linear map")
     kept: list[Tensor] = []

@@ -21,6 +21,7 @@ from landscape.memory import MemoryEstimate, available_memory, counting_saved_by
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
 from landscape.parameters import Parameters, preserved
+from landscape.sharding import is_sharded, own_part
 
 HVPS = ("auto", "exact", "forward_over_reverse", "finite_difference")
 CURVATURES = ("hessian", "ggn")
@@ -100,6 +101,16 @@ def _open(
     objective: Objective, parameters: Parameters, curvature: str, hvp: str, keep_graphs: bool
 ) -> CurvatureOperator:
     compiled = any(hasattr(module, "_orig_mod") for module in objective.model.modules())
+    if is_sharded(objective.model):
+        if curvature == "ggn" or hvp not in ("auto", "finite_difference"):
+            what = "Gauss-Newton products" if curvature == "ggn" else f"products by hvp={hvp!r}"
+            raise InputError(
+                f"a sharded model (fully_shard) has no {what}, as FSDP2 has no second derivative; curvature='hessian' "
+                "and hvp='auto' take differences of gradients."
+            )
+        differences = CurvatureOperator(objective, parameters, "finite_difference")
+        differences.reason = "FSDP2 has no second derivative"
+        return differences
     if curvature == "ggn":
         if not isinstance(objective.loss_fn, OutputLoss):
             raise InputError(
@@ -222,7 +233,7 @@ def vectors_that_fit(operator: CurvatureOperator, wanted: int, least: int, basis
         if available is None:
             return min(wanted, operator.size)
         taken = operator.graph_bytes if home.type == operator.device.type else 0
-        room = int((available - taken) // (operator.size * operator.dtype.itemsize)) - WORKING_VECTORS
+        room = int((available - taken) // (operator.layout.own_size * operator.dtype.itemsize)) - WORKING_VECTORS
         return min(max(least, min(wanted, room)), operator.size)
 
     return min(distributed.gathered(fitting))
@@ -232,9 +243,9 @@ def require_memory(operator: CurvatureOperator, vectors: int, basis_device: str 
     """Say what the run will hold (with `told`) and refuse it where that cannot fit."""
     host = basis_device is not None and torch.device(basis_device).type != operator.device.type
     estimate = MemoryEstimate(
-        weights=sum(p.numel() * p.element_size() for p in operator.objective.model.parameters()),
+        weights=sum(own_part(p).numel() * p.element_size() for p in operator.objective.model.parameters()),
         graph=operator.graph_bytes,
-        vectors=vectors * operator.size * operator.dtype.itemsize,
+        vectors=vectors * operator.layout.own_size * operator.dtype.itemsize,
         vectors_on_device=not host,
         available=available_memory(operator.device),
     )

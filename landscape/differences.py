@@ -9,6 +9,7 @@ from torch import Tensor
 
 from landscape.objective import Objective
 from landscape.parameters import EXACT, Excursion, Fidelity, Parameters, excursion, vector_norm
+from landscape.sharding import whole
 from landscape.vectors import Layout
 
 
@@ -30,7 +31,7 @@ def central_difference(objective: Objective, parameters: Parameters, vector: Ten
     brings the two closer and they differ by more than a thousandth.
     """
     layout = Layout(parameters)
-    norm = float(torch.linalg.vector_norm(vector))
+    norm = _norm(vector)
     if norm == 0:
         return Difference(torch.zeros_like(vector), 0.0, step, EXACT)
     unit = layout.named(vector / norm)
@@ -48,8 +49,8 @@ def central_difference(objective: Objective, parameters: Parameters, vector: Ten
             return slopes[h]
 
         def discrepancy(h: float) -> float:
-            size = float(torch.linalg.vector_norm(slope(h / 2)))
-            apart = float(torch.linalg.vector_norm(slope(h) - slope(h / 2)))
+            size = _norm(slope(h / 2))
+            apart = _norm(slope(h) - slope(h / 2))
             return apart / size if size else apart
 
         error = discrepancy(step)
@@ -62,6 +63,10 @@ def central_difference(objective: Objective, parameters: Parameters, vector: Ten
         # the leading error falls fourfold with half the step (Richardson 1911)
         product = (4 * slope(step / 2) - slope(step)) * (norm / 3)
     return Difference(product, error, step, fidelity)
+
+
+def _norm(vector: Tensor) -> float:
+    return float(whole(torch.linalg.vector_norm(vector)))
 
 
 class SecondDifferences:
@@ -98,13 +103,13 @@ class SecondDifferences:
         self.step = h
 
     def _unit(self, vector: Tensor) -> dict[str, Tensor]:
-        return self._layout.named(vector / torch.linalg.vector_norm(vector))
+        return self._layout.named(vector / whole(torch.linalg.vector_norm(vector)))
 
     def value(self, vector: Tensor) -> float:
         """v'Hv at the step."""
-        return self._curvature(self._unit(vector), self.step) * float(torch.linalg.vector_norm(vector)) ** 2
+        return self._curvature(self._unit(vector), self.step) * _norm(vector) ** 2
 
     def at_both_steps(self, vector: Tensor) -> tuple[float, float]:
         """v'Hv at the step and at twice the step."""
-        unit, square = self._unit(vector), float(torch.linalg.vector_norm(vector)) ** 2
+        unit, square = self._unit(vector), _norm(vector) ** 2
         return self._curvature(unit, self.step) * square, self._curvature(unit, 2 * self.step) * square

@@ -12,17 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from landscape.errors import InputError, first_line
-from landscape.parameters import (
-    NORMALIZATIONS,
-    Parameters,
-    Vector,
-    gaussian_noise,
-    inner_product,
-    vector_norm,
-)
+from landscape.filters import NORMALIZATIONS
+from landscape.parameters import Parameters, Vector, inner_product, noise_like, vector_norm
 from landscape.results import replacing
+from landscape.sharding import cut_like, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +50,20 @@ def random_directions(
     seed: int = 0,
     parameters: str | Sequence[str] | None = None,
     include_1d: bool = False,
+    on_host: bool = False,
 ) -> list[Direction]:
     """`count` Gaussian directions, each filter scaled to the norm of the model's filter: d_f <- d_f |w_f| / |d_f|.
 
     Li et al. 2018 (arXiv 1712.09913), sec. 4. The draws are made orthogonal to each other first, so they are
-    nearly so after scaling. What a filter is: `normalize`, see `parameters.filters_of`; "none" keeps the raw
+    nearly so after scaling. What a filter is: `normalize`, see `filters.filters_of`; "none" keeps the raw
     N(0, I). 1-D tensors (gains, biases) stay out, as Li et al. leave them, unless `include_1d`, which treats each
     as one filter. The draw depends on `seed` and the tensors' names and shapes only: two checkpoints of one
     architecture get the same draw, each scaled to its own weights.
 
     One direction is one sample of a filter-weighted trace of the Hessian, with a relative spread of 35 to 53% on
     small transformers (SCIENCE 2.2): compare draws before believing a difference.
+
+    A direction is as large as the tensors it moves, in float32 or wider; with `on_host` it is kept on the host.
 
     Raises InputError for an unknown `normalize`, a `count` below 1 or above the number of weights, or where no tensor
     is left to perturb.
@@ -83,19 +82,24 @@ def random_directions(
     directions: list[Direction] = []
     raw: list[dict[str, Tensor]] = []
     for index in range(count):
-        draw = {name: _noise(selected[name], seed, f"direction {index}", name) for name in names}
+        draw = {name: _noise(selected[name], seed, f"direction {index}", name, on_host) for name in names}
         for earlier in raw:
             _remove_component(draw, earlier)
         raw.append(draw)
     for index, draw in enumerate(raw):
-        scaled = draw if normalize == "none" else _normalized(draw, selected, normalize)
+        scaled = draw if normalize == "none" else _normalized(draw, selected, normalize, on_host)
         directions.append(Direction(scaled, "random", f"random direction {index + 1}", normalize, seed))
     return directions
 
 
-def _noise(tensor: Tensor, seed: int, stream: str, name: str) -> Tensor:
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    return gaussian_noise(tensor.shape, seed=seed, stream=stream, name=name).to(tensor.device, dtype)
+def _noise(tensor: Tensor, seed: int, stream: str, name: str, on_host: bool) -> Tensor:
+    noise = noise_like(tensor, seed=seed, stream=stream, name=name)
+    return _placed(noise.to(torch.promote_types(tensor.dtype, torch.float32)), on_host)
+
+
+def _placed(tensor: Tensor, on_host: bool) -> Tensor:
+    """The tensor, with `on_host` there; a sharded one stays where it is, a slice in each process."""
+    return tensor.cpu() if on_host and not isinstance(tensor, DTensor) else tensor
 
 
 def _remove_component(vector: dict[str, Tensor], other: Vector) -> None:
@@ -105,12 +109,16 @@ def _remove_component(vector: dict[str, Tensor], other: Vector) -> None:
         vector[name].sub_(other[name], alpha=coefficient)
 
 
-def _normalized(draw: Mapping[str, Tensor], parameters: Parameters, mode: str) -> dict[str, Tensor]:
+def _normalized(draw: Mapping[str, Tensor], parameters: Parameters, mode: str, on_host: bool) -> dict[str, Tensor]:
     scaled = {}
-    for name, noise in draw.items():
+    for name, drawn in draw.items():
         filters = parameters.filters(name, mode)
-        weights = parameters[name].detach().to(noise.dtype)
-        scaled[name] = noise * (filters.norms(weights) / filters.norms(noise))
+        weights = parameters[name].detach().to(drawn.dtype)
+        noise = drawn.to(weights.device)
+        ratio = filters.norms(weights) / filters.norms(noise)
+        if isinstance(noise, DTensor):
+            ratio = cut_like(ratio.expand(noise.shape), noise)
+        scaled[name] = _placed(noise * ratio, on_host)
     return scaled
 
 
@@ -124,7 +132,7 @@ def difference_direction(a: nn.Module, b: nn.Module, label: str = "a to b") -> D
     difference = {}
     for name, value in values_a.items():
         dtype = torch.promote_types(value.dtype, torch.float32)
-        difference[name] = values_b[name].to(value.device, dtype) - value.to(dtype)
+        difference[name] = cut_like(values_b[name], value).to(value.device, dtype) - value.to(dtype)
     return Direction(difference, "difference", label)
 
 
@@ -142,7 +150,7 @@ def check_directions(directions: Sequence[Direction], parameters: Parameters) ->
             if entry.tensor.shape != tensor.shape:
                 found, wanted = tuple(tensor.shape), tuple(entry.tensor.shape)
                 raise InputError(f"{direction.label}: tensor {name} is {found}, the model's is {wanted}.")
-            if not bool(torch.isfinite(tensor).all()):
+            if not bool(whole(torch.isfinite(tensor).all())):
                 raise InputError(f"{direction.label}: tensor {name} has values that are not finite.")
         if direction.norm == 0:
             first = next(iter(direction.tensors), "none")
@@ -165,7 +173,7 @@ def check_same_tensors(a: Vector, b: Vector) -> None:
 def save_directions(directions: Sequence[Direction], path: Path | str) -> None:
     """Write directions to a .safetensors file; `load_directions` reads them back bit for bit."""
     tensors = {
-        f"{index}:{name}": tensor.detach().cpu().contiguous()
+        f"{index}:{name}": whole(tensor.detach()).cpu().contiguous()
         for index, direction in enumerate(directions)
         for name, tensor in direction.tensors.items()
     }

@@ -25,6 +25,7 @@ from landscape.losses import LossFunction
 from landscape.objective import Objective
 from landscape.parameters import Parameters, Vector
 from landscape.power_iteration import pyhessian_eigenvalues
+from landscape.sharding import is_sharded
 from landscape.spectrum import RitzPairs, check_wanted, default_basis_size, lanczos, quadrature
 from landscape.subject import Globs, Subject, progress_bar
 from landscape.vectors import Layout
@@ -125,6 +126,8 @@ def hessian_eigenvalues(
     name, objective, selected = subject.name, subject.objective, subject.parameters
     if method not in ("lanczos", "pyhessian"):
         raise InputError(f"method={method!r} is none of lanczos, pyhessian.")
+    if is_sharded(subject.module) and (vectors or method == "pyhessian" or basis_device is not None):
+        raise InputError("of a sharded model (fully_shard) there are eigenvalues by lanczos, without vectors=True.")
     count = sum(check_wanted(selected.numel, k, which, rtol))
     with curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator:
         basis_size = vectors_that_fit(operator, default_basis_size(count), count + 2, basis_device)
@@ -252,6 +255,8 @@ def hessian_density(
         raise InputError(f"probes={probes}, steps={steps}; both must be at least 1.")
     subject = Subject(model, data, parameters, loss_fn)
     name, objective, selected = subject.name, subject.objective, subject.parameters
+    if is_sharded(subject.module):
+        raise InputError("the spectral density of a sharded model (fully_shard) is not implemented; its trace is.")
     with curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator:
         require_memory(operator, 4 * probes, told=progress)
         with progress_bar(f"{name} density", probes * min(steps, operator.size), "product", progress) as bar:

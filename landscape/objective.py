@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from landscape.errors import InputError
 from landscape.losses import LossFunction, default_loss
 from landscape.parameters import Parameters, tensor_bytes, vector_digest, wide_dtype
 from landscape.results import Provenance
+from landscape.sharding import agreed, is_sharded, settle
 
 T = TypeVar("T")
 
@@ -38,7 +39,9 @@ class Objective:
     loss_fn   `loss_fn(model, batch) -> (loss_sum, weight)`; default: shifted causal language-model
               cross-entropy for mappings, cross-entropy for pairs
 
-    Inside `distributed.shared_work` loss and gradient split the batches over the processes.
+    Inside `distributed.shared_work` loss and gradient split the batches over the processes. A model that `fully_shard`
+    cut is measured by all its processes in step, on the same data, outside of it; FSDP2 has to average gradients over
+    them, as it does by default.
 
     Raises InputError for data that cannot be iterated twice, is empty or has no supervised token, for token ids or
     lengths that the model does not have, and for weights or data that are not those of the other processes.
@@ -51,12 +54,23 @@ class Objective:
             )
         self.model = model
         self.data = data
-        self.device = next(model.parameters()).device
+        # the first of several devices; what accelerate offloads is on meta, and comes to the GPU for its turn
+        self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self._sharded = is_sharded(model)
         first = next(iter(data), None)
         if first is None:
             raise InputError("the data holds no batch.")
         self.loss_fn = loss_fn or default_loss(model, data, on_device(first, self.device))
         self.rows_limit: int | None = None  # rows a micro-batch may have, once memory ran out
+        if self._sharded:
+            if distributed.share().size > 1:
+                raise InputError(
+                    "a sharded model (fully_shard) is measured by all processes in step: not in shared_work."
+                )
+            if not agreed(describe_data(data)["digest"], model):
+                raise InputError(
+                    "the processes that hold the sharded model have different data; give every one the same."
+                )
         if distributed.share().size > 1:
             distributed.require_same(describe_data(data)["digest"], "data")
             distributed.require_same([_bits(tensor) for tensor in model.parameters()], "weights")
@@ -88,7 +102,7 @@ class Objective:
         def measure(batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
             with torch.enable_grad():
                 loss_sum, weight = self.evaluate(batch)
-                return loss_sum.detach(), weight, torch.autograd.grad(loss_sum, tensors, allow_unused=True)
+                return loss_sum.detach(), weight, gradients_of(loss_sum, tensors)
 
         def part(share: Share) -> tuple[list[_Part], list[Tensor]]:
             found = []
@@ -99,7 +113,8 @@ class Objective:
                 found.append(_Part(index, float(loss_sum), float(weight)))
             return found, gradient
 
-        with differentiable(tensors):
+        gradients_of = _from_backward if self._sharded else _from_graph
+        with differentiable(tensors), _untouched(self.model) if self._sharded else contextlib.nullcontext():
             losses, gradient = distributed.summed(part)
         loss = _loss_of(losses)
         named = {name: g.div_(loss.weight) for name, g in zip(parameters.names, gradient, strict=True)}
@@ -134,6 +149,8 @@ class Objective:
                 except RuntimeError as error:
                     if not _out_of_memory(error):
                         raise
+                    if self._sharded:  # the other processes are in the midst of the same batch
+                        raise InputError("a batch does not fit in memory; lower batch_tokens.") from error
                 else:
                     del pending[0]
                     yield index, result
@@ -146,6 +163,34 @@ class Objective:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 pending = [piece for left in pending for piece in _pieces(left, self.rows_limit)]
+
+
+def _from_graph(loss_sum: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(loss_sum, tensors, allow_unused=True)
+
+
+def _from_backward(loss_sum: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients of shards, which FSDP2 has for backward() alone."""
+    loss_sum.backward()
+    found = tuple(tensor.grad for tensor in tensors)
+    for tensor in tensors:
+        tensor.grad = None
+    return found
+
+
+@contextlib.contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model's `.grad`s are none; afterwards they are what they were."""
+    settle(model)
+    held = [(tensor, tensor.grad) for tensor in model.parameters()]
+    try:
+        for tensor, _ in held:
+            tensor.grad = None
+        yield
+    finally:
+        settle(model)
+        for tensor, gradient in held:
+            tensor.grad = gradient
 
 
 @contextlib.contextmanager

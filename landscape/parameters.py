@@ -13,63 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch.distributed.tensor import DTensor
 
 from landscape.errors import InputError
+from landscape.filters import Filters, filters_of, head_dimension_of
+from landscape.sharding import check_sharding, cut_like, own_part, settle, slice_of, summed_like, whole
 
 Vector = Mapping[str, Tensor]  # parameter name -> tensor of that parameter's shape; absent names are zero
 
-NORMALIZATIONS = ("filter", "unit", "head", "layer", "none")
-
-# Linear maps that write into the residual stream: their units are inputs (SCIENCE 2.2: the input unit is what a
-# function-preserving rescaling of the preceding value or up projection divides).
-_OUTPUT_PROJECTIONS = {
-    "o_proj",
-    "out_proj",
-    "c_proj",
-    "dense_4h_to_h",
-    "down_proj",
-    "fc2",
-    "fc_out",
-    "wo",
-    "w2",
-}
-_HEAD_INPUTS = {
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "qkv_proj",
-    "c_attn",
-    "query_key_value",
-    "query",
-    "key",
-    "value",
-    "Wqkv",
-}
-_HEAD_OUTPUTS = {"o_proj", "out_proj", "c_proj", "dense", "wo"}
 _CHUNK = 2**24  # elements perturbed at a time: bounds the float64 temporaries to 128 MiB each
-
-
-@dataclasses.dataclass(frozen=True)
-class Filters:
-    """How one tensor divides into filters: one filter per index of `axes`, or per `block` indices of a single axis.
-
-    `axes=()` is one filter for the whole tensor.
-    """
-
-    axes: tuple[int, ...]
-    block: int = 1
-
-    def norms(self, tensor: Tensor) -> Tensor:
-        """l2 norm of each filter, shaped to broadcast against `tensor`."""
-        others = [axis for axis in range(tensor.ndim) if axis not in self.axes]
-        norms = torch.linalg.vector_norm(tensor, dim=others, keepdim=True) if others else tensor.abs()
-        if self.block > 1:
-            (axis,) = self.axes
-            blocks = norms.unflatten(axis, (-1, self.block))
-            merged = torch.linalg.vector_norm(blocks, dim=axis + 1, keepdim=True)
-            norms = merged.expand_as(blocks).flatten(axis, axis + 1)
-        return norms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +63,14 @@ class Parameters:
     """The distinct trainable tensors of a model, as one vector.
 
     `patterns` are shell globs over names (`"model.layers.*.mlp.*"`). Tied tensors appear once; buffers never;
-    parameters with `requires_grad=False` only with `frozen=True`.
+    parameters with `requires_grad=False` only with `frozen=True`. Those of a model that `fully_shard` cut are
+    `DTensor`s: shapes and `numel` are those of the whole tensors.
 
-    Raises InputError where nothing is left, naming the reason.
+    Raises InputError where nothing is left, naming the reason, and for weights that are not on a device.
     """
 
     def __init__(self, model: nn.Module, patterns: str | Sequence[str] | None = None, *, frozen: bool = False):
+        settle(model)
         self.model = model
         globs = [patterns] if isinstance(patterns, str) else patterns
         entries = [entry for entry in distinct_parameters(model) if frozen or entry.tensor.requires_grad]
@@ -128,7 +82,11 @@ class Parameters:
                 raise InputError(f"parameters={patterns!r} matches no trainable parameter of the model.")
         for entry in entries:
             if entry.tensor.is_meta:
-                raise InputError(f"parameter {entry.name} has no data (it is on the meta device).")
+                raise InputError(
+                    f"parameter {entry.name} has no data on a device: it is on meta, or offloaded to the host or disk "
+                    "by its device_map; spread the model over devices that hold it, or shard it with fully_shard."
+                )
+        check_sharding([entry.name for entry in entries], [entry.tensor for entry in entries])
         self.entries = tuple(entries)
         self._by_name = {entry.name: entry for entry in entries}
 
@@ -160,7 +118,7 @@ class Parameters:
 
     def filters(self, name: str, mode: str) -> Filters:
         """The filters of tensor `name` under normalization `mode` (SCIENCE 2.2; Li et al. 2018, sec. 4)."""
-        return filters_of(self._by_name[name], mode, _head_dimension(self.model) if mode == "head" else None)
+        return filters_of(self._by_name[name], mode, head_dimension_of(self.model) if mode == "head" else None)
 
 
 def distinct_parameters(model: nn.Module) -> list[NamedParameter]:
@@ -170,76 +128,15 @@ def distinct_parameters(model: nn.Module) -> list[NamedParameter]:
     for name, tensor in model.named_parameters(remove_duplicate=False):
         owner = model.get_submodule(name.rpartition(".")[0])
         key: tuple = (id(tensor),)
-        if not tensor.is_meta and tensor.numel():
-            key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        part = own_part(tensor)
+        if not part.is_meta and part.numel():
+            key = (part.device, part.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if key in first:
             found[first[key]][2].append(name)
         else:
             first[key] = name
             found[name] = (tensor, owner, [])
     return [NamedParameter(name, t, owner, tuple(aliases)) for name, (t, owner, aliases) in found.items()]
-
-
-# --- filters ------------------------------------------------------------------------------------------------
-
-
-def filters_of(entry: NamedParameter, mode: str, head_dimension: int | None = None) -> Filters:
-    """The filters of one tensor.
-
-    filter  output units: rows of Linear, tokens of embeddings and heads, columns of GPT-2's Conv1D, output
-            channels of convolutions; (expert, row) of stacked experts.
-    unit    as filter, but input units of projections into the residual stream (o_proj, down_proj).
-    head    as unit, but attention heads: blocks of `head_dimension` output units of q, k, v and of input units
-            of the attention output. A tensor that does not divide into such blocks keeps its units.
-    layer   the whole tensor.
-
-    1-D tensors (gains, biases) are one filter in every mode. Raises InputError for an unknown mode.
-    """
-    if mode not in ("filter", "unit", "head", "layer"):
-        raise InputError(f"normalize={mode!r} is none of {', '.join(NORMALIZATIONS)}.")
-    tensor = entry.tensor
-    if tensor.ndim < 2 or mode == "layer":
-        return Filters(())
-    out_axis, in_axis = _matrix_axes(entry)
-    stack = (0,) if tensor.ndim == 3 and 0 not in (out_axis, in_axis) else ()  # stacked experts
-    path = entry.name.split(".")
-    leaf = path[-2] if path[-1] in ("weight", "bias") and len(path) > 1 else path[-1]
-    parent = path[-3] if path[-1] in ("weight", "bias") and len(path) > 2 else ""
-    in_attention = "att" in parent.lower()  # self_attn, attn, attention, SelfAttention
-    writes_residual = leaf in _OUTPUT_PROJECTIONS or (leaf == "dense" and in_attention)
-    if mode == "head" and head_dimension and not stack:
-        axis = None
-        if leaf in _HEAD_INPUTS:
-            axis = out_axis
-        elif leaf in _HEAD_OUTPUTS and in_attention:
-            axis = in_axis
-        if axis is not None and tensor.shape[axis] % head_dimension == 0:
-            return Filters((axis,), head_dimension)
-    if mode in ("unit", "head") and writes_residual:
-        return Filters((*stack, in_axis))
-    return Filters((*stack, out_axis))
-
-
-def _matrix_axes(entry: NamedParameter) -> tuple[int, int]:
-    """(output axis, input axis) of a tensor of two or more dimensions."""
-    owner, tensor = entry.owner, entry.tensor
-    if isinstance(owner, Conv1D):
-        return 1, 0
-    if isinstance(owner, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        return 1, 0
-    is_convolution = isinstance(owner, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    if tensor.ndim == 3 and not is_convolution and hasattr(owner, "num_experts"):
-        # transformers stacks experts as (E, out, in), or (E, in, out) where it says is_transposed
-        return (2, 1) if getattr(owner, "is_transposed", False) else (1, 2)
-    return 0, 1
-
-
-def _head_dimension(model: nn.Module) -> int:
-    config = getattr(model, "config", None)
-    heads = getattr(config, "num_attention_heads", None)
-    if not heads:
-        raise InputError("normalize='head' needs a transformers model whose config has num_attention_heads.")
-    return getattr(config, "head_dim", None) or config.hidden_size // heads  # type: ignore[union-attr]
 
 
 # --- linear algebra and noise -------------------------------------------------------------------------------
@@ -253,12 +150,14 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 def inner_product(u: Vector, v: Vector) -> float:
     """Sum over shared names of u*v, accumulated in float64."""
     total = 0.0
+    shared: Tensor | None = None  # a tensor of the first of them
     for name in u:
         if name in v:
-            left, right = u[name], v[name]
+            shared = u[name] if shared is None else shared
+            left, right = own_part(u[name]), own_part(v[name])
             wide = wide_dtype(left.device)
             total += float((left.to(wide) * right.to(left.device, wide)).sum())
-    return total
+    return total if shared is None else float(summed_like(torch.tensor(total, dtype=torch.float64), shared))
 
 
 def vector_norm(u: Vector) -> float:
@@ -276,6 +175,12 @@ def gaussian_noise(shape: Sequence[int], *, seed: int, stream: str, name: str) -
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
 
 
+def noise_like(tensor: Tensor, *, seed: int, stream: str, name: str) -> Tensor:
+    """`gaussian_noise` shaped as `tensor`, on its device; of a sharded one this process's slice of the whole draw."""
+    noise = gaussian_noise(tensor.shape, seed=seed, stream=stream, name=name)
+    return cut_like(noise, tensor).to(tensor.device)
+
+
 def vector_digest(vector: Vector) -> str:
     """SHA-256 over names, types, shapes and bytes: tells whether weights or directions are the ones they were."""
     digest = hashlib.sha256()
@@ -286,8 +191,8 @@ def vector_digest(vector: Vector) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in C order, whatever its type and device."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    """The bytes of a tensor in C order, whatever its type and device; of all of a sharded one."""
+    return whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 # --- perturb and restore ------------------------------------------------------------------------------------
@@ -296,9 +201,10 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 class Excursion:
     """Moves a model's parameters, always from the exact base, never by accumulating steps. See `excursion`."""
 
-    def __init__(self, parameters: Parameters):
+    def __init__(self, parameters: Parameters, offload_base: bool = False):
         self._parameters = parameters
-        self._base: dict[str, Tensor] = {}  # copies of the tensors that moved; the others are their own
+        self._offload = offload_base
+        self._base: dict[str, Tensor] = {}  # copies of the tensors (slices) that moved; the others are their own
         self._moved: set[str] = set()
 
     @torch.no_grad()
@@ -308,19 +214,25 @@ class Excursion:
         The sum is formed in float64 (float32 where the device has no more) and rounded once, to the weights'
         own type; so (1 - t) base + t other is `other` bit for bit at t = 1. Returns the fidelity of the step
         from the base that the rounded weights really took.
+
+        A vector's tensors are asked for one at a time, in the order of the parameters.
         """
+        settle(self._parameters.model)
         terms = [(coefficient, vector) for coefficient, vector in terms if coefficient != 0]
         touched = [e.name for e in self._parameters if base_coefficient != 1 or any(e.name in v for _, v in terms)]
         self._remember([name for name in touched if name not in self._base])
         sums: Tensor | None = None  # |intended|^2, |realized|^2, <intended, realized>
         for entry in self._parameters:
-            active = [(c, vector[entry.name]) for c, vector in terms if entry.name in vector]
+            active = [(c, cut_like(vector[entry.name], entry.tensor)) for c, vector in terms if entry.name in vector]
             if not active and base_coefficient == 1:
                 self._restore(entry.name)
                 continue
             self._moved.add(entry.name)
-            part = _move_tensor(entry.tensor, self._base[entry.name], base_coefficient, active)
+            moved = own_part(entry.tensor)
+            part = _move_tensor(moved, self._base[entry.name], base_coefficient, [(c, own_part(v)) for c, v in active])
             sums = part.cpu() if sums is None else sums + part.cpu()
+        if sums is not None:
+            sums = summed_like(sums, self._parameters.tensors[0])
         if sums is None or sums[0] == 0:
             return EXACT
         intended, realized, product = (float(s) for s in sums)
@@ -328,41 +240,58 @@ class Excursion:
             return Fidelity(0.0, 0.0)
         return Fidelity((realized / intended) ** 0.5, product / (intended**0.5 * realized**0.5))
 
+    def base(self, name: str) -> Tensor:
+        """The exact base of a tensor, on its device, wherever the model is by now."""
+        tensor = self._parameters[name].detach()
+        if name not in self._moved:
+            return tensor
+        part = self._base[name].to(own_part(tensor).device)
+        return slice_of(part, tensor) if isinstance(tensor, DTensor) else part
+
     def _remember(self, names: Sequence[str]) -> None:
         if names:
             self.restore()  # tensors may share memory: what is copied must not show another's step
-            self._base |= {name: self._parameters[name].detach().clone() for name in names}
+            self._base |= {name: self._copied(own_part(self._parameters[name])) for name in names}
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        if not self._offload or tensor.device.type == "cpu":
+            return tensor.clone()
+        pinned = torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
+        return pinned.copy_(tensor)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Set every parameter back to the base, bit for bit."""
+        settle(self._parameters.model)
         for name in list(self._moved):
             self._restore(name)
 
     def _restore(self, name: str) -> None:
         if name in self._moved:
-            self._parameters[name].detach().copy_(self._base[name])
+            own_part(self._parameters[name]).copy_(self._base[name])
             self._moved.discard(name)
 
 
 def _move_tensor(
-    tensor: Tensor, base: Tensor, base_coefficient: float, active: Sequence[tuple[float, Tensor]]
+    target: Tensor, base: Tensor, base_coefficient: float, active: Sequence[tuple[float, Tensor]]
 ) -> Tensor:
-    """Write the combination into `tensor`, chunk by chunk; returns the three sums that fidelity needs."""
-    wide = wide_dtype(tensor.device)
-    target = tensor.detach()
+    """Write the combination into `target`, chunk by chunk; returns the three sums that fidelity needs.
+
+    What lives elsewhere comes to the target's device a chunk at a time, in its own type.
+    """
+    wide = wide_dtype(target.device)
     in_place = target.is_contiguous()
     base_flat = base.reshape(-1)
-    flat = target.view(-1) if in_place else torch.empty_like(base_flat)
+    flat = target.view(-1) if in_place else torch.empty_like(base_flat, device=target.device)
     vectors = [(coefficient, vector.reshape(-1)) for coefficient, vector in active]
-    sums = torch.zeros(3, dtype=wide, device=tensor.device)
+    sums = torch.zeros(3, dtype=wide, device=target.device)
     for start in range(0, base_flat.numel(), _CHUNK):
         piece = slice(start, start + _CHUNK)
-        origin = base_flat[piece].to(wide)
+        origin = base_flat[piece].to(target.device).to(wide)
         place = base_coefficient * origin
         for coefficient, vector in vectors:
-            place += coefficient * vector[piece].to(origin.device, wide)
-        flat[piece] = place.to(tensor.dtype)
+            place += coefficient * vector[piece].to(target.device).to(wide)
+        flat[piece] = place.to(target.dtype)
         intended, realized = place - origin, flat[piece].to(wide) - origin
         sums += torch.stack([intended.dot(intended), realized.dot(realized), intended.dot(realized)])
     if not in_place:
@@ -371,9 +300,12 @@ def _move_tensor(
 
 
 @contextlib.contextmanager
-def excursion(parameters: Parameters) -> Iterator[Excursion]:
-    """Perturb a model inside the block; afterwards its weights are bit-identical, also when the block raises."""
-    trip = Excursion(parameters)
+def excursion(parameters: Parameters, *, offload_base: bool = False) -> Iterator[Excursion]:
+    """Perturb a model inside the block; afterwards its weights are bit-identical, also when the block raises.
+
+    Needs one copy of the weights that move, beside them; with `offload_base` on the host.
+    """
+    trip = Excursion(parameters, offload_base)
     try:
         yield trip
     finally:
@@ -383,6 +315,7 @@ def excursion(parameters: Parameters) -> Iterator[Excursion]:
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients inside the block; afterwards flags, gradients, buffers and RNG as before."""
+    settle(model)
     training = [(module, module.training) for module in model.modules()]
     requires_grad = [(p, p.requires_grad) for p in model.parameters()]
     gradients = [(p, p.grad) for p in model.parameters()]
@@ -396,6 +329,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
             parameter.grad = None  # a backward() in the block would add to the caller's tensor in place
         yield
     finally:
+        settle(model)
         for module, flag in training:
             module.training = flag
         for parameter, flag in requires_grad:

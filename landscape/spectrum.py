@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
+from landscape.sharding import everywhere, whole
 
 WHICH = ("LA", "SA", "LM", "BE")
 
@@ -81,20 +82,21 @@ def lanczos(
     if max_products < 1:
         raise InputError(f"max_products={max_products} leaves nothing to compute with.")
     home = torch.device(basis_device) if basis_device is not None else operator.device
-    basis = torch.zeros(m + 1, n, dtype=operator.dtype, device=home)
-    basis[0] = start.to(home, operator.dtype) / torch.linalg.vector_norm(start)
+    first = start.to(home, operator.dtype) / whole(torch.linalg.vector_norm(start))
+    basis = torch.stack([torch.zeros_like(first)] * (m + 1))  # sharded as the start is
+    basis[0] = first
     projected = np.zeros((m, m))
     tiny = 10 * torch.finfo(operator.dtype).eps
     size, products = 0, 0
     while True:
         product = operator(basis[size : size + 1].to(operator.device))[0].to(home)
-        if not bool(torch.isfinite(product).all()):
+        if not bool(whole(torch.isfinite(product).all())):
             raise InputError("a Hessian-vector product is not finite; the loss has no curvature to measure here.")
         products += 1
         size += 1
         column, remainder = _orthogonalize(product, basis[:size])
         projected[:size, size - 1] = projected[size - 1, :size] = column
-        beta = float(torch.linalg.vector_norm(remainder))
+        beta = float(whole(torch.linalg.vector_norm(remainder)))
         values, rotation = np.linalg.eigh(projected[:size, :size])
         order = _wanted(values, which, ends)
         chosen = order[: min(k, size)]
@@ -112,7 +114,7 @@ def lanczos(
         if size == m:
             size = _restart(basis, projected, values, rotation, order, k)
     if vectors:
-        turn = torch.from_numpy(rotation[:, chosen].T.copy()).to(home, operator.dtype)
+        turn = everywhere(torch.from_numpy(rotation[:, chosen].T.copy()).to(home, operator.dtype), basis)
         found = dataclasses.replace(found, vectors=turn @ basis[:size])
     return found
 
@@ -144,10 +146,10 @@ def check_wanted(size: int, k: int | tuple[int, int], which: str, rtol: float) -
 
 def _orthogonalize(vector: Tensor, basis: Tensor) -> tuple[np.ndarray, Tensor]:
     """Coefficients of `vector` in the rows of `basis`, and the rest (classical Gram-Schmidt, twice)."""
-    first = basis @ vector
-    remainder = vector - first @ basis
-    second = basis @ remainder
-    remainder -= second @ basis
+    first = whole(basis @ vector)
+    remainder = vector - everywhere(first, basis) @ basis
+    second = whole(basis @ remainder)
+    remainder -= everywhere(second, basis) @ basis
     return (first + second).double().cpu().numpy(), remainder
 
 
@@ -172,7 +174,7 @@ def _restart(
     """Keep the wanted Ritz vectors and some more; returns how many. The next vector follows them."""
     m = len(projected)
     kept = order[: min(m - 1, k + (m - k) // 2)]
-    turn = torch.from_numpy(rotation[:, kept].T.copy()).to(basis.device, basis.dtype)
+    turn = everywhere(torch.from_numpy(rotation[:, kept].T.copy()).to(basis.device, basis.dtype), basis)
     basis[: len(kept)] = turn @ basis[:m]
     basis[len(kept)] = basis[m].clone()
     projected[:] = 0

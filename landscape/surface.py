@@ -139,6 +139,7 @@ def compute_surface(
     parameters: str | Sequence[str] | None = None,
     include_1d: bool = False,
     loss_fn: LossFunction | None = None,
+    offload_base: bool = False,
     journal: Path | str | None = None,
     progress: bool = True,
 ) -> Surface:
@@ -149,6 +150,8 @@ def compute_surface(
     points      per axis, or one number for each axis
     span        s for [-s, s], (low, high), or "auto": where the loss has risen by 1 nat, see `auto_span`;
                 in units of the direction (1 perturbs every filter by its own norm)
+    offload_base  keep the exact copy of the weights, and random directions, on the host: the device then holds the
+                weights once, where it else holds two copies and the directions (in float32 or wider)
     journal     a file that keeps finished points; a killed run started again with it continues
 
     Raises InputError for wrong arguments and for directions that do not fit the model, MeasurementWarning where losses
@@ -162,7 +165,13 @@ def compute_surface(
         if dim not in (1, 2):
             raise InputError(f"dim={dim}; a surface has 1 or 2 dimensions.")
         directions = random_directions(
-            module, dim, normalize=normalize, seed=seed, parameters=parameters, include_1d=include_1d
+            module,
+            dim,
+            normalize=normalize,
+            seed=seed,
+            parameters=parameters,
+            include_1d=include_1d,
+            on_host=offload_base,
         )
         kind = "random"
     else:
@@ -180,7 +189,16 @@ def compute_surface(
 
     settings = {"kind": kind, "points": counts, "span": list(fixed) if fixed else "auto", **given}
     settings |= {"normalize": directions[0].normalize, "seed": directions[0].seed, "loss": loss_name(loss_fn)}
-    with sweeping(module, data, place, everything, loss_fn=loss_fn, settings=settings, journal=journal) as sweep:
+    with sweeping(
+        module,
+        data,
+        place,
+        everything,
+        loss_fn=loss_fn,
+        settings=settings,
+        journal=journal,
+        offload_base=offload_base,
+    ) as sweep:
         low, high = fixed or ends(sweep.distance_of_rise(len(directions)))
         axes = tuple(grid_axis(low, high, count) for count in counts)
         loss = sweep.over(axes, f"{name} {kind}", progress)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from landscape import distributed
 from landscape.batches import Batch
 from landscape.distributed import Share
-from landscape.errors import MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning
 from landscape.losses import LossFunction, loss_name
 from landscape.objective import Objective, describe_data, provenance_of
 from landscape.parameters import (
@@ -31,6 +31,7 @@ from landscape.parameters import (
     vector_digest,
 )
 from landscape.results import Journal, Provenance
+from landscape.sharding import is_sharded
 
 # Where a point lies: the coefficient of the base weights, and of each vector added to them.
 Place = tuple[float, list[tuple[float, Vector]]]
@@ -164,11 +165,16 @@ def sweeping(
     settings: Mapping[str, Any] | None = None,
     others: Sequence[Vector] = (),
     journal: Path | str | None = None,
+    offload_base: bool = False,
 ) -> Iterator[Sweep]:
     """A `Sweep` of `model` in evaluation mode; on leaving, the model is bit for bit what it was.
 
+    `offload_base` keeps the copy of the weights that this takes on the host.
+
     `settings`, the loss, the weights, the vectors in `others` and the data identify the journal.
     """
+    if journal is not None and is_sharded(model):
+        raise InputError("a sharded model (fully_shard) is measured by several processes, which keep no journal yet.")
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved(model))
         objective = Objective(model, data, loss_fn)
@@ -184,5 +190,5 @@ def sweeping(
                 "device": str(objective.device),
             }
             log = stack.enter_context(Journal(journal, identity))
-        trip = stack.enter_context(excursion(parameters))
+        trip = stack.enter_context(excursion(parameters, offload_base=offload_base))
         yield Sweep(objective, trip, place, weights, log)

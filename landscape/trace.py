@@ -25,6 +25,7 @@ from landscape.losses import LossFunction
 from landscape.objective import Objective, describe_data
 from landscape.parameters import Parameters, excursion, preserved, vector_digest
 from landscape.results import Journal
+from landscape.sharding import is_sharded, whole
 from landscape.subject import Globs, Subject, group_by_layer, progress_bar
 from landscape.vectors import Layout, probe_scale
 
@@ -85,6 +86,8 @@ def hessian_trace(
         "hvp": hvp,
         "parameters": parameters,
     }
+    if journal is not None and is_sharded(subject.module):
+        raise InputError("a sharded model (fully_shard) is measured by several processes, which keep no journal yet.")
     with contextlib.ExitStack() as stack:
         log = None
         if journal is not None:
@@ -210,7 +213,8 @@ class TraceRun:
 
     def _by_layer(self, probe: Tensor, product: Tensor, layers: dict[str, list[int]]) -> list[float]:
         pairs = list(zip(self._layout.views(probe), self._layout.views(product), strict=True))
-        return [sum(float((pairs[i][0].double() * pairs[i][1].double()).sum()) for i in m) for m in layers.values()]
+        products = [float(whole((left.double() * right.double()).sum())) for left, right in pairs]
+        return [sum(products[i] for i in members) for members in layers.values()]
 
     def forward(self, rtol: float, confidence: float, max_probes: int, must: bool) -> dict[str, Any] | None:
         """The trace from losses alone; None where their differences are too coarse for it, unless it `must`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,9 @@ _DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,7 @@ def load_checkpoint(
     *,
     dtype: str = "float32",
     device: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
     adapter: str = "merge",
     trust_remote_code: bool = False,
@@ -73,12 +78,25 @@ def load_checkpoint(
     device   "auto" (CUDA, else MPS, else CPU) or a torch device
     adapter  "merge" folds a PEFT adapter into its base, so that perturbations act in the full space; "keep"
              leaves it apart: only adapter tensors are parameters (flat there may be sharp in full space)
+    device_map  instead of `device`, for a model larger than one: "auto", "balanced", "balanced_low_0" or "sequential"
+             spread it over the GPUs with accelerate, or a mapping of module names to devices. What does not fit there
+             accelerate keeps on the host: its loss can be taken, but not perturbed (InputError where that is asked)
+
+    Tensors go from the files to their device one by one, in `dtype`: the peak is the weights and, where `dtype` is not
+    what is stored, pages of the files, which the system may take back.
 
     Raises InputError (one sentence) where the source is no checkpoint, holds only pickled weights, is truncated,
     incomplete or not finite (or not in `dtype`), or needs code of its own while `trust_remote_code` is off.
     """
     files = inspect_checkpoint(source, revision=revision, trust_remote_code=trust_remote_code)
-    return load_files(files, dtype=dtype, device=device, adapter=adapter, trust_remote_code=trust_remote_code)
+    return load_files(
+        files,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        adapter=adapter,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def load_files(
@@ -86,6 +104,7 @@ def load_files(
     *,
     dtype: str = "float32",
     device: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
     adapter: str = "merge",
     trust_remote_code: bool = False,
 ) -> Checkpoint:
@@ -94,27 +113,51 @@ def load_files(
         raise InputError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}, auto.")
     if adapter not in ("merge", "keep"):
         raise InputError(f"adapter={adapter!r} is neither 'merge' nor 'keep'.")
-    place = resolve_device(device)
-    model = _build(files.base or files, _DTYPES.get(dtype, dtype), trust_remote_code)
+    place = None if device_map is not None else resolve_device(device)
+    if device_map is not None:
+        _check_device_map(device_map)
+        over: Any = device_map
+    else:  # onto a GPU without a stop on the host, which need not have the room
+        over = {"": place} if place is not None and place.type == "cuda" and _has_accelerate() else None
+    model = _build(files.base or files, _DTYPES.get(dtype, dtype), trust_remote_code, over)
     how = None
     if files.base is not None:
         model = _with_adapter(model, files, merge=adapter == "merge")
         how = "merged" if adapter == "merge" else "kept"
-    model = model.to(place).eval()
+    model = (model if place is None else model.to(place)).eval()
     found = str(next(model.parameters()).dtype).removeprefix("torch.")
     for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and not is_finite(tensor.detach()):  # the stored values are
+        if tensor.is_floating_point() and not tensor.is_meta and not is_finite(tensor.detach()):  # the stored are
             raise InputError(f"{files.source}: tensor {name} has values that are not finite in {found}.")
-    return Checkpoint(model, files, files.name, how, found, str(place), trust_remote_code)
+    where = str(place) if place is not None else ",".join(dict.fromkeys(str(t.device) for t in model.parameters()))
+    return Checkpoint(model, files, files.name, how, found, where, trust_remote_code)
 
 
-def _build(files: CheckpointFiles, dtype: torch.dtype | str, trust_remote_code: bool) -> nn.Module:
+def _has_accelerate() -> bool:
+    return importlib.util.find_spec("accelerate") is not None
+
+
+def _check_device_map(device_map: str | dict[str, Any]) -> None:
+    if isinstance(device_map, str) and device_map not in _DEVICE_MAPS:
+        raise InputError(f"device_map {device_map!r} is none of {', '.join(_DEVICE_MAPS)}, nor a mapping of modules.")
+    if not _has_accelerate():
+        raise InputError("device_map needs accelerate: pip install 'landscape-lm[train]'.")
+    if distributed.share().size > 1:
+        raise InputError(
+            "device_map gives all GPUs to one process; start it without torchrun, or leave out device_map."
+        )
+
+
+def _build(
+    files: CheckpointFiles, dtype: torch.dtype | str, trust_remote_code: bool, device_map: Any = None
+) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
         built: Any = AutoModelForCausalLM.from_pretrained(
             str(files.folder),
             dtype=dtype,
+            device_map=device_map,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,

@@ -34,6 +34,7 @@ def compute_sharpness(
     base: nn.Module | Checkpoint | None = None,
     normalize_logits: bool = False,
     loss_fn: LossFunction | None = None,
+    offload_base: bool = False,
     progress: bool = False,
     **options: Any,
 ) -> Sharpness:
@@ -50,6 +51,9 @@ def compute_sharpness(
     normalize_logits  measure the loss of logits divided by their standard deviation over the vocabulary, which takes
                       confidence out of it (Andriushchenko et al. 2023, sec. 3.1)
     loss_fn           `loss_fn(model, batch) -> (loss_sum, weight)`
+    offload_base      keep the exact copy of the weights on the host. Metrics of random perturbations (average_case,
+                      low_pass, pac_bayes) then need the weights once on the device; others hold vectors as large as
+                      the model besides, in float32 or wider
 
     The model comes back bit-identical. MeasurementWarning where rounding to the weights' type swallowed part of a
     perturbation (`fidelity`) or a tolerance was not met. Raises InputError (a ValueError) for metrics and options that
@@ -61,7 +65,7 @@ def compute_sharpness(
     module, _, _ = identify(at)
     with progress_bar(metric, None, "eval", progress) as bar, preserved(module):
         loss = NormalizedLogits.around(module, data, loss_fn) if normalize_logits else loss_fn
-        site = Site(at, data, parameters, loss, seed=seed, bar=bar)
+        site = Site(at, data, parameters, loss, seed=seed, bar=bar, offload_base=offload_base)
         if base is not None:
             site.displacement = _displacement(site, base, model)
         try:

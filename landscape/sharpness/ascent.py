@@ -15,7 +15,8 @@ from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.objective import Objective
 from landscape.parameters import Fidelity
-from landscape.sharpness.registry import Found, Site, check_positive, dot, metric, norm_of
+from landscape.sharding import whole
+from landscape.sharpness.registry import Found, Site, check_positive, dot, metric, norm_of, same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _ascend(site: Site, ball: Ball, u: Tensor, loss: float, gradient: Tensor, st
         else:
             length = norm_of(along)
             tried = ball.project(found.u + along * (damped / length)) if length else found.u
-        if torch.equal(tried, found.u):
+        if same(tried, found.u):
             break
         if remaining:
             higher, slope = site.gradient_at(ball.scale * tried)
@@ -174,7 +175,7 @@ def _ascend(site: Site, ball: Ball, u: Tensor, loss: float, gradient: Tensor, st
 def _gap(ball: Ball, u: Tensor, gradient: Tensor) -> float:
     """max over the ball of g'(d - d_u): zero where first order sees nothing higher."""
     along = ball.scale * gradient
-    furthest = ball.radius * (float(along.double().abs().sum()) if ball.norm == "linf" else norm_of(along))
+    furthest = ball.radius * (float(whole(along.double().abs().sum())) if ball.norm == "linf" else norm_of(along))
     return max(furthest - dot(along, u), 0.0)
 
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.estimation import interval_of, sample_mean
 from landscape.sharpness.registry import Found, Site, check_positive, metric
+from landscape.vectors import RandomStep
 
 NORMALIZATIONS = ("filter", "unit", "head", "layer")
 
 
-def _scale_of(site: Site, adaptive: bool, normalize: str | None) -> Tensor:
+def _weighting(adaptive: bool, normalize: str | None) -> str | None:
     if normalize is None:
-        return site.scale("adaptive" if adaptive else None)
+        return "adaptive" if adaptive else None
     if normalize not in NORMALIZATIONS:
         raise InputError(f"normalize={normalize!r} is none of {', '.join(NORMALIZATIONS)}.")
     if adaptive:
         raise InputError("adaptive=True and normalize are two scales; choose one.")
-    return site.scale(normalize)
+    return normalize
 
 
 @metric(
@@ -50,11 +50,12 @@ def average_case(
     check_positive(rho=rho)
     if samples < 4:
         raise InputError(f"samples={samples}; it takes at least two pairs.")
-    scale = _scale_of(site, adaptive, normalize) * rho
+    weighting = _weighting(adaptive, normalize)
     center = site.center
 
     def draw(start: int, stop: int) -> np.ndarray:
-        return np.array([_pair(site, scale, "average", i) - center for i in range(start, stop)])
+        steps = (site.random_step("average", i, rho, weighting) for i in range(start, stop))
+        return np.array([_pair(site, step) - center for step in steps])
 
     pairs = math.ceil(samples / 2)
     if rtol is None:
@@ -65,9 +66,8 @@ def average_case(
     return Found(mean.value, mean.stderr, center + mean.value, mean.converged, 2 * mean.samples)
 
 
-def _pair(site: Site, scale: Tensor, stream: str, index: int, times: float = 1.0) -> float:
+def _pair(site: Site, step: RandomStep, times: float = 1.0) -> float:
     """Mean loss at both ends of one perturbation."""
-    step = scale * site.noise(stream, index)
     return (site.loss_at(step, times) + site.loss_at(step, -times)) / 2
 
 
@@ -94,12 +94,13 @@ def pac_bayes(
     sigma; the standard error carries that of the mean rise over, by its slope.
     """
     check_positive(target=target, tolerance=tolerance)
-    scale = site.scale("adaptive" if adaptive else None)
+    weighting = _weighting(adaptive, None)
     center = site.center
     pairs = max(2, math.ceil(samples / 2))
 
     def rises(sigma: float) -> np.ndarray:
-        return np.array([_pair(site, scale, "pac-bayes", i, sigma) - center for i in range(pairs)])
+        steps = (site.random_step("pac-bayes", i, 1.0, weighting) for i in range(pairs))
+        return np.array([_pair(site, step, sigma) - center for step in steps])
 
     def over(sigma: float) -> bool:
         return not rises(sigma).mean() <= target  # a loss that is not finite counts as risen

@@ -19,8 +19,11 @@ from landscape.losses import LossFunction
 from landscape.objective import Loss
 from landscape.parameters import EXACT, Excursion, Fidelity
 from landscape.results import Provenance, Result
+from landscape.sharding import whole
 from landscape.subject import Globs, Subject
-from landscape.vectors import Layout, probe_scale
+from landscape.vectors import Layout, RandomStep, probe_scale
+
+Step = Tensor | RandomStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +122,7 @@ def metric(name: str, *, invariance: str, needs_base: bool = False) -> Callable[
 
 
 class Site(Subject):
-    """A model at its weights w, and its loss and gradient at w + step for flat steps, shape (size,)."""
+    """A model at its weights w, and its loss and gradient at w + step for steps, flat of shape (size,) or by name."""
 
     def __init__(
         self,
@@ -130,6 +133,7 @@ class Site(Subject):
         *,
         seed: int,
         bar: tqdm | None = None,
+        offload_base: bool = False,
     ):
         super().__init__(model, data, parameters, loss_fn)
         self.model_as_given = model
@@ -140,7 +144,7 @@ class Site(Subject):
         self.layout = Layout(self.parameters)
         self.fidelity: Fidelity = EXACT
         self.displacement: Tensor | None = None
-        self.trip = Excursion(self.parameters)
+        self.trip = Excursion(self.parameters, offload_base)
         self.progress = bar is not None and not bar.disable
         self._bar = bar
         self._center: Loss | None = None
@@ -153,12 +157,12 @@ class Site(Subject):
             self._center = self.objective.loss()
         return self._center.mean
 
-    def loss_at(self, step: Tensor, times: float = 1.0) -> float:
+    def loss_at(self, step: Step, times: float = 1.0) -> float:
         """Loss at w + times * step."""
         self._move(step, times)
         return self.objective.loss().mean
 
-    def gradient_at(self, step: Tensor | None = None) -> tuple[float, Tensor]:
+    def gradient_at(self, step: Step | None = None) -> tuple[float, Tensor]:
         """Loss and gradient at w + step, or at w."""
         if step is None:
             self.trip.restore()
@@ -167,8 +171,9 @@ class Site(Subject):
         loss, gradient = self.objective.gradient(self.parameters)
         return loss.mean, self.layout.flat(gradient)
 
-    def _move(self, step: Tensor, times: float) -> None:
-        self.fidelity = self.fidelity.worse(self.trip.move([(times, self.layout.named(step))]))
+    def _move(self, step: Step, times: float) -> None:
+        named = self.layout.named(step) if isinstance(step, Tensor) else step
+        self.fidelity = self.fidelity.worse(self.trip.move([(times, named)]))
         if self._bar is not None:
             self._bar.update(1)
 
@@ -181,7 +186,7 @@ class Site(Subject):
     def scale(self, weighting: str | None) -> Tensor:
         """The diagonal of a weighting (`vectors.probe_scale`), shape (size,); ones for None."""
         if weighting is None:
-            return torch.ones(self.layout.size, dtype=self.layout.dtype, device=self.layout.device)
+            return self.layout.empty().fill_(1)
         return probe_scale(self.parameters, weighting)
 
     def weights(self) -> Tensor:
@@ -193,6 +198,11 @@ class Site(Subject):
         """Standard normal, shape (size,), from the seed, the stream, the index and tensor names alone."""
         return self.layout.random(self.seed, f"{stream} {index}")
 
+    def random_step(self, stream: str, index: int, rho: float, weighting: str | None) -> RandomStep:
+        """rho times `scale(weighting)` times `noise`, a tensor at a time."""
+        named = f"{stream} {index}"
+        return RandomStep(self.parameters, self.trip, rho=rho, weighting=weighting, seed=self.seed, stream=named)
+
 
 def check_positive(**numbers: float) -> None:
     """Raise InputError naming the first option that is not a positive finite number."""
@@ -203,9 +213,14 @@ def check_positive(**numbers: float) -> None:
 
 def norm_of(vector: Tensor) -> float:
     """l2 norm in float64."""
-    return float(torch.linalg.vector_norm(vector.double()))
+    return float(whole(torch.linalg.vector_norm(vector.double())))
+
+
+def same(u: Tensor, v: Tensor) -> bool:
+    """Whether two vectors are equal, in all processes that hold them."""
+    return not int(whole((u != v).sum()))
 
 
 def dot(u: Tensor, v: Tensor) -> float:
     """Inner product in float64."""
-    return float(u.double() @ v.double())
+    return float(whole(u.double() @ v.double()))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from landscape import distributed
 from landscape.causal import CausalLoss, supervised_hidden
@@ -16,7 +17,8 @@ from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.estimation import sample_mean
 from landscape.hessian import hessian_eigenvalues
-from landscape.parameters import Conv1D, NamedParameter, Parameters, gaussian_noise
+from landscape.parameters import NamedParameter, Parameters, gaussian_noise
+from landscape.sharding import is_sharded
 from landscape.sharpness.registry import Found, Site, dot, metric, norm_of
 from landscape.trace import hessian_trace
 
@@ -124,6 +126,8 @@ def relative_flatness(site: Site, *, layer: str = "head", rtol: float = 0.05, ma
 
     Other layers: Hutchinson with probes W Z, Z random signs, for which E v'Hv is this sum.
     """
+    if is_sharded(site.module):
+        raise InputError("relative_flatness of a sharded model (fully_shard) is not implemented.")
     entry = _layer(site, layer)
     head = _part(site.module, "get_output_embeddings")
     closed = head is not None and entry.tensor is head.weight and not entry.aliases

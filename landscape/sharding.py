@@ -1,0 +1,120 @@
+"""Weights sharded by FSDP2 (`fully_shard`): every process holds a slice of each tensor, as a `DTensor`.
+
+All that the other rooms need to know of it. What is made here of one tensor is made of the whole one and cut, so that
+nothing depends on how many processes hold it; what is summed over slices has to pass through `whole`, as a `DTensor`'s
+own `float()` is that of its slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from landscape.errors import InputError
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `fully_shard` was called on the model, or on a part of it."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def settle(model: nn.Module) -> None:
+    """Let the model's parameters be its shards again: FSDP2 leaves the outermost gathered after a forward pass.
+
+    What is written to shards then counts from the next pass on.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def check_sharding(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """Raise InputError where tensors are not all whole, or all cut along one dimension over the same processes."""
+    cut = [isinstance(tensor, DTensor) for tensor in tensors]
+    if not any(cut):
+        return
+    if not all(cut):
+        raise InputError(
+            f"parameter {names[cut.index(False)]} is whole and {names[cut.index(True)]} is sharded; call fully_shard "
+            "on the whole model."
+        )
+    first = tensors[0]
+    assert isinstance(first, DTensor)
+    for name, tensor in zip(names, tensors, strict=True):
+        assert isinstance(tensor, DTensor)
+        shards = [p for p in tensor.placements if type(p) is Shard]
+        others = [p for p in tensor.placements if type(p) is not Shard and not p.is_replicate()]
+        if len(shards) != 1 or others or tensor.device_mesh != first.device_mesh:
+            raise InputError(
+                f"parameter {name} is sharded as {tensor.placements}; only FSDP2's own sharding (fully_shard, one "
+                "mesh, with or without replication) can be measured."
+            )
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The slice that this process holds, sharing its memory; the tensor itself where it is whole."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor that the slices make together, or the sum or norm that their parts do; every process has to call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(full: Tensor, like: Tensor) -> Tensor:
+    """`full` cut as `like` is, a copy of the slice on the device of `like`'s; `full` itself where `like` is whole."""
+    if not isinstance(like, DTensor) or isinstance(full, DTensor):
+        return full
+    shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    part = full
+    for axis, (start, length) in enumerate(zip(offset, shape, strict=True)):
+        part = part.narrow(axis, min(start, part.shape[axis]), length)
+    return slice_of(part.to(own_part(like).device, copy=True).contiguous(), like)
+
+
+def slice_of(part: Tensor, like: DTensor) -> DTensor:
+    """`part` as this process's slice of a tensor that is shaped and cut as `like`."""
+    stride = torch.empty(like.shape, device="meta").stride()
+    return DTensor.from_local(part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=stride)
+
+
+def flat_slice(part: Tensor, size: int, like: DTensor) -> DTensor:
+    """`part` as this process's slice of a vector of `size` elements over the processes that hold `like`."""
+    placements = [Replicate() if p.is_replicate() else Shard(0) for p in like.placements]
+    shape = torch.Size((size,))
+    return DTensor.from_local(part, like.device_mesh, placements, run_check=False, shape=shape, stride=(1,))
+
+
+def summed_like(numbers: Tensor, like: Tensor) -> Tensor:
+    """`numbers`, float64, of this process's slices, added up over all slices of tensors that are cut as `like`."""
+    if not isinstance(like, DTensor):
+        return numbers
+    mesh = like.device_mesh
+    placements = [Replicate() if p.is_replicate() else Partial() for p in like.placements]
+    return DTensor.from_local(numbers.to(mesh.device_type), mesh, placements, run_check=False).full_tensor().cpu()
+
+
+def everywhere(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor`, the same in all processes, in the form in which it can be multiplied with what is cut as `like`."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+
+
+def agreed(value: object, model: nn.Module) -> bool:
+    """Whether the processes that hold the model have the same `value`; all of them have to call."""
+    settle(model)
+    mesh = next(tensor.device_mesh for tensor in model.parameters() if isinstance(tensor, DTensor))
+    for group in mesh.get_all_groups():
+        held: list[object] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(held, value, group=group)
+        if any(other != value for other in held):
+            return False
+    return True
