@@ -136,7 +136,9 @@ def grid(checkpoint: str, points: int, rows: int, rounds: int) -> None:
         sys.exit(f"error: too few examples of 128 tokens for a batch of {rows}; lower --rows.")
 
     def forwards() -> float:
-        return [bare(model, batches) for _ in range(points**2)][0]
+        for _ in range(points**2):
+            loss = bare(model, batches)
+        return loss
 
     runs = {"bare forwards": forwards, "ours": lambda: ours(model, batches)(points)}
     for name, run in available(model, batches).items():
@@ -213,8 +215,13 @@ def perturb(width: int, layers: int, tokens: int, rounds: int) -> None:
     middle = {name: statistics.median(taken) for name, taken in seconds.items()}
     nanoseconds = {name: taken / size * 1e9 for name, taken in middle.items()}
     print(f"perturbing {size / 1e6:.0f}M parameters along two directions, float32, {tokens} tokens a point:")
-    print("  " + ", ".join(f"{name} {middle[name]:.3f} s ({ns:.2f} ns a parameter)" for name, ns in nanoseconds.items()))
-    print(f"  bandwidth of the copy {8 / nanoseconds['copy']:.1f} GB/s; perturbing is {middle['perturb'] / middle['copy']:.1f} copies")
+    print(
+        "  " + ", ".join(f"{name} {middle[name]:.3f} s ({ns:.2f} ns a parameter)" for name, ns in nanoseconds.items())
+    )
+    print(
+        f"  the copy runs at {8 / nanoseconds['copy']:.1f} GB/s; "
+        f"perturbing costs {middle['perturb'] / middle['copy']:.1f} copies"
+    )
     share = middle["perturb"] / (middle["perturb"] + middle["forward"])
     print(f"  {share:.1%} of a grid point here; both grow with the parameters, so the same at 1B:")
     for count in (2048, 8192, 65_536):
