@@ -38,6 +38,8 @@ class Objective:
               position t is predicted from t-1), or `(inputs, targets)` pairs
     loss_fn   `loss_fn(model, batch) -> (loss_sum, weight)`; default: shifted causal language-model
               cross-entropy for mappings, cross-entropy for pairs
+    autocast  "bfloat16": matrix products of forward passes in that type (`torch.autocast`); the weights, softmax and
+              sums stay as they are. None: everything in the weights' own type
 
     Inside `distributed.shared_work` loss and gradient split the batches over the processes. A model that `fully_shard`
     cut is measured by all its processes in step, on the same data, outside of it; FSDP2 has to average gradients over
@@ -47,13 +49,22 @@ class Objective:
     lengths that the model does not have, and for weights or data that are not those of the other processes.
     """
 
-    def __init__(self, model: nn.Module, data: Iterable[Batch], loss_fn: LossFunction | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Batch],
+        loss_fn: LossFunction | None = None,
+        autocast: str | None = None,
+    ):
+        if autocast not in (None, "bfloat16"):
+            raise InputError(f"autocast={autocast!r} is neither 'bfloat16' nor None.")
         if iter(data) is data:
             raise InputError(
                 f"data is a {type(data).__name__}, which can be read only once; give a list or a DataLoader."
             )
         self.model = model
         self.data = data
+        self.autocast = autocast
         # the first of several devices; what accelerate offloads is on meta, and comes to the GPU for its turn
         self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         self._sharded = is_sharded(model)
@@ -122,7 +133,8 @@ class Objective:
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss and weight of one batch that is on the device already, in the widest float."""
-        loss_sum, weight = self.loss_fn(self.model, batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast is not None):
+            loss_sum, weight = self.loss_fn(self.model, batch)
         wide = wide_dtype(loss_sum.device)
         return loss_sum.to(wide), torch.as_tensor(weight, dtype=wide, device=loss_sum.device)
 

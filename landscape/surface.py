@@ -20,7 +20,7 @@ from landscape.losses import LossFunction, loss_name
 from landscape.parameters import Fidelity, Parameters, Vector, inner_product, vector_digest, vector_norm, wide_dtype
 from landscape.results import Provenance, Result, digest_of
 from landscape.surface_metrics import SurfaceMetrics, surface_metrics
-from landscape.sweep import Place, sweeping
+from landscape.sweep import Autocast, Place, sweeping
 
 Span = float | tuple[float, float] | Literal["auto"]
 
@@ -66,6 +66,7 @@ class Surface(Result):
     weight: float  # number of loss terms (supervised tokens) behind each loss
     provenance: Provenance
     path: PathFit | None = None  # of a trajectory
+    autocast: Autocast | None = None  # where forward passes ran in a lower precision than the weights
 
     @property
     def coordinates(self) -> np.ndarray:
@@ -81,7 +82,7 @@ class Surface(Result):
     def conventions(self) -> dict[str, Any]:
         """What else two surfaces have to agree in to compare: what moved, along which draws, and the loss."""
         settings = self.provenance.settings
-        said = {key: settings.get(key) for key in ("parameters", "include_1d", "tensors", "loss")}
+        said = {key: settings.get(key) for key in ("parameters", "include_1d", "tensors", "loss", "autocast")}
         return said | {"draws": list(self.axis_labels) if self.kind == "random" else None}
 
     def metrics(self) -> SurfaceMetrics:
@@ -110,6 +111,10 @@ class Surface(Result):
             ("loss", seen),
             *((m.name, f"{m.loss:.6f} at {', '.join(f'{c:.4g}' for c in m.coordinates)}") for m in self.markers),
         ]
+        if self.autocast:
+            rows.append(
+                ("autocast", f"{self.autocast.dtype}, which moves the loss at centre by {self.autocast.deviation:+.1e}")
+            )
         if self.path:
             off = max(self.path.residuals)
             rows.append(("plane", f"{sum(self.path.explained):.1%} of the path's variance, up to {off:.4g} beside it"))
@@ -139,6 +144,7 @@ def compute_surface(
     parameters: str | Sequence[str] | None = None,
     include_1d: bool = False,
     loss_fn: LossFunction | None = None,
+    autocast: str | None = None,
     offload_base: bool = False,
     journal: Path | str | None = None,
     progress: bool = True,
@@ -152,6 +158,8 @@ def compute_surface(
                 in units of the direction (1 perturbs every filter by its own norm)
     offload_base  keep the exact copy of the weights, and random directions, on the host: the device then holds the
                 weights once, where it else holds two copies and the directions (in float32 or wider)
+    autocast    "bfloat16": forward passes in that type, of weights that stay and move in theirs; `.autocast` then says
+                by how much that moves the loss at the centre
     journal     a file that keeps finished points; a killed run started again with it continues
 
     Raises InputError for wrong arguments and for directions that do not fit the model, MeasurementWarning where losses
@@ -188,13 +196,19 @@ def compute_surface(
         return 1.0, list(zip(x, vectors, strict=True))
 
     settings = {"kind": kind, "points": counts, "span": list(fixed) if fixed else "auto", **given}
-    settings |= {"normalize": directions[0].normalize, "seed": directions[0].seed, "loss": loss_name(loss_fn)}
+    settings |= {
+        "normalize": directions[0].normalize,
+        "seed": directions[0].seed,
+        "loss": loss_name(loss_fn),
+        "autocast": autocast,
+    }
     with sweeping(
         module,
         data,
         place,
         everything,
         loss_fn=loss_fn,
+        autocast=autocast,
         settings=settings,
         journal=journal,
         offload_base=offload_base,
@@ -203,6 +217,7 @@ def compute_surface(
         axes = tuple(grid_axis(low, high, count) for count in counts)
         loss = sweep.over(axes, f"{name} {kind}", progress)
         center = sweep.loss_at((0.0,) * len(axes))
+        lowered = sweep.autocast(center)
     return Surface(
         name=name,
         data=str(getattr(data, "source", "data")),
@@ -216,6 +231,7 @@ def compute_surface(
         seed=directions[0].seed,
         direction_cosine=directions[0].cosine(directions[1]) if len(directions) == 2 else None,
         fidelity=sweep.checked_fidelity(),
+        autocast=lowered,
         weight=sweep.weight,
         provenance=sweep.provenance(settings, directions[0].seed, described),
     )
@@ -237,6 +253,7 @@ def compute_interpolation(
     points: int = 25,
     span: tuple[float, float] = (-0.5, 1.5),
     loss_fn: LossFunction | None = None,
+    autocast: str | None = None,
     journal: Path | str | None = None,
     progress: bool = True,
 ) -> Surface:
@@ -262,13 +279,28 @@ def compute_interpolation(
     def place(x: Sequence[float]) -> Place:
         return 1.0 - x[0], [(x[0], other)]
 
-    settings = {"kind": "interpolate", "points": counts, "span": [low, high], "loss": loss_name(loss_fn)}
+    settings = {
+        "kind": "interpolate",
+        "points": counts,
+        "span": [low, high],
+        "loss": loss_name(loss_fn),
+        "autocast": autocast,
+    }
     with sweeping(
-        module_a, data, place, parameters, loss_fn=loss_fn, settings=settings, others=[other], journal=journal
+        module_a,
+        data,
+        place,
+        parameters,
+        loss_fn=loss_fn,
+        autocast=autocast,
+        settings=settings,
+        others=[other],
+        journal=journal,
     ) as sweep:
         axis = with_points(grid_axis(low, high, *counts), (0.0, 1.0))
         loss = sweep.over((axis,), f"{name_a} to {name_b}", progress)
         endpoints = [Marker(name, (t,), sweep.loss_at((t,))) for name, t in ((name_a, 0.0), (name_b, 1.0))]
+        lowered = sweep.autocast(endpoints[0].loss)
     return Surface(
         name=f"{name_a} to {name_b}",
         data=str(getattr(data, "source", "data")),
@@ -282,6 +314,7 @@ def compute_interpolation(
         seed=None,
         direction_cosine=None,
         fidelity=sweep.checked_fidelity(),
+        autocast=lowered,
         weight=sweep.weight,
         provenance=sweep.provenance(
             settings, None, _said_of_models({"a": said_a, "b": said_b}, [parameters.values(), other])
@@ -296,6 +329,7 @@ def compute_plane(
     points: int | Sequence[int] = 25,
     margin: float = 0.25,
     loss_fn: LossFunction | None = None,
+    autocast: str | None = None,
     journal: Path | str | None = None,
     progress: bool = True,
 ) -> Surface:
@@ -324,7 +358,7 @@ def compute_plane(
         return 1.0 - b - c, [(b, second), (c, third)]
 
     counts = per_axis(points, 2)
-    settings = {"kind": "plane", "points": counts, "margin": margin, "loss": loss_name(loss_fn)}
+    settings = {"kind": "plane", "points": counts, "margin": margin, "loss": loss_name(loss_fn), "autocast": autocast}
     others = [second, third]
     with sweeping(
         modules[0],
@@ -332,6 +366,7 @@ def compute_plane(
         place,
         parameters,
         loss_fn=loss_fn,
+        autocast=autocast,
         settings=settings,
         others=others,
         journal=journal,
@@ -342,6 +377,7 @@ def compute_plane(
         axes = tuple(grid_axis(float(lo), float(hi), count) for lo, hi, count in bounds)
         loss = sweep.over(axes, "plane", progress)
         markers = [Marker(name, corner, sweep.loss_at(corner)) for name, corner in zip(names, corners, strict=True)]
+        lowered = sweep.autocast(markers[0].loss)
     return Surface(
         name=", ".join(names),
         data=str(getattr(data, "source", "data")),
@@ -355,6 +391,7 @@ def compute_plane(
         seed=None,
         direction_cosine=0.0,
         fidelity=sweep.checked_fidelity(),
+        autocast=lowered,
         weight=sweep.weight,
         provenance=sweep.provenance(
             settings, None, _said_of_models(dict(zip("abc", said, strict=True)), [first, second, third])

@@ -30,6 +30,7 @@ def compare_surfaces(
     span: Span = 1.0,
     normalize: str = "filter",
     seed: int = 0,
+    autocast: str | None = None,
     progress: bool = True,
 ) -> dict[str, Surface]:
     """Surfaces of every checkpoint on every data set, by the name of the file in `folder` that keeps each.
@@ -58,6 +59,7 @@ def compare_surfaces(
     def read(key: tuple[int, str]) -> Surface:
         surface = Surface.load(folder / names[key])
         wanted: dict[str, Any] = {"kind": kind, "normalize": grid.get("normalize"), "seed": grid.get("seed")}
+        wanted["autocast"] = autocast
         if kind in ("random", "eigen"):
             wanted["points"] = list(points)
             wanted |= {} if span == "auto" else {"span": [ends(span)] * dim}
@@ -68,6 +70,7 @@ def compare_surfaces(
             "kind": surface.kind,
             "normalize": surface.normalize,
             "seed": surface.seed,
+            "autocast": surface.autocast and surface.autocast.dtype,
         }
         found |= {"points": list(surface.loss.shape), "span": [(axis[0], axis[-1]) for axis in surface.axes]}
         differing = [word for word, value in wanted.items() if found[word] != value]
@@ -105,7 +108,7 @@ def compare_surfaces(
         for data_name in [name for i, name in missing if i == index]:
             path = folder / names[index, data_name]
             journal = path.with_name(f".{path.stem}.journal")
-            how = grid | {"journal": journal, "progress": progress}
+            how = grid | {"autocast": autocast, "journal": journal, "progress": progress}
             data = comparison.data[data_name]
             if kind == "interpolate":
                 surface = compute_interpolation(models[0], models[1], data, **how)
@@ -142,5 +145,6 @@ def summarize(file: str, surface: Surface) -> dict:
         "supervised_tokens": surface.weight,
         "nonfinite": surface.nonfinite,
         "fidelity": surface.fidelity,
+        "autocast": surface.autocast,
         "seconds": surface.provenance.seconds,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,14 @@ from landscape.sharding import is_sharded
 
 # Where a point lies: the coefficient of the base weights, and of each vector added to them.
 Place = tuple[float, list[tuple[float, Vector]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Autocast:
+    """The type that forward passes computed in, and what that did to the loss of the unperturbed model."""
+
+    dtype: str
+    deviation: float  # loss there minus that in the weights' own type, nats per term
 
 
 class Sweep:
@@ -76,10 +85,7 @@ class Sweep:
                 return self._measure(missing[keys[share.rank]]) if share.rank < len(keys) else []
 
             for key, record in zip(round_of, distributed.gathered(measure), strict=False):
-                if self._journal:
-                    self._journal.append(key, record)
-                else:
-                    self._done[key] = record
+                self._keep(key, record)
             told(len(round_of))
         losses = []
         for key in keys:
@@ -108,6 +114,27 @@ class Sweep:
                 stacklevel=3,
             )
         return losses
+
+    def autocast(self, center: float) -> Autocast | None:
+        """What autocast did to `center`, the loss of the unperturbed model under it; None without autocast."""
+        dtype, key = self._objective.autocast, "center without autocast"
+        if dtype is None:
+            return None
+        if key not in self._done:
+            self._trip.restore()
+            self._objective.autocast = None
+            try:
+                exact = self._objective.loss()
+            finally:
+                self._objective.autocast = dtype
+            self._keep(key, [exact.mean, exact.weight, 1.0, 1.0])
+        return Autocast(dtype, center - float(self._done[key][0]))
+
+    def _keep(self, key: str, record: list[float]) -> None:
+        if self._journal:
+            self._journal.append(key, record)
+        else:
+            self._done[key] = record
 
     def distance_of_rise(self, dim: int, rise: float = 1.0) -> float:
         """The distance along each of `dim` axes where the loss has risen by `rise` nats, see `surface.auto_span`."""
@@ -162,6 +189,7 @@ def sweeping(
     parameters: Parameters,
     *,
     loss_fn: LossFunction | None = None,
+    autocast: str | None = None,
     settings: Mapping[str, Any] | None = None,
     others: Sequence[Vector] = (),
     journal: Path | str | None = None,
@@ -177,7 +205,7 @@ def sweeping(
         raise InputError("a sharded model (fully_shard) is measured by several processes, which keep no journal yet.")
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved(model))
-        objective = Objective(model, data, loss_fn)
+        objective = Objective(model, data, loss_fn, autocast)
         weights = vector_digest(parameters.values())
         log = None
         if journal is not None:

@@ -63,6 +63,7 @@ def compute_trajectory(
     points: int | Sequence[int] = 25,
     margin: float = 0.25,
     loss_fn: LossFunction | None = None,
+    autocast: str | None = None,
     journal: Path | str | None = None,
     progress: bool = True,
 ) -> Surface:
@@ -85,13 +86,21 @@ def compute_trajectory(
 
     counts = per_axis(points, 2)
     digests = [c.digest if isinstance(c, Checkpoint) else vector_digest(_weights(c)) for c in checkpoints]
-    settings = {"kind": "trajectory", "points": counts, "margin": margin, "path": digests, "loss": loss_name(loss_fn)}
+    settings = {
+        "kind": "trajectory",
+        "points": counts,
+        "margin": margin,
+        "path": digests,
+        "loss": loss_name(loss_fn),
+        "autocast": autocast,
+    }
     with sweeping(
         module,
         data,
         place,
         Parameters(module, frozen=True),
         loss_fn=loss_fn,
+        autocast=autocast,
         settings=settings,
         others=vectors,
         journal=journal,
@@ -103,6 +112,7 @@ def compute_trajectory(
         loss = sweep.over(axes, f"{name} trajectory", progress)
         places = [(float(x), float(y)) for x, y in coordinates]
         markers = [Marker(step, at, sweep.loss_at(at)) for step, at in zip(path.names, places, strict=True)]
+        lowered = sweep.autocast(markers[-1].loss)
     return Surface(
         name=name,
         data=str(getattr(data, "source", "data")),
@@ -116,6 +126,7 @@ def compute_trajectory(
         seed=None,
         direction_cosine=0.0,
         fidelity=sweep.checked_fidelity(),
+        autocast=lowered,
         weight=sweep.weight,
         provenance=sweep.provenance(settings, None, described),
         path=path,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from landscape.errors import InputError
 from landscape.objective import Objective
+from landscape.surface import Surface, compute_interpolation, compute_plane, compute_surface
+from landscape.trajectory import compute_trajectory
 
 
 @pytest.fixture
@@ -44,3 +51,69 @@ def test_a_loss_costs_no_more_than_the_bare_forward(model: LlamaForCausalLM, pro
     assert ours.get_total_flops() <= bare.get_total_flops()
     if prompt:  # a vocabulary of 300 is a third of the work at 32 wide
         assert ours.get_total_flops() < 0.9 * bare.get_total_flops()
+
+
+def test_autocast_says_what_it_did_to_the_loss(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    """The deviation is that of the centre, and of the size of bfloat16: 8 bits in every product, a mean over tokens."""
+    data = [tokens()]
+    exact = compute_surface(model, data, dim=1, points=3, span=0.1, progress=False)
+    lowered = compute_surface(model, data, dim=1, points=3, span=0.1, autocast="bfloat16", progress=False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = float(model(**data[0]).loss)
+    assert lowered.autocast is not None
+    assert lowered.autocast.dtype == "bfloat16"
+    # the model's own loss takes the logits of all positions in one product, ours of some: the order of rounding differs
+    assert lowered.center == pytest.approx(expected, abs=2e-4)
+    assert lowered.autocast.deviation == lowered.center - exact.center
+    assert 0 < abs(lowered.autocast.deviation) < 0.02
+    assert exact.autocast is None
+    lowered.save(tmp_path / "lowered.json")
+    assert Surface.load(tmp_path / "lowered.json").autocast == lowered.autocast
+    assert any("bfloat16" in cell for _, cell in lowered.rows())
+
+
+def test_weights_move_in_their_own_type_under_autocast(model: LlamaForCausalLM) -> None:
+    """Steps far below half a unit of bfloat16 are taken: nothing of the weights themselves is rounded to it."""
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    surface = compute_surface(model, [tokens()], dim=1, points=3, span=1e-4, autocast="bfloat16", progress=False)
+    assert surface.fidelity.cosine > 0.9999
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+
+
+def test_every_kind_of_surface_takes_it(model: LlamaForCausalLM) -> None:
+    torch.manual_seed(1)
+    others = [LlamaForCausalLM(model.config).eval() for _ in range(2)]
+    how: dict[str, Any]
+    data, how = [tokens(rows=2)], {"points": 3, "autocast": "bfloat16", "progress": False}
+    line = compute_interpolation(model, others[0], data, **how)
+    plane = compute_plane([model, *others], data, **how)
+    path = compute_trajectory([*others, model], data, **how)
+    deviations = {surface.autocast.deviation for surface in (line, plane, path) if surface.autocast}
+    assert len(deviations) == 1  # the centre of all three is the same model
+    assert next(iter(deviations)) != 0
+
+
+def test_a_journal_keeps_the_centre_without_autocast(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"dim": 1, "points": 3, "span": 0.1, "journal": tmp_path / "journal", "progress": False}
+    first = compute_surface(model, [tokens()], autocast="bfloat16", **how)
+    again = compute_surface(model, [tokens()], autocast="bfloat16", **how)
+    assert again.autocast == first.autocast
+    assert (again.loss == first.loss).all()
+    with pytest.raises(InputError):  # other settings than the journal's
+        compute_surface(model, [tokens()], **how)
+
+
+def test_another_type_is_refused(model: LlamaForCausalLM) -> None:
+    with pytest.raises(InputError, match="float8"):
+        compute_surface(model, [tokens()], dim=1, points=3, autocast="float8", progress=False)
+
+
+def test_the_command_says_it(run: Any, save_checkpoint_folder: Any, records: Any) -> None:
+    arguments = ["plot", save_checkpoint_folder("llama"), "--data", records, "--dim", "1", "--points", "3"]
+    arguments += ["--device", "cpu", "-o", "out"]
+    code, out, err = run(*arguments, "--autocast", "bfloat16")
+    assert code == 0, err
+    assert "forward passes in bfloat16 (autocast)" in out
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert summary["surfaces"][0]["autocast"]["deviation"] != 0
+    assert run(*arguments)[0] == 2  # what the folder holds is another measurement

@@ -50,6 +50,10 @@ class Normalize(enum.StrEnum):
     none = "none"
 
 
+class Autocast(enum.StrEnum):
+    bfloat16 = "bfloat16"
+
+
 @app.command()
 def plot(
     checkpoints: Annotated[
@@ -85,6 +89,10 @@ def plot(
     max_length: MaxLength = 512,
     batch_tokens: BatchTokens = 4096,
     dtype: DtypeOption = Dtype.float32,
+    autocast: Annotated[
+        Autocast | None,
+        typer.Option(help="Forward passes in this type; what that does to the loss is measured and said."),
+    ] = None,
     device: Device = "auto",
     seed: Seed = 0,
     adapter: Annotated[Adapter, typer.Option(help="Fold adapters into their base, or perturb them alone.")] = (
@@ -95,7 +103,7 @@ def plot(
     trust_remote_code: Trust = False,
 ) -> None:
     """Loss surfaces of checkpoints, side by side: surface.png, .pdf, .html, and a reloadable file for each."""
-    shape = _shape_of(kind, dim, points, span, normalize)
+    shape = _shape_of(kind, dim, points, span, normalize) | ({"autocast": autocast.value} if autocast else {})
     contours = _levels(levels, log)
     quiet_libraries()
     from landscape.checkpoints import resolve_device
@@ -266,6 +274,15 @@ def _print_surfaces(surfaces: list[Surface]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for surface in surfaces:
+        if surface.autocast:
+            console.print(
+                f"{escape(surface.name)} on {escape(surface.data)}: forward passes in "
+                f"{surface.autocast.dtype} (autocast), which moves the loss at the centre by "
+                f"{surface.autocast.deviation:+.1e} nats.",
+                highlight=False,
+                soft_wrap=True,
+            )
     adapters = {how for s in surfaces for how in adapters_in(s.provenance.checkpoint)}
     if adapters:
         console.print(f"adapters: {', '.join(sorted(adapters))}", highlight=False)
