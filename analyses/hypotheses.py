@@ -53,6 +53,7 @@ def test(rows: list[dict], settings: dict) -> dict:
         "between_bases": records(between),
         "given_kl": records(given_kl),
         "sham": sham(full, settings),
+        "pretraining": sam_pretraining(full),
         "arms": arms(frame),
     }
     lora = frame[frame["arm"] == "lora"]
@@ -120,6 +121,22 @@ def at_equal_loss(adamw: pandas.DataFrame, sam: pandas.DataFrame) -> dict:
     difference.index.names = ["base", "lr"]
     by_lr = {f"{lr:g}": float(part.mean()) for lr, part in difference.groupby(level="lr")}
     return mean_over_bases(difference.groupby(level="base").mean()) | {"by_lr": by_lr}
+
+
+def sam_pretraining(full: pandas.DataFrame) -> dict | None:
+    """Exploratory: mean forgetting of bases pre-trained with SAM minus those with AdamW, paired by rate and seed.
+
+    Beside it the difference of their losses on old text: a worse base has less to forget.
+    """
+    key = ["base_lr", "base_seed"]
+    means = full.groupby(["base_optimizer", *key])[["forgetting", "old_loss_before"]].mean()
+    kinds = set(means.index.get_level_values("base_optimizer"))
+    if kinds != {"adamw", "sam"}:
+        return None
+    apart = (means.xs("sam", level="base_optimizer") - means.xs("adamw", level="base_optimizer")).dropna()
+    if len(apart) < 2:
+        return None
+    return mean_over_bases(apart["forgetting"]) | {"old_loss_difference": float(apart["old_loss_before"].mean())}
 
 
 def forgetting_at_equal_loss(first: list, second: list) -> float:
@@ -197,6 +214,11 @@ def in_words(results: dict) -> str:
         beside = h3[way].get("new_loss_difference")
         learned = "" if beside is None else f"; new-task loss {beside:+.4f}"
         lines.append(f"     at {way}: {number(h3[way], 4)}{learned}")
+    if (early := results["pretraining"]) is not None:
+        lines.append(
+            f"Exploratory: forgetting of bases pre-trained with SAM minus AdamW: {number(early, 4)}; "
+            f"their old-text loss {early['old_loss_difference']:+.4f}"
+        )
     h4 = results["H4"]
     lines.append(
         f"H4: {len(h4['metrics'])} of {h4['of']} flatness metrics add to KL on new text (q < {LEVEL})"

@@ -267,10 +267,16 @@ def planted(generator, *, sam=-0.1, slower=0.0):
         for arm, optimizer in (("full", "adamw"), ("full", "sam"), ("half", "sam")):
             for lr in (1e-3, 1e-2):
                 flat = float(generator.standard_normal())
-                forgotten = 1 + 0.05 * flat + sam * (optimizer == "sam") + 10 * lr
+                forgotten = 1 - 0.2 * recipe + 0.05 * flat + sam * (optimizer == "sam") + 10 * lr
                 end = 2.0 + slower * (optimizer == "sam")
                 row = {"base": f"b{base}", "recipe": f"r{recipe}", "arm": arm, "optimizer": optimizer, "lr": lr}
-                row |= {"base_optimizer": f"r{recipe}", "base_lr": 1e-3, "base_seed": base // 2, "sham": bool(base % 3)}
+                row |= {
+                    "base_optimizer": ("adamw", "sam")[recipe],
+                    "old_loss_before": 2.0,
+                    "base_lr": 1e-3,
+                    "base_seed": base // 2,
+                    "sham": bool(base % 3),
+                }
                 row |= {"forgetting": forgotten, "new_loss": end, "log_distance": float(generator.standard_normal())}
                 row |= {"path": [[0.0, 3.0], [forgotten, end]]}
                 for where in ("old", "new", "base"):
@@ -307,6 +313,7 @@ def test_hypotheses_find_what_was_planted(hypotheses):
     assert found["H3"]["held"]
     assert found["H2"]["held"]
     assert found["H2"]["value"] > 0
+    assert found["pretraining"]["high"] < -0.1  # of -0.2, noise 0.05 sqrt(2 / 8)
     assert not found["H1"]["held"]  # nothing of the base explains anything
     assert found["checkpoints"] == 48
     assert hypotheses.in_words(found).startswith("48 checkpoints of 12 bases in 2 recipes.")
