@@ -21,7 +21,8 @@ from landscape.sharding import check_sharding, cut_like, own_part, settle, slice
 
 Vector = Mapping[str, Tensor]  # parameter name -> tensor of that parameter's shape; absent names are zero
 
-_CHUNK = 2**24  # elements perturbed at a time: bounds the float64 temporaries to 128 MiB each
+# Elements perturbed at a time: float64 temporaries that stay in the cache of a CPU (2 MiB), or are bounded on a GPU.
+_CHUNK_CPU, _CHUNK = 2**18, 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,14 +286,15 @@ def _move_tensor(
     flat = target.view(-1) if in_place else torch.empty_like(base_flat, device=target.device)
     vectors = [(coefficient, vector.reshape(-1)) for coefficient, vector in active]
     sums = torch.zeros(3, dtype=wide, device=target.device)
-    for start in range(0, base_flat.numel(), _CHUNK):
-        piece = slice(start, start + _CHUNK)
+    chunk = _CHUNK_CPU if target.device.type == "cpu" else _CHUNK
+    for start in range(0, base_flat.numel(), chunk):
+        piece = slice(start, start + chunk)
         origin = base_flat[piece].to(target.device).to(wide)
         place = base_coefficient * origin
         for coefficient, vector in vectors:
             place += coefficient * vector[piece].to(target.device).to(wide)
         flat[piece] = place.to(target.dtype)
-        intended, realized = place - origin, flat[piece].to(wide) - origin
+        intended, realized = place.sub_(origin), flat[piece].to(wide) - origin
         sums += torch.stack([intended.dot(intended), realized.dot(realized), intended.dot(realized)])
     if not in_place:
         target.copy_(flat.view(base.shape))
