@@ -12,8 +12,8 @@ PACKAGE = Path(landscape.__file__).parent
 # Each room may import from the rooms of lower floors, and from those beside it on the ground.
 FLOORS = [
     {"errors"},
-    {"distributed"},
-    {"results", "grid", "chat", "questions", "corpora", "head", "batches", "correlation"},
+    {"distributed", "sharding"},
+    {"results", "grid", "chat", "questions", "corpora", "head", "batches", "correlation", "filters"},
     {"data"},
     {"parameters", "choices"},
     {"checkpoints", "causal", "benchmarks"},
