@@ -38,6 +38,7 @@ class Comparison:
     device: str
     adapter: str
     trust_remote_code: bool
+    device_map: str | None = None
 
     def load(self, index: int) -> Checkpoint:
         """Build the model of checkpoint `index`, under its name in this comparison."""
@@ -45,6 +46,7 @@ class Comparison:
             self.files[index],
             dtype=self.dtype,
             device=self.device,
+            device_map=self.device_map,
             adapter=self.adapter,
             trust_remote_code=self.trust_remote_code,
         )
@@ -64,7 +66,7 @@ class Comparison:
             ],
             "data": {name: {"source": d.source, "digest": d.digest} for name, d in self.data.items()},
             "dtype": self.dtype,
-            "device": self.device,
+            "device": self.device if self.device_map is None else f"{self.device_map} over devices",
             "adapter": self.adapter if any(f.base for f in self.files) else None,
         }
 
@@ -128,6 +130,7 @@ def open_comparison(
     device: str = "cpu",
     adapter: str = "merge",
     trust_remote_code: bool = False,
+    device_map: str | None = None,
 ) -> Comparison:
     """Inspect `sources` and tokenize every data set; arguments as `load_checkpoint` and `load_data` take them.
 
@@ -172,7 +175,7 @@ def open_comparison(
     if not data:
         _say_what_is_measured(files, said, next(iter(loaded.values())))
     names = tuple(distinct_names(files))
-    return Comparison(files, names, loaded, dtype, device, adapter, trust_remote_code)
+    return Comparison(files, names, loaded, dtype, device, adapter, trust_remote_code, device_map)
 
 
 def _evaluated_on(file: CheckpointFiles) -> dict | None:

@@ -31,6 +31,7 @@ def compare_surfaces(
     normalize: str = "filter",
     seed: int = 0,
     autocast: str | None = None,
+    offload_base: bool = False,
     progress: bool = True,
 ) -> dict[str, Surface]:
     """Surfaces of every checkpoint on every data set, by the name of the file in `folder` that keeps each.
@@ -117,7 +118,8 @@ def compare_surfaces(
             elif kind == "trajectory":
                 surface = compute_trajectory(models, data, **how)
             else:
-                surface = compute_surface(models[0], data, along(models[0], (index, data_name)), dim=dim, **how)
+                how |= {"dim": dim, "offload_base": offload_base}
+                surface = compute_surface(models[0], data, along(models[0], (index, data_name)), **how)
             dataclasses.replace(surface, data=data_name).save(path)
             journal.unlink(missing_ok=True)
     return {name: finished.get(key) or Surface.load(folder / name) for key, name in names.items()}

@@ -53,6 +53,19 @@ MaxLength = Annotated[int, typer.Option(help="Tokens per example; the model's ow
 BatchTokens = Annotated[int, typer.Option(help="Tokens a batch may hold: memory, not results.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Type of the weights in memory.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Spread a model larger than one device over all GPUs, by accelerate: auto, balanced, sequential. Instead "
+        "of --device."
+    ),
+]
+OffloadBase = Annotated[
+    bool,
+    typer.Option(
+        "--offload-base", help="Keep the exact copy of the weights on the host, so that the device holds them once."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of random directions and choices.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]

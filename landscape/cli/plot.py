@@ -16,11 +16,13 @@ from landscape.cli.common import (
     BatchTokens,
     Data,
     Device,
+    DeviceMap,
     Dtype,
     DtypeOption,
     Json,
     Limit,
     MaxLength,
+    OffloadBase,
     Quiet,
     Seed,
     Trust,
@@ -94,6 +96,8 @@ def plot(
         typer.Option(help="Forward passes in this type; what that does to the loss is measured and said."),
     ] = None,
     device: Device = "auto",
+    device_map: DeviceMap = None,
+    offload_base: OffloadBase = False,
     seed: Seed = 0,
     adapter: Annotated[Adapter, typer.Option(help="Fold adapters into their base, or perturb them alone.")] = (
         Adapter.merge
@@ -105,6 +109,10 @@ def plot(
     """Loss surfaces of checkpoints, side by side: surface.png, .pdf, .html, and a reloadable file for each."""
     shape = _shape_of(kind, dim, points, span, normalize) | ({"autocast": autocast.value} if autocast else {})
     contours = _levels(levels, log)
+    if offload_base and kind not in (Kind.random, Kind.eigen):
+        raise InputError(
+            f"--offload-base goes with --kind random and eigen; --kind {kind.value} holds other models too."
+        )
     quiet_libraries()
     from landscape.checkpoints import resolve_device
     from landscape.comparison import open_comparison
@@ -127,6 +135,7 @@ def plot(
         device=str(resolve_device(device)),
         adapter=adapter.value,
         trust_remote_code=trust_remote_code,
+        device_map=device_map,
     )
     for described in comparison.data.values():
         print(described.describe(comparison.files[0].vocabulary_size), file=sys.stderr)
@@ -134,7 +143,9 @@ def plot(
     files = ("surface.png", "surface.pdf", "surface.html", "summary.json")
     results = comparison.file_names("surface", of_all=kind.value in OF_ALL).values()
     with results_folder(output, settings, (*files, *results)):
-        surfaces = compare_surfaces(comparison, output, **shape, seed=seed, progress=not quiet)
+        surfaces = compare_surfaces(
+            comparison, output, **shape, seed=seed, offload_base=offload_base, progress=not quiet
+        )
         write_figures(list(surfaces.values()), output / "surface", log=log, levels=contours)
         summary = {"settings": settings, "surfaces": [summarize(name, s) for name, s in surfaces.items()]}
         write_json(output / "summary.json", summary)

@@ -17,11 +17,13 @@ from landscape.cli.common import (
     BatchTokens,
     Data,
     Device,
+    DeviceMap,
     Dtype,
     DtypeOption,
     Json,
     Limit,
     MaxLength,
+    OffloadBase,
     Quiet,
     Seed,
     Trust,
@@ -78,6 +80,8 @@ def sharpness(
     batch_tokens: BatchTokens = 4096,
     dtype: DtypeOption = Dtype.float32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
+    offload_base: OffloadBase = False,
     seed: Seed = 0,
     adapter: Annotated[Adapter, typer.Option(help="Fold adapters into their base, or perturb them alone.")] = (
         Adapter.merge
@@ -112,6 +116,7 @@ def sharpness(
         device=str(resolve_device(device)),
         adapter=adapter.value,
         trust_remote_code=trust_remote_code,
+        device_map=device_map,
     )
     for described in comparison.data.values():
         print(described.describe(), file=sys.stderr)
@@ -121,6 +126,7 @@ def sharpness(
             base,
             dtype=dtype.value,
             device=comparison.device,
+            device_map=device_map,
             adapter=adapter.value,
             trust_remote_code=trust_remote_code,
         )
@@ -131,7 +137,8 @@ def sharpness(
     }
 
     def take(name: str, options: dict[str, Any], checkpoint: Any, data: Any, _: Path) -> Sharpness:
-        return compute_sharpness(checkpoint, data, metric=name, base=origin, progress=not quiet, **shared, **options)
+        how: dict[str, Any] = {"base": origin, "offload_base": offload_base, "progress": not quiet}
+        return compute_sharpness(checkpoint, data, metric=name, **how, **shared, **options)
 
     measures = {
         column: (Sharpness, functools.partial(take, name, options)) for column, (name, options) in chosen.items()
