@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,11 +24,21 @@ from landscape.hessian_results import (
     SpectralDensity,
 )
 from landscape.losses import LossFunction
-from landscape.objective import Objective
-from landscape.parameters import Parameters, Vector
+from landscape.objective import Objective, describe_data
+from landscape.operators import CurvatureOperator
+from landscape.parameters import Fidelity, Parameters, Vector, vector_digest
 from landscape.power_iteration import pyhessian_eigenvalues
+from landscape.results import Journal, Snapshots, from_plain
 from landscape.sharding import is_sharded
-from landscape.spectrum import RitzPairs, check_wanted, default_basis_size, lanczos, quadrature
+from landscape.spectrum import (
+    LanczosState,
+    QuadratureState,
+    RitzPairs,
+    check_wanted,
+    default_basis_size,
+    lanczos,
+    quadrature,
+)
 from landscape.subject import Globs, Subject, progress_bar
 from landscape.vectors import Layout
 
@@ -103,6 +115,7 @@ def hessian_eigenvalues(
     basis_device: str | None = None,
     seed: int = 0,
     loss_fn: LossFunction | None = None,
+    journal: Path | str | None = None,
     progress: bool = False,
 ) -> Eigenvalues:
     """Extreme eigenvalues of the Hessian of the weighted mean loss, each certified by its residual norm.
@@ -118,6 +131,10 @@ def hessian_eigenvalues(
     parameters    shell globs over parameter names
     vectors       also return unit eigenvectors, as directions to plot along
     basis_device  where Lanczos vectors live; "cpu" keeps them on the host
+    journal       a file, for lanczos; its vectors are kept beside it, as often as takes a tenth of the time or less. A
+                  killed run started again with it loses the products since, and ends with the same result: bit for
+                  bit where sums are taken in the same order (device, threads and number of processes), else to
+                  rounding
 
     MeasurementWarning where a value has not converged within `max_matvecs`. Raises InputError for arguments that make
     no sense, and where the run cannot fit in memory.
@@ -128,9 +145,36 @@ def hessian_eigenvalues(
         raise InputError(f"method={method!r} is none of lanczos, pyhessian.")
     if is_sharded(subject.module) and (vectors or method == "pyhessian" or basis_device is not None):
         raise InputError("of a sharded model (fully_shard) there are eigenvalues by lanczos, without vectors=True.")
+    if journal is not None and method == "pyhessian":
+        raise InputError("method='pyhessian' keeps no journal; method='lanczos' does.")
+    settings = {
+        "k": k,
+        "which": which,
+        "rtol": rtol,
+        "max_matvecs": max_matvecs,
+        "method": method,
+        "curvature": curvature,
+        "hvp": hvp,
+        "parameters": parameters,
+    }
     count = sum(check_wanted(selected.numel, k, which, rtol))
-    with curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator:
-        basis_size = vectors_that_fit(operator, default_basis_size(count), count + 2, basis_device)
+    with (
+        _journal(journal, subject, settings, seed) as log,
+        curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator,
+    ):
+        snapshots, resume = Snapshots(log, "lanczos"), None
+        if (last := snapshots.last()) is not None:
+            state, tensors = last
+            resume = LanczosState(tensors["basis"], np.array(state["projected"], dtype=np.float64), state["products"])
+            basis_size = int(state["basis_size"])  # restarts come where they came before
+            _recall(operator, state)
+        else:
+            basis_size = vectors_that_fit(operator, default_basis_size(count), count + 2, basis_device)
+
+        def keep(held: LanczosState) -> None:
+            small = {"projected": held.projected, "products": held.products, "basis_size": basis_size}
+            snapshots.offer(small | _learnt(operator), {"basis": held.basis})
+
         held = basis_size if method == "lanczos" else 2 * count
         require_memory(operator, held + WORKING_VECTORS, basis_device, told=progress)
         with progress_bar(f"{name} eigenvalues", count + 12, "product", progress) as bar:
@@ -148,6 +192,8 @@ def hessian_eigenvalues(
                     vectors=vectors,
                     basis_device=basis_device,
                     told=_shown_in(bar),
+                    keep=keep,
+                    resume=resume,
                 )
     # a finite difference's error is part of what separates H v from value v
     residuals = found.residuals + operator.error * np.abs(found.values)
@@ -171,16 +217,6 @@ def hessian_eigenvalues(
             )
             for vector, value, residual in zip(found.vectors, found.values, residuals, strict=True)
         )
-    settings = {
-        "k": k,
-        "which": which,
-        "rtol": rtol,
-        "max_matvecs": max_matvecs,
-        "method": method,
-        "curvature": curvature,
-        "hvp": hvp,
-        "parameters": parameters,
-    }
     return Eigenvalues(
         curvature=curvature,
         which=which,
@@ -227,6 +263,39 @@ def _shown_in(bar: tqdm) -> Callable[[RitzPairs], None]:
     return told
 
 
+# --- what a killed run continues from ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _journal(path: Path | str | None, subject: Subject, settings: dict, seed: int) -> Iterator[Journal | None]:
+    """The journal of one computation on a subject, which other settings, weights or data do not share."""
+    if path is None:
+        yield None
+        return
+    if is_sharded(subject.module):
+        raise InputError("a sharded model (fully_shard) is measured by several processes, which keep no journal yet.")
+    identity = {
+        "settings": settings,
+        "seed": seed,
+        "weights": vector_digest(Parameters(subject.module, frozen=True).values()),
+        "data": describe_data(subject.objective.data)["digest"],
+        "device": str(subject.objective.device),
+        "loss": subject.loss,
+    }
+    with Journal(path, identity) as journal:
+        yield journal
+
+
+def _learnt(operator: CurvatureOperator) -> dict[str, Any]:
+    """What an operator knows of its finite differences from the products it took."""
+    return {"step": operator.step, "error": operator.error, "fidelity": operator.fidelity}
+
+
+def _recall(operator: CurvatureOperator, state: dict[str, Any]) -> None:
+    operator.step, operator.error = float(state["step"]), float(state["error"])
+    operator.fidelity = from_plain(Fidelity, state["fidelity"])
+
+
 # --- density ------------------------------------------------------------------------------------------------
 
 
@@ -241,12 +310,14 @@ def hessian_density(
     parameters: Globs = None,
     seed: int = 0,
     loss_fn: LossFunction | None = None,
+    journal: Path | str | None = None,
     progress: bool = False,
 ) -> SpectralDensity:
     """The density of the Hessian's eigenvalues by stochastic Lanczos quadrature, see `spectrum.quadrature`.
 
-    probes  Rademacher vectors, in lockstep: their products share graphs
-    steps   Lanczos steps from each, so many nodes
+    probes   Rademacher vectors, in lockstep: their products share graphs
+    steps    Lanczos steps from each, so many nodes
+    journal  as for `hessian_eigenvalues`
 
     The moments of the quadrature are checked against v'Hv and |Hv|^2 of the same probes; MeasurementWarning where they
     differ by more than a thousandth. Compare `moment(1)` with `hessian_trace` for a check with other probes.
@@ -257,12 +328,27 @@ def hessian_density(
     name, objective, selected = subject.name, subject.objective, subject.parameters
     if is_sharded(subject.module):
         raise InputError("the spectral density of a sharded model (fully_shard) is not implemented; its trace is.")
-    with curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator:
+    settings = {"probes": probes, "steps": steps, "curvature": curvature, "hvp": hvp, "parameters": parameters}
+    with (
+        _journal(journal, subject, settings, seed) as log,
+        curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator,
+    ):
+        snapshots, resume = Snapshots(log, "density"), None
+        if (last := snapshots.last()) is not None:
+            state, tensors = last
+            numbers = {name: np.array(state[name], dtype=np.float64) for name in ("alphas", "betas", "second")}
+            resume = QuadratureState(tensors["current"], tensors["previous"], **numbers, step=state["at"])
+            _recall(operator, state)
+
+        def keep(held: QuadratureState) -> None:
+            small = {"alphas": held.alphas, "betas": held.betas, "second": held.second, "at": held.step}
+            snapshots.offer(small | _learnt(operator), {"current": held.current, "previous": held.previous})
+
         require_memory(operator, 4 * probes, told=progress)
         with progress_bar(f"{name} density", probes * min(steps, operator.size), "product", progress) as bar:
             layout = operator.layout
             vectors = torch.stack([layout.random(seed, f"density {i}", rademacher=True) for i in range(probes)])
-            found = quadrature(operator, vectors, steps, bar.update)
+            found = quadrature(operator, vectors, steps, bar.update, keep, resume)
     first, second = (found.weights * found.nodes).sum(1), (found.weights * found.nodes**2).sum(1)
     scale = max(float(np.sqrt(found.second.max())), 1e-300)
     error = float(max(np.abs(first - found.first).max() / scale, np.abs(second - found.second).max() / scale**2))
@@ -273,7 +359,6 @@ def hessian_density(
             MeasurementWarning,
             stacklevel=2,
         )
-    settings = {"probes": probes, "steps": steps, "curvature": curvature, "hvp": hvp, "parameters": parameters}
     return SpectralDensity(
         curvature=curvature,
         nodes=found.nodes,
@@ -281,7 +366,7 @@ def hessian_density(
         traces=found.first * selected.numel,
         squares=found.second * selected.numel,
         moment_error=error,
-        matvecs=operator.products,
+        matvecs=probes * min(steps, operator.size),
         hvp=operator.hvp,
         hvp_reason=operator.reason,
         hvp_error=operator.error,

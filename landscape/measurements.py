@@ -15,7 +15,7 @@ from landscape.data import TokenData
 from landscape.forgetting import Forgetting, measure_forgetting
 from landscape.hessian_results import TraceEstimate
 from landscape.parameters import Parameters, vector_norm, wide_dtype
-from landscape.results import Provenance, Result, digest_of
+from landscape.results import Provenance, Result, digest_of, remove_journal
 from landscape.sharpness import Sharpness, compute_sharpness
 from landscape.surface import Surface, compute_surface
 from landscape.trace import hessian_trace
@@ -36,7 +36,7 @@ def kept(path: Path, kind: type[AnyResult], take: Callable[[Path], AnyResult]) -
     if not path.exists():
         take(journal).save(path)
     found = kind.load(path)
-    journal.unlink(missing_ok=True)
+    remove_journal(journal)
     return found
 
 
@@ -122,12 +122,13 @@ class Cell:
             return measure_forgetting(base, tuned, {self.data: self.tokens}, **shared)
         if self.metric == "surface":
             result = compute_surface(tuned, self.tokens, journal=journal, **shared, **self.options)
-        elif self.is_trace:  # not by compute_sharpness, which keeps no journal
+        elif self.is_trace:  # with its interval, which a sharpness does not have
             options = dict(self.options)
             weighting = "adaptive" if self.metric == "adaptive_trace" else options.pop("normalize", None)
             result = hessian_trace(tuned, self.tokens, weighting=weighting, journal=journal, **shared, **options)
         else:
-            result = compute_sharpness(tuned, self.tokens, metric=self.metric, base=base, **shared, **self.options)
+            how = shared | {"metric": self.metric, "base": base, "journal": journal}
+            result = compute_sharpness(tuned, self.tokens, **how, **self.options)
         return dataclasses.replace(result, data=self.data)
 
 

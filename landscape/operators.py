@@ -43,6 +43,7 @@ class CurvatureOperator:
     hvp       how products are taken: "exact", "forward_over_reverse", "finite_difference" or "ggn"
     reason    why, where it was chosen for the caller
     products  vectors multiplied so far
+    step      the longer step of finite differences, as the last product left it
     error     the largest discrepancy of finite differences so far, relative to the product's norm; 0 for the others
     """
 
@@ -59,7 +60,7 @@ class CurvatureOperator:
         self._tensors = list(parameters.tensors)
         self._kept: list[tuple[Graph, float]] = []
         self._versions: list[Any] = []
-        self._step = 0.1 if self.dtype == torch.float32 else 0.01
+        self.step = 0.1 if self.dtype == torch.float32 else 0.01
         self.hvp = hvp
 
     def __call__(self, vectors: Tensor) -> Tensor:
@@ -192,8 +193,8 @@ class CurvatureOperator:
         return product, float(weight)
 
     def _difference(self, vector: Tensor) -> Tensor:
-        found = central_difference(self.objective, self.parameters, vector, self._step)
-        self._step = found.step
+        found = central_difference(self.objective, self.parameters, vector, self.step)
+        self.step = found.step
         self.error = max(self.error, found.error)
         self.fidelity = self.fidelity.worse(found.fidelity)
         return found.product

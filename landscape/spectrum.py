@@ -43,6 +43,15 @@ class RitzPairs:
     products: int  # operator-vector products taken
 
 
+@dataclasses.dataclass(frozen=True)
+class LanczosState:
+    """All that Lanczos holds between two products."""
+
+    basis: Tensor  # (size + 1, n), orthonormal rows; the last is the next to be multiplied
+    projected: np.ndarray  # (size, size), the operator in the rows before it
+    products: int  # taken so far
+
+
 def lanczos(
     operator: SymmetricOperator,
     start: Tensor,
@@ -55,6 +64,8 @@ def lanczos(
     vectors: bool = False,
     basis_device: torch.device | str | None = None,
     told: Callable[[RitzPairs], None] = lambda _: None,
+    keep: Callable[[LanczosState], None] = lambda _: None,
+    resume: LanczosState | None = None,
 ) -> RitzPairs:
     """`k` extreme eigenvalues by Lanczos with full reorthogonalization and thick restart.
 
@@ -70,6 +81,9 @@ def lanczos(
     basis_size    vectors kept at once, default max(2k + 10, 20)
     basis_device  where they live; the operator's device by default, "cpu" to keep them on the host
     told          called after every product with what is known by then
+    keep, resume  `keep` is called after every product but the last with the state, whose basis is a view: a call with
+                  the same arguments and that state to `resume` from takes the products that were left, to the same
+                  result bit for bit (as far as the operator's products are the same)
 
     Raises InputError for `which`, `k` or `basis_size` that make no sense.
     """
@@ -88,6 +102,10 @@ def lanczos(
     projected = np.zeros((m, m))
     tiny = 10 * torch.finfo(operator.dtype).eps
     size, products = 0, 0
+    if resume is not None:
+        size, products = len(resume.projected), resume.products
+        basis[: size + 1] = resume.basis.to(home, operator.dtype)
+        projected[:size, :size] = resume.projected
     while True:
         product = operator(basis[size : size + 1].to(operator.device))[0].to(home)
         if not bool(whole(torch.isfinite(product).all())):
@@ -113,6 +131,7 @@ def lanczos(
         basis[size] = remainder / beta
         if size == m:
             size = _restart(basis, projected, values, rotation, order, k)
+        keep(LanczosState(basis[: size + 1], projected[:size, :size].copy(), products))
     if vectors:
         turn = everywhere(torch.from_numpy(rotation[:, chosen].T.copy()).to(home, operator.dtype), basis)
         found = dataclasses.replace(found, vectors=turn @ basis[:size])
@@ -195,8 +214,25 @@ class Quadrature:
     second: np.ndarray  # (probes,), |Az|^2 / z'z
 
 
+@dataclasses.dataclass(frozen=True)
+class QuadratureState:
+    """All that a quadrature holds between two steps."""
+
+    current: Tensor  # (probes, n), the next to be multiplied
+    previous: Tensor  # (probes, n)
+    alphas: np.ndarray  # (probes, steps), the diagonal so far
+    betas: np.ndarray  # (probes, steps), beside the diagonal
+    second: np.ndarray  # (probes,)
+    step: int  # the next
+
+
 def quadrature(
-    operator: SymmetricOperator, probes: Tensor, steps: int, told: Callable[[int], None] = lambda _: None
+    operator: SymmetricOperator,
+    probes: Tensor,
+    steps: int,
+    told: Callable[[int], None] = lambda _: None,
+    keep: Callable[[QuadratureState], None] = lambda _: None,
+    resume: QuadratureState | None = None,
 ) -> Quadrature:
     """Stochastic Lanczos quadrature from every row of `probes`, shape (k, size), in lockstep.
 
@@ -205,7 +241,8 @@ def quadrature(
     density what it was (Greenbaum 1989; Chen, Trogdon and Ubaru 2021, arXiv 2105.06595), and memory is three vectors a
     probe where a reorthogonalized run keeps `steps`.
 
-    Rows that reach an invariant subspace early are padded with zero weights.
+    Rows that reach an invariant subspace early are padded with zero weights. `keep` and `resume` as for `lanczos`,
+    with the state after every step.
     """
     count = len(probes)
     steps = min(steps, operator.size)
@@ -213,7 +250,12 @@ def quadrature(
     current, previous = probes / norms, torch.zeros_like(probes)
     alphas, betas = np.zeros((count, steps)), np.zeros((count, steps))
     second = np.zeros(count)
-    for step in range(steps):
+    first = 0
+    if resume is not None:
+        current, previous = resume.current.to(current), resume.previous.to(current)
+        alphas, betas, second, first = resume.alphas.copy(), resume.betas.copy(), resume.second, resume.step
+        told(count * first)
+    for step in range(first, steps):
         product = operator(current)
         told(count)
         if step == 0:
@@ -224,6 +266,7 @@ def quadrature(
         beta = torch.linalg.vector_norm(product.double(), dim=1)
         alphas[:, step], betas[:, step] = alpha.cpu().numpy(), beta.cpu().numpy()
         previous, current = current, product / beta.clamp_min(torch.finfo(torch.float64).tiny).to(product)[:, None]
+        keep(QuadratureState(current, previous, alphas, betas, second, step + 1))
     nodes, weights = np.zeros((count, steps)), np.zeros((count, steps))
     tiny = 10 * torch.finfo(operator.dtype).eps
     for row in range(count):

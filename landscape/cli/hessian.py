@@ -143,7 +143,7 @@ def hessian(
     basis = "cpu" if host_vectors else None
     measures["eigenvalues"] = (
         results.Eigenvalues,
-        lambda m, d, _: hessian_eigenvalues(m, d, basis_device=basis, **spectrum),
+        lambda m, d, j: hessian_eigenvalues(m, d, basis_device=basis, journal=j, **spectrum),
     )
     for weight in [None, *dict.fromkeys(weighting or ())]:
         name = "trace" if weight is None else f"trace-{weight.value}"
@@ -152,7 +152,7 @@ def hessian(
     if per_layer:
         measures["layers"] = (results.LayerCurvature, lambda m, d, _: hessian_layers(m, d, **matrix))
     if density:
-        measures["density"] = (results.SpectralDensity, lambda m, d, _: hessian_density(m, d, **matrix))
+        measures["density"] = (results.SpectralDensity, lambda m, d, j: hessian_density(m, d, journal=j, **matrix))
     settings = {
         "command": "hessian",
         **comparison.settings(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -35,6 +36,7 @@ def compute_sharpness(
     normalize_logits: bool = False,
     loss_fn: LossFunction | None = None,
     offload_base: bool = False,
+    journal: Path | str | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Sharpness:
@@ -54,6 +56,9 @@ def compute_sharpness(
     offload_base      keep the exact copy of the weights on the host. Metrics of random perturbations (average_case,
                       low_pass, pac_bayes) then need the weights once on the device; others hold vectors as large as
                       the model besides, in float32 or wider
+    journal           a file that keeps finished perturbations of average_case, low_pass and pac_bayes, finished probes
+                      of traces and the vectors of top_eigenvalue; a killed run started again with it continues.
+                      Other metrics keep nothing
 
     The model comes back bit-identical. MeasurementWarning where rounding to the weights' type swallowed part of a
     perturbation (`fidelity`) or a tolerance was not met. Raises InputError (a ValueError) for metrics and options that
@@ -66,13 +71,16 @@ def compute_sharpness(
     with progress_bar(metric, None, "eval", progress) as bar, preserved(module):
         loss = NormalizedLogits.around(module, data, loss_fn) if normalize_logits else loss_fn
         site = Site(at, data, parameters, loss, seed=seed, bar=bar, offload_base=offload_base)
+        site.journal = journal
+        site.identity = {"metric": metric, "options": {name: _plain(value) for name, value in settings.items()}}
+        site.identity |= {"parameters": parameters, "normalize_logits": normalize_logits}
         if base is not None:
             site.displacement = _displacement(site, base, model)
         try:
             found = chosen.measure(site, **settings)
             center = site.center
         finally:
-            site.trip.restore()
+            site.close()
     if not site.fidelity.faithful:
         warnings.warn(
             f"{metric}: rounding to the weights' type changed the perturbation (worst cosine "
@@ -80,8 +88,7 @@ def compute_sharpness(
             MeasurementWarning,
             stacklevel=2,
         )
-    said = {name: _plain(value) for name, value in settings.items()}
-    identity = {"metric": metric, "options": said, "parameters": parameters, "normalize_logits": normalize_logits}
+    identity = dict(site.identity)
     if base is not None:
         _, base_name, described = identify(base)
         identity["base"] = described or base_name
@@ -102,7 +109,7 @@ def compute_sharpness(
         samples=found.samples,
         fidelity=site.fidelity,
         details=found.details,
-        options=said,
+        options=identity["options"],
         invariance=chosen.invariance,
         normalized_logits=normalize_logits,
         parameters=site.parameters.numel,

@@ -9,7 +9,6 @@ import numpy as np
 from landscape.errors import InputError
 from landscape.estimation import interval_of, sample_mean
 from landscape.sharpness.registry import Found, Site, check_positive, metric
-from landscape.vectors import RandomStep
 
 NORMALIZATIONS = ("filter", "unit", "head", "layer")
 
@@ -54,8 +53,7 @@ def average_case(
     center = site.center
 
     def draw(start: int, stop: int) -> np.ndarray:
-        steps = (site.random_step("average", i, rho, weighting) for i in range(start, stop))
-        return np.array([_pair(site, step) - center for step in steps])
+        return np.array([_pair(site, "average", i, rho, weighting) - center for i in range(start, stop)])
 
     pairs = math.ceil(samples / 2)
     if rtol is None:
@@ -66,9 +64,14 @@ def average_case(
     return Found(mean.value, mean.stderr, center + mean.value, mean.converged, 2 * mean.samples)
 
 
-def _pair(site: Site, step: RandomStep, times: float = 1.0) -> float:
+def _pair(site: Site, stream: str, index: int, rho: float, weighting: str | None, times: float = 1.0) -> float:
     """Mean loss at both ends of one perturbation."""
-    return (site.loss_at(step, times) + site.loss_at(step, -times)) / 2
+
+    def evaluate() -> float:
+        step = site.random_step(stream, index, rho, weighting)
+        return (site.loss_at(step, times) + site.loss_at(step, -times)) / 2
+
+    return site.remembered(f"{stream} {index} {times!r}", evaluate)
 
 
 @metric("low_pass", invariance="rotations of the weights only")
@@ -99,8 +102,7 @@ def pac_bayes(
     pairs = max(2, math.ceil(samples / 2))
 
     def rises(sigma: float) -> np.ndarray:
-        steps = (site.random_step("pac-bayes", i, 1.0, weighting) for i in range(pairs))
-        return np.array([_pair(site, step, sigma) - center for step in steps])
+        return np.array([_pair(site, "pac-bayes", i, 1.0, weighting, sigma) - center for i in range(pairs)])
 
     def over(sigma: float) -> bool:
         return not rises(sigma).mean() <= target  # a loss that is not finite counts as risen

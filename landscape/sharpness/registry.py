@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +17,10 @@ from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint
 from landscape.errors import InputError
 from landscape.losses import LossFunction
-from landscape.objective import Loss
-from landscape.parameters import EXACT, Excursion, Fidelity
-from landscape.results import Provenance, Result
-from landscape.sharding import whole
+from landscape.objective import Loss, describe_data
+from landscape.parameters import EXACT, Excursion, Fidelity, Parameters, vector_digest
+from landscape.results import Journal, Provenance, Result, from_plain
+from landscape.sharding import is_sharded, whole
 from landscape.subject import Globs, Subject
 from landscape.vectors import Layout, RandomStep, probe_scale
 
@@ -146,6 +147,9 @@ class Site(Subject):
         self.displacement: Tensor | None = None
         self.trip = Excursion(self.parameters, offload_base)
         self.progress = bar is not None and not bar.disable
+        self.journal: Path | str | None = None  # for `remembered`, or for a measurement that keeps one itself
+        self.identity: dict = {}  # of that journal, beside the weights, the data and the loss
+        self._log: Journal | None = None
         self._bar = bar
         self._center: Loss | None = None
 
@@ -176,6 +180,39 @@ class Site(Subject):
         self.fidelity = self.fidelity.worse(self.trip.move([(times, named)]))
         if self._bar is not None:
             self._bar.update(1)
+
+    def remembered(self, key: str, evaluate: Callable[[], float]) -> float:
+        """What `evaluate` returns; where the journal knows that of `key`, it is not called."""
+        if self.journal is None:
+            return evaluate()
+        if self._log is None:
+            self.trip.restore()
+            self._log = Journal(self.journal, self._identity())
+        if key not in self._log.done:
+            value = evaluate()
+            self._log.append(key, {"value": value, "fidelity": self.fidelity})
+        known = self._log.done[key]
+        self.fidelity = self.fidelity.worse(from_plain(Fidelity, known["fidelity"]))
+        return float(known["value"])
+
+    def _identity(self) -> dict:
+        if is_sharded(self.module):
+            raise InputError(
+                "a sharded model (fully_shard) is measured by several processes, which keep no journal yet."
+            )
+        return self.identity | {
+            "seed": self.seed,
+            "weights": vector_digest(Parameters(self.module, frozen=True).values()),
+            "data": describe_data(self.data)["digest"],
+            "device": str(self.objective.device),
+            "loss": self.loss,
+        }
+
+    def close(self) -> None:
+        """Bring the weights back and close the journal."""
+        self.trip.restore()
+        if self._log is not None:
+            self._log.close()
 
     def expect(self, evaluations: int) -> None:
         """Tell the progress bar how many evaluations it looks like."""

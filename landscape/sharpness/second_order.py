@@ -60,7 +60,13 @@ def top_eigenvalue(site: Site, *, rtol: float = 1e-3, max_matvecs: int = 300, cu
 
 def _shared(site: Site) -> dict[str, Any]:
     site.trip.restore()
-    return {"parameters": site.parameter_globs, "seed": site.seed, "loss_fn": site.loss_fn, "progress": site.progress}
+    return {
+        "parameters": site.parameter_globs,
+        "seed": site.seed,
+        "loss_fn": site.loss_fn,
+        "journal": site.journal,
+        "progress": site.progress,
+    }
 
 
 def _trace(site: Site, weighting: str | None, rtol: float, max_probes: int, curvature: str, method: str) -> Found:
