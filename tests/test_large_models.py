@@ -301,7 +301,7 @@ def check_spread(model, single):
         warnings.simplefilter("ignore", MeasurementWarning)
         trace = hessian_trace(model, data, max_probes=4, rtol=0.5, method="forward").value
     np.testing.assert_allclose(trace, expected["trace"][0], rtol=1e-2)
-    assert_same_state(model, before)
+    assert_same_state(before, state_of(model))
 
 
 def test_a_model_with_a_device_map_measures_as_without(save_checkpoint_folder, single):
