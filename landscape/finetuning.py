@@ -279,9 +279,12 @@ def _load_rehearsal(
 def _last_checkpoint(folder: Path) -> str | None:
     """The last training checkpoint that was written whole; what a kill tore is removed."""
     while (last := get_last_checkpoint(str(folder))) is not None:
-        if (Path(last) / "trainer_state.json").exists():  # the Trainer writes it last
+        try:
+            TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))  # the Trainer writes it last
+        except (OSError, ValueError, TypeError):
+            shutil.rmtree(last)
+        else:
             return last
-        shutil.rmtree(last)
     return None
 
 

@@ -13,6 +13,7 @@ from landscape.directions import Direction, load_directions, random_directions, 
 from landscape.errors import InputError
 from landscape.grid import ends
 from landscape.hessian import eigen_directions
+from landscape.results import remove_journal
 from landscape.surface import Span, Surface, auto_span, compute_interpolation, compute_plane, compute_surface
 from landscape.trajectory import compute_trajectory
 
@@ -89,8 +90,11 @@ def compare_surfaces(
             return None
         path = folder / names[key].replace("surface", "eigenvectors").replace(".json", ".safetensors")
         if not path.exists():  # kept, so that a killed run continues along the same
-            found = eigen_directions(checkpoint, comparison.data[key[1]], dim, seed=seed, progress=progress)
+            journal = path.with_name(f".{path.stem}.journal")
+            data = comparison.data[key[1]]
+            found = eigen_directions(checkpoint, data, dim, seed=seed, progress=progress, journal=journal)
             save_directions(found, path)
+            remove_journal(journal)
         return load_directions(path, checkpoint.model)
 
     if span == "auto" and missing:
@@ -121,7 +125,7 @@ def compare_surfaces(
                 how |= {"dim": dim, "offload_base": offload_base}
                 surface = compute_surface(models[0], data, along(models[0], (index, data_name)), **how)
             dataclasses.replace(surface, data=data_name).save(path)
-            journal.unlink(missing_ok=True)
+            remove_journal(journal)
     return {name: finished.get(key) or Surface.load(folder / name) for key, name in names.items()}
 
 

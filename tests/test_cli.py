@@ -1,5 +1,6 @@
 """The command line end to end: real checkpoints in, files and exit codes out."""
 
+import functools
 import json
 import os
 import shutil
@@ -178,7 +179,8 @@ def test_a_killed_plot_continues_and_ends_with_the_same_result(tmp_path, save_ch
 def test_an_interrupt_says_how_to_continue(tmp_path, save_checkpoint_folder, records):
     arguments = ["plot", save_checkpoint_folder("gpt2"), "--data", records, "--points", "101", "--device", "cpu"]
     command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells start background jobs deaf to it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list((tmp_path / "out").glob(".*.journal")):
         time.sleep(0.05)

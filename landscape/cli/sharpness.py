@@ -136,8 +136,8 @@ def sharpness(
         "normalize_logits": normalize_logits,
     }
 
-    def take(name: str, options: dict[str, Any], checkpoint: Any, data: Any, _: Path) -> Sharpness:
-        how: dict[str, Any] = {"base": origin, "offload_base": offload_base, "progress": not quiet}
+    def take(name: str, options: dict[str, Any], checkpoint: Any, data: Any, journal: Path) -> Sharpness:
+        how: dict[str, Any] = {"base": origin, "offload_base": offload_base, "progress": not quiet, "journal": journal}
         return compute_sharpness(checkpoint, data, metric=name, **how, **shared, **options)
 
     measures = {
