@@ -212,9 +212,10 @@ class Excursion:
     def move(self, terms: Sequence[tuple[float, Vector]], base_coefficient: float = 1.0) -> Fidelity:
         """Set the parameters to base_coefficient * base + the sum of coefficient * vector.
 
-        The sum is formed in float64 (float32 where the device has no more) and rounded once, to the weights'
-        own type; so (1 - t) base + t other is `other` bit for bit at t = 1. Returns the fidelity of the step
-        from the base that the rounded weights really took.
+        A step from the base of float32 weights is summed in float32 and added to it; anything else is formed in
+        float64 (float32 where the device has no more) and rounded once, to the weights' own type. So (1 - t) base +
+        t other is `other` bit for bit at t = 1. Returns the fidelity of the step from the base that the rounded
+        weights really took.
 
         A vector's tensors are asked for one at a time, in the order of the parameters.
         """
@@ -281,6 +282,7 @@ def _move_tensor(
     What lives elsewhere comes to the target's device a chunk at a time, in its own type.
     """
     wide = wide_dtype(target.device)
+    steps_in_float32 = base_coefficient == 1 and {target.dtype, *(v.dtype for _, v in active)} == {torch.float32}
     in_place = target.is_contiguous()
     base_flat = base.reshape(-1)
     flat = target.view(-1) if in_place else torch.empty_like(base_flat, device=target.device)
@@ -289,6 +291,14 @@ def _move_tensor(
     chunk = _CHUNK_CPU if target.device.type == "cpu" else _CHUNK
     for start in range(0, base_flat.numel(), chunk):
         piece = slice(start, start + chunk)
+        if steps_in_float32:
+            origin = base_flat[piece].to(target.device)
+            intended = _combined([(c, v[piece].to(target.device)) for c, v in vectors])
+            realized = torch.add(origin, intended, out=flat[piece]) - origin
+            square = intended.dot(intended)
+            if 1e-20 < square < 1e20:  # else squares may leave float32
+                sums += torch.stack([square, realized.dot(realized), intended.dot(realized)])
+                continue
         origin = base_flat[piece].to(target.device).to(wide)
         place = base_coefficient * origin
         for coefficient, vector in vectors:
@@ -299,6 +309,14 @@ def _move_tensor(
     if not in_place:
         target.copy_(flat.view(base.shape))
     return sums
+
+
+def _combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+    (coefficient, vector), *others = terms
+    step = coefficient * vector
+    for coefficient, vector in others:
+        step.add_(vector, alpha=coefficient)
+    return step
 
 
 @contextlib.contextmanager
