@@ -24,11 +24,10 @@ from landscape.hessian_results import (
     SpectralDensity,
 )
 from landscape.losses import LossFunction
-from landscape.objective import Objective, describe_data
-from landscape.operators import CurvatureOperator
-from landscape.parameters import Fidelity, Parameters, Vector, vector_digest
+from landscape.objective import Objective, identity_of
+from landscape.parameters import Parameters, Vector
 from landscape.power_iteration import pyhessian_eigenvalues
-from landscape.results import Journal, Snapshots, from_plain
+from landscape.results import Journal, Snapshots
 from landscape.sharding import is_sharded
 from landscape.spectrum import (
     LanczosState,
@@ -167,13 +166,13 @@ def hessian_eigenvalues(
             state, tensors = last
             resume = LanczosState(tensors["basis"], np.array(state["projected"], dtype=np.float64), state["products"])
             basis_size = int(state["basis_size"])  # restarts come where they came before
-            _recall(operator, state)
+            operator.recall(state)
         else:
             basis_size = vectors_that_fit(operator, default_basis_size(count), count + 2, basis_device)
 
         def keep(held: LanczosState) -> None:
             small = {"projected": held.projected, "products": held.products, "basis_size": basis_size}
-            snapshots.offer(small | _learnt(operator), {"basis": held.basis})
+            snapshots.offer(small | operator.learnt(), {"basis": held.basis})
 
         held = basis_size if method == "lanczos" else 2 * count
         require_memory(operator, held + WORKING_VECTORS, basis_device, told=progress)
@@ -274,26 +273,9 @@ def _journal(path: Path | str | None, subject: Subject, settings: dict, seed: in
         return
     if is_sharded(subject.module):
         raise InputError("a sharded model (fully_shard) is measured by several processes, which keep no journal yet.")
-    identity = {
-        "settings": settings,
-        "seed": seed,
-        "weights": vector_digest(Parameters(subject.module, frozen=True).values()),
-        "data": describe_data(subject.objective.data)["digest"],
-        "device": str(subject.objective.device),
-        "loss": subject.loss,
-    }
-    with Journal(path, identity) as journal:
+    identity = identity_of(subject.objective, subject.parameters, subject.loss)
+    with Journal(path, {"settings": settings, "seed": seed} | identity) as journal:
         yield journal
-
-
-def _learnt(operator: CurvatureOperator) -> dict[str, Any]:
-    """What an operator knows of its finite differences from the products it took."""
-    return {"step": operator.step, "error": operator.error, "fidelity": operator.fidelity}
-
-
-def _recall(operator: CurvatureOperator, state: dict[str, Any]) -> None:
-    operator.step, operator.error = float(state["step"]), float(state["error"])
-    operator.fidelity = from_plain(Fidelity, state["fidelity"])
 
 
 # --- density ------------------------------------------------------------------------------------------------
@@ -338,11 +320,11 @@ def hessian_density(
             state, tensors = last
             numbers = {name: np.array(state[name], dtype=np.float64) for name in ("alphas", "betas", "second")}
             resume = QuadratureState(tensors["current"], tensors["previous"], **numbers, step=state["at"])
-            _recall(operator, state)
+            operator.recall(state)
 
         def keep(held: QuadratureState) -> None:
             small = {"alphas": held.alphas, "betas": held.betas, "second": held.second, "at": held.step}
-            snapshots.offer(small | _learnt(operator), {"current": held.current, "previous": held.previous})
+            snapshots.offer(small | operator.learnt(), {"current": held.current, "previous": held.previous})
 
         require_memory(operator, 4 * probes, told=progress)
         with progress_bar(f"{name} density", probes * min(steps, operator.size), "product", progress) as bar:

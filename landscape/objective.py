@@ -17,7 +17,7 @@ from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.losses import LossFunction, default_loss
 from landscape.parameters import Parameters, tensor_bytes, vector_digest, wide_dtype
-from landscape.results import Provenance
+from landscape.results import Provenance, digest_of
 from landscape.sharding import agreed, is_sharded, settle
 
 T = TypeVar("T")
@@ -58,6 +58,8 @@ class Objective:
     ):
         if autocast not in (None, "bfloat16"):
             raise InputError(f"autocast={autocast!r} is neither 'bfloat16' nor None.")
+        if autocast and any(tensor.dtype == torch.float64 for tensor in model.parameters()):
+            raise InputError("autocast leaves float64 weights in float64; load the model in float32.")
         if iter(data) is data:
             raise InputError(
                 f"data is a {type(data).__name__}, which can be read only once; give a list or a DataLoader."
@@ -133,6 +135,7 @@ class Objective:
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss and weight of one batch that is on the device already, in the widest float."""
+        torch.clear_autocast_cache()  # inside a caller's autocast, casts of weights outlive the weights' moves
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast is not None):
             loss_sum, weight = self.loss_fn(self.model, batch)
         wide = wide_dtype(loss_sum.device)
@@ -266,6 +269,22 @@ def provenance_of(
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         seconds=seconds,
     )
+
+
+def identity_of(objective: Objective, parameters: Parameters, loss: str | None) -> dict[str, Any]:
+    """What tells whether a journal is of the same model, data and loss, for one who moves `parameters` of the model.
+
+    loss  the name of the loss function, see `losses.loss_name`
+    """
+    model = objective.model
+    return {
+        "weights": vector_digest(Parameters(model, frozen=True).values()),
+        "buffers": vector_digest({name: b.detach() for name, b in model.named_buffers() if not b.is_meta}),
+        "parameters": digest_of(list(parameters.names)),
+        "data": describe_data(objective.data)["digest"],
+        "device": str(objective.device),
+        "loss": loss,
+    }
 
 
 def describe_data(data: Iterable[Batch]) -> dict:

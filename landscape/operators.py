@@ -11,7 +11,7 @@ ggn                   J' (d2 loss / d outputs2) J, from the graph of J'u, differ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.losses import OutputLoss
 from landscape.objective import Objective
-from landscape.parameters import EXACT, Parameters
+from landscape.parameters import EXACT, Fidelity, Parameters
+from landscape.results import from_plain, to_plain
 from landscape.vectors import Layout
 
 Parts = Sequence[Tensor | None]  # a tensor per parameter; None where it does not enter
@@ -198,6 +199,15 @@ class CurvatureOperator:
         self.error = max(self.error, found.error)
         self.fidelity = self.fidelity.worse(found.fidelity)
         return found.product
+
+    def learnt(self) -> dict[str, Any]:
+        """What is known of finite differences from the products taken so far."""
+        return {"step": self.step, "error": self.error, "fidelity": self.fidelity}
+
+    def recall(self, learnt: Mapping[str, Any]) -> None:
+        """Go on from what another operator had `learnt`, which may have been to a journal since."""
+        self.step, self.error = float(learnt["step"]), float(learnt["error"])
+        self.fidelity = from_plain(Fidelity, to_plain(learnt["fidelity"]))
 
 
 class _LossOf(nn.Module):

@@ -334,8 +334,12 @@ def excursion(parameters: Parameters, *, offload_base: bool = False) -> Iterator
 
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside the block; afterwards flags, gradients, buffers and RNG as before."""
+    """Evaluation mode and no gradients inside the block; afterwards flags, gradients, buffers and RNG as before.
+
+    A caller's autocast is off inside the block: it would reach into gradients of gradients too.
+    """
     settle(model)
+    kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}
     training = [(module, module.training) for module in model.modules()]
     requires_grad = [(p, p.requires_grad) for p in model.parameters()]
     gradients = [(p, p.grad) for p in model.parameters()]
@@ -347,7 +351,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
         model.eval()
         for parameter, _ in gradients:
             parameter.grad = None  # a backward() in the block would add to the caller's tensor in place
-        yield
+        with contextlib.ExitStack() as exact:
+            for kind in kinds:
+                exact.enter_context(torch.autocast(kind, enabled=False))
+            yield
     finally:
         settle(model)
         for module, flag in training:

@@ -202,6 +202,7 @@ def compute_surface(
         "loss": loss_name(loss_fn),
         "autocast": autocast,
     }
+    moved = {"moved": digest_of([sorted(d.tensors) for d in directions])}  # what is drawn hangs on what is trainable
     with sweeping(
         module,
         data,
@@ -209,7 +210,7 @@ def compute_surface(
         everything,
         loss_fn=loss_fn,
         autocast=autocast,
-        settings=settings,
+        settings=settings | moved,
         journal=journal,
         offload_base=offload_base,
     ) as sweep:
@@ -449,8 +450,12 @@ def auto_span(
     *,
     rise: float = 1.0,
     loss_fn: LossFunction | None = None,
+    autocast: str | None = None,
+    offload_base: bool = False,
 ) -> float:
     """The distance s at which the loss, averaged over +s and -s along each direction, is `rise` nats above the centre.
+
+    `autocast` and `offload_base` as for `compute_surface`.
 
     Found by doubling or halving from 0.25 and bisection to 5%; a loss that is not finite counts as risen.
     MeasurementWarning, and the last distance tried, where no rise is found within 2**8. Raises InputError for
@@ -464,5 +469,6 @@ def auto_span(
     def place(x: Sequence[float]) -> Place:
         return 1.0, list(zip(x, vectors, strict=True))
 
-    with sweeping(module, data, place, everything, loss_fn=loss_fn) as sweep:
+    how: dict[str, Any] = {"loss_fn": loss_fn, "autocast": autocast, "offload_base": offload_base}
+    with sweeping(module, data, place, everything, **how) as sweep:
         return sweep.distance_of_rise(len(directions), rise)

@@ -104,8 +104,10 @@ def compare_surfaces(
             for data_name, data in comparison.data.items():
                 directions = along(checkpoint, (index, data_name))
                 if directions is None:
-                    directions = random_directions(checkpoint.model, dim, normalize=normalize, seed=seed)
-                spans.append(auto_span(checkpoint, data, directions))
+                    directions = random_directions(
+                        checkpoint.model, dim, normalize=normalize, seed=seed, on_host=offload_base
+                    )
+                spans.append(auto_span(checkpoint, data, directions, autocast=autocast, offload_base=offload_base))
         grid["span"] = max(spans)
     for index in unfinished:
         loaded = range(len(comparison.files)) if kind == "trajectory" else members[index]

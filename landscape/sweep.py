@@ -20,7 +20,7 @@ from landscape.batches import Batch
 from landscape.distributed import Share
 from landscape.errors import InputError, MeasurementWarning
 from landscape.losses import LossFunction, loss_name
-from landscape.objective import Objective, describe_data, provenance_of
+from landscape.objective import Objective, identity_of, provenance_of
 from landscape.parameters import (
     EXACT,
     Excursion,
@@ -209,14 +209,8 @@ def sweeping(
         weights = vector_digest(parameters.values())
         log = None
         if journal is not None:
-            identity = {
-                "settings": dict(settings or {}),
-                "loss": loss_name(loss_fn),
-                "weights": weights,
-                "others": [vector_digest(vector) for vector in others],
-                "data": describe_data(data)["digest"],
-                "device": str(objective.device),
-            }
-            log = stack.enter_context(Journal(journal, identity))
+            identity = identity_of(objective, parameters, loss_name(loss_fn))
+            said = {"settings": dict(settings or {}), "others": [vector_digest(vector) for vector in others]}
+            log = stack.enter_context(Journal(journal, identity | said))
         trip = stack.enter_context(excursion(parameters, offload_base=offload_base))
         yield Sweep(objective, trip, place, weights, log)

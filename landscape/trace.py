@@ -22,8 +22,8 @@ from landscape.errors import InputError, MeasurementWarning
 from landscape.estimation import SampleMean, check_precision, interval_of, sample_mean
 from landscape.hessian_results import LayerTrace, TraceEstimate
 from landscape.losses import LossFunction
-from landscape.objective import Objective, describe_data
-from landscape.parameters import Parameters, excursion, preserved, vector_digest
+from landscape.objective import Objective, identity_of
+from landscape.parameters import Parameters, excursion, preserved
 from landscape.results import Journal
 from landscape.sharding import is_sharded, whole
 from landscape.subject import Globs, Subject, group_by_layer, progress_bar
@@ -91,11 +91,8 @@ def hessian_trace(
     with contextlib.ExitStack() as stack:
         log = None
         if journal is not None:
-            weights = vector_digest(selected.values())
-            identity = {"settings": settings, "seed": seed, "weights": weights, "data": describe_data(data)["digest"]}
-            log = stack.enter_context(
-                Journal(journal, identity | {"device": str(objective.device), "loss": subject.loss})
-            )
+            identity = identity_of(objective, selected, subject.loss)
+            log = stack.enter_context(Journal(journal, {"settings": settings, "seed": seed} | identity))
         bar = stack.enter_context(progress_bar(f"{name} trace", BLOCK, "probe", progress))
         run = TraceRun(objective, selected, weighting, seed, log, bar)
         low_precision = any(t.dtype.itemsize < 4 for t in selected.tensors)
@@ -163,17 +160,22 @@ class TraceRun:
         layers = group_by_layer(self._layout.names)
         with curvature_of(self._objective, self._parameters, curvature=curvature, hvp=hvp) as operator:
             require_memory(operator, 3 * BLOCK, told=not self._bar.disable)
+            # differences share nothing, and what one learns of the step the next goes on from, also after a kill
+            block = 1 if operator.hvp == "finite_difference" else BLOCK
 
             def draw(start: int, stop: int) -> np.ndarray:
-                for first in range(start, stop, BLOCK):
-                    indices = [i for i in range(first, min(first + BLOCK, stop)) if f"v'Hv {i}" not in self._done]
+                for first in range(start, stop, block):
+                    ahead = range(first, min(first + block, stop))
+                    indices = [i for i in ahead if f"v'Hv {i}" not in self._done]
                     if indices:
                         probes = torch.stack([self._probe(i) for i in indices])
                         products = operator(probes)
                         for i, probe, product in zip(indices, probes, products, strict=True):
-                            self._keep(f"v'Hv {i}", self._by_layer(probe, product, layers))
-                    self._bar.update(min(first + BLOCK, stop) - first)
-                return np.array([sum(map(float, self._done[f"v'Hv {i}"])) for i in range(start, stop)])
+                            by_layer = self._by_layer(probe, product, layers)
+                            self._keep(f"v'Hv {i}", {"layers": by_layer, "learnt": operator.learnt()})
+                    operator.recall(self._done[f"v'Hv {ahead[-1]}"]["learnt"])
+                    self._bar.update(len(ahead))
+                return np.array([sum(self._layers_of(i)) for i in range(start, stop)])
 
             mean = sample_mean(
                 draw,
@@ -183,7 +185,7 @@ class TraceRun:
                 block=BLOCK,
                 expecting=self._expecting,
             )
-        parts = np.array([[float(part) for part in self._done[f"v'Hv {i}"]] for i in range(mean.samples)])
+        parts = np.array([self._layers_of(i) for i in range(mean.samples)])
         rows = []
         for column, (name, members) in enumerate(layers.items()):
             size = sum(self._layout.lengths[i] for i in members)
@@ -194,6 +196,9 @@ class TraceRun:
             "hvp": operator.hvp,
             "layers": tuple(rows),
         }
+
+    def _layers_of(self, probe: int) -> list[float]:
+        return [float(part) for part in self._done[f"v'Hv {probe}"]["layers"]]
 
     @staticmethod
     def _finished(mean: SampleMean, error: float, rtol: float, samples: np.ndarray) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from landscape.errors import InputError
+from landscape.hessian import hessian_vector_product
 from landscape.objective import Objective
 from landscape.surface import Surface, compute_interpolation, compute_plane, compute_surface
 from landscape.trajectory import compute_trajectory
@@ -80,6 +82,25 @@ def test_weights_move_in_their_own_type_under_autocast(model: LlamaForCausalLM) 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
 
 
+def test_a_callers_own_autocast_changes_nothing(model: LlamaForCausalLM) -> None:
+    """torch keeps the casts of weights until the outermost autocast ends: weights that moved would not be seen."""
+    data = [tokens()]
+    how: dict[str, Any] = {"dim": 1, "points": 3, "progress": False}
+    vector = {name: torch.ones_like(tensor) for name, tensor in model.named_parameters()}
+
+    def measured() -> list[torch.Tensor]:
+        losses = [compute_surface(model, data, autocast=dtype, **how).loss for dtype in ("bfloat16", None)]
+        products = [
+            hessian_vector_product(model, data, vector, **way) for way in ({"curvature": "ggn"}, {"hvp": "exact"})
+        ]
+        return [torch.from_numpy(np.array(losses)), *(torch.cat([t.view(-1) for t in p.values()]) for p in products)]
+
+    expected = measured()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = measured()
+    assert all(torch.equal(left, right) for left, right in zip(found, expected, strict=True))
+
+
 def test_every_kind_of_surface_takes_it(model: LlamaForCausalLM) -> None:
     torch.manual_seed(1)
     others = [LlamaForCausalLM(model.config).eval() for _ in range(2)]
@@ -101,6 +122,12 @@ def test_a_journal_keeps_the_centre_without_autocast(model: LlamaForCausalLM, tm
     assert (again.loss == first.loss).all()
     with pytest.raises(InputError):  # other settings than the journal's
         compute_surface(model, [tokens()], **how)
+
+
+def test_float64_weights_are_refused(model: LlamaForCausalLM) -> None:
+    """autocast casts no float64: the surface would say bfloat16 of what ran in float64."""
+    with pytest.raises(InputError, match="float64"):
+        compute_surface(model.double(), [tokens()], dim=1, points=3, autocast="bfloat16", progress=False)
 
 
 def test_another_type_is_refused(model: LlamaForCausalLM) -> None:

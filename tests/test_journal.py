@@ -24,6 +24,8 @@ from landscape.hessian import hessian_density, hessian_eigenvalues
 from landscape.results import Journal, Snapshots, remove_journal
 from landscape.sharpness import compute_sharpness
 from landscape.spectrum import lanczos, quadrature
+from landscape.surface import compute_surface
+from landscape.trace import hessian_trace
 
 SMALL = ("--device", "cpu", "--quiet", "--limit", "4")
 
@@ -44,6 +46,40 @@ def same_result(left, right):
     for said in (left, right):
         del said["provenance"]["seconds"], said["provenance"]["created"]
     assert left == right
+
+
+# --- what a journal is of ------------------------------------------------------------------------------------
+
+OF_A_PART = {
+    "surface": lambda m, d, **how: compute_surface(m, d, dim=1, points=3, progress=False, **how),
+    "trace": lambda m, d, **how: hessian_trace(m, d, max_probes=4, **how),
+    "average_case": lambda m, d, **how: compute_sharpness(m, d, metric="average_case", samples=4, **how),
+    "eigenvalues": lambda m, d, **how: hessian_eigenvalues(m, d, max_matvecs=2, **how),
+}
+
+
+@pytest.mark.filterwarnings("ignore::landscape.errors.MeasurementWarning")
+@pytest.mark.parametrize("name", OF_A_PART)
+def test_a_journal_is_of_one_model_and_of_the_parameters_that_moved(name, tmp_path):
+    """The same weights frozen elsewhere, other weights beside those that move, other buffers: other measurements."""
+    measure, journal = OF_A_PART[name], tmp_path / "journal"
+    model, data = build_model("llama"), make_batches(examples=2)
+    measure(model, data, journal=journal, parameters="*.mlp.*")
+    measure(model, data, journal=journal, parameters="*.mlp.*")
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)  # not among what moves
+    with pytest.raises(InputError, match="other settings"):
+        measure(model, data, journal=journal, parameters="*.mlp.*")
+    with torch.no_grad():
+        model.model.norm.weight.div_(2)
+        model.model.rotary_emb.inv_freq.mul_(2)
+    with pytest.raises(InputError, match="other settings"):
+        measure(model, data, journal=journal, parameters="*.mlp.*")
+    whole = tmp_path / "whole"
+    measure(model, data, journal=whole)
+    model.model.embed_tokens.requires_grad_(False)
+    with pytest.raises(InputError, match="other settings"):
+        measure(model, data, journal=whole)
 
 
 # --- eigenvalues --------------------------------------------------------------------------------------------
@@ -108,12 +144,14 @@ MEASURES = {
     "eigenvalues": lambda m, d, j: hessian_eigenvalues(m, d, k=(2, 1), which="BE", rtol=1e-3, journal=j),
     "differences": lambda m, d, j: hessian_eigenvalues(m, d, k=1, rtol=1e-2, hvp="finite_difference", journal=j),
     "density": lambda m, d, j: hessian_density(m, d, probes=2, steps=8, journal=j),
+    "trace": lambda m, d, j: hessian_trace(m, d, method="hutchinson", hvp="finite_difference", max_probes=8, journal=j),
     "average_case": lambda m, d, j: compute_sharpness(m, d, metric="average_case", samples=8, journal=j),
     "pac_bayes": lambda m, d, j: compute_sharpness(m, d, metric="pac_bayes", samples=4, tolerance=0.3, journal=j),
     "top_eigenvalue": lambda m, d, j: compute_sharpness(m, d, metric="top_eigenvalue", rtol=0.1, journal=j),
 }
 
 
+@pytest.mark.filterwarnings("ignore::landscape.errors.MeasurementWarning")  # a trace of 8 probes is not known well
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_measurement_stopped_on_its_way_continues_to_the_same_result(name, tmp_path, monkeypatch, every_product):
     measure, journal = MEASURES[name], tmp_path / "journal"

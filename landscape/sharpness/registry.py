@@ -17,8 +17,8 @@ from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint
 from landscape.errors import InputError
 from landscape.losses import LossFunction
-from landscape.objective import Loss, describe_data
-from landscape.parameters import EXACT, Excursion, Fidelity, Parameters, vector_digest
+from landscape.objective import Loss, identity_of
+from landscape.parameters import EXACT, Excursion, Fidelity
 from landscape.results import Journal, Provenance, Result, from_plain
 from landscape.sharding import is_sharded, whole
 from landscape.subject import Globs, Subject
@@ -200,13 +200,8 @@ class Site(Subject):
             raise InputError(
                 "a sharded model (fully_shard) is measured by several processes, which keep no journal yet."
             )
-        return self.identity | {
-            "seed": self.seed,
-            "weights": vector_digest(Parameters(self.module, frozen=True).values()),
-            "data": describe_data(self.data)["digest"],
-            "device": str(self.objective.device),
-            "loss": self.loss,
-        }
+        said = {"seed": self.seed, "metric": self.identity}
+        return said | identity_of(self.objective, self.parameters, self.loss)
 
     def close(self) -> None:
         """Bring the weights back and close the journal."""
