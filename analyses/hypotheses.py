@@ -243,10 +243,11 @@ def in_words(results: dict) -> str:
 def verdict(result: dict) -> str:
     if result["held"]:
         return "held"
-    claimed = result.get("equal new-task loss", result)  # of H3, the comparison that decides
-    low, high = claimed["low"], claimed["high"]
-    sure = low is not None and high is not None and low * high > 0
-    return "went the other way" if sure else "not found"
+    fair = result.get("equal new-task loss")  # of H3, the comparison that decides: it claims a difference below 0
+    low, high = (result if fair is None else fair)["low"], (result if fair is None else fair)["high"]
+    if low is None or high is None:
+        return "not found"
+    return "went the other way" if (high < 0 if fair is None else low > 0) else "not found"
 
 
 def number(found: dict, digits: int = 2) -> str:

@@ -319,6 +319,19 @@ def test_hypotheses_find_what_was_planted(hypotheses):
     assert hypotheses.in_words(found).startswith("48 checkpoints of 12 bases in 2 recipes.")
 
 
+def test_a_verdict_of_the_other_way_needs_the_other_sign(hypotheses):
+    """An interval on the claimed side whose p-value is too large is no finding, of either sign."""
+    positive = {"value": 0.3, "low": 0.01, "high": 0.5, "held": False}
+    negative = {"value": -0.3, "low": -0.5, "high": -0.01, "held": False}
+    assert hypotheses.verdict(positive) == "not found"
+    assert hypotheses.verdict(negative) == "went the other way"
+    assert hypotheses.verdict(positive | {"held": True}) == "held"
+    # H3 claims a difference below zero
+    assert hypotheses.verdict({"held": False, "equal new-task loss": negative}) == "not found"
+    assert hypotheses.verdict({"held": False, "equal new-task loss": positive}) == "went the other way"
+    assert hypotheses.verdict(dict.fromkeys(("value", "low", "high")) | {"held": False}) == "not found"
+
+
 def test_sam_that_only_learned_less_is_no_better_at_equal_loss(hypotheses):
     """Forgetting grows in proportion to progress, and SAM made half of it: less forgotten, at no better rate."""
     rows = planted(np.random.default_rng(1), sam=0.0)

@@ -42,7 +42,7 @@ def correlate(
 
     table            a row per checkpoint; a DataFrame or a CSV file
     flatness         columns to correlate; default: every column of numbers that has no other role here or in the tables
-                     of `landscape measure` (learning rates, seeds, losses and accuracies are left out)
+                     of `landscape measure` (names, learning rates, seeds, losses and accuracies are left out)
     method           "spearman", "pearson" or "kendall" (tau-b)
     controls         columns held fixed in `partial`: both sides (their ranks, unless pearson) are regressed on them and
                      the residuals correlated. Not for kendall

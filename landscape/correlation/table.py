@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     import pandas
 
 
-# Columns of `landscape measure` that are how a checkpoint was made, or what was forgotten in another form.
-_NO_METRICS = ("rho", "lr", "seed", "steps", "forgetting_*", "loss_before_*", "loss_after_*", "accuracy_*")
+# Columns of `landscape measure` that are which checkpoint it is (a folder may be called by its step), how it was made, or
+# what was forgotten in another form.
+_NO_METRICS = (
+    *("name", "source", "digest", "base", "base_digest"),
+    *("rho", "lr", "seed", "steps", "forgetting_*", "loss_before_*", "loss_after_*", "accuracy_*"),
+)
 
 
 def read_table(table: pandas.DataFrame | Path | str) -> pandas.DataFrame:
