@@ -101,7 +101,7 @@ def measure_checkpoints(
 
     Raises InputError for wrong arguments, checkpoints whose tensors or tokenizers differ from the base's, where the
     folder holds results of other data, base or metrics, and where `output` was not made by this function;
-    MeasurementWarning where a checkpoint says it was tuned from another base.
+    MeasurementWarning where a checkpoint says it was tuned from another base, is the base, or is given twice.
     """
     import pandas
 
@@ -256,6 +256,15 @@ class _Study:
         """Build every checkpoint that is to be measured: what is wrong is better said now than after hours."""
         for index in self.unfinished()[1:]:
             self._load(index)
+        first = {self._comparison.files[0].digest: "the base itself"}
+        for files in self._comparison.files[1:]:
+            if files.digest in first:
+                warnings.warn(
+                    f"{files.source} is {first[files.digest]}; its row is no further evidence.",
+                    MeasurementWarning,
+                    stacklevel=3,
+                )
+            first.setdefault(files.digest, f"{files.source} again")
         for files in self._comparison.files[1:]:
             said = files.base.digest if files.base else _said(files.metadata, "base", "digest")
             if said not in (None, self._comparison.files[0].digest):

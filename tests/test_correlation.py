@@ -393,6 +393,8 @@ def test_csv_files_and_seeds(tmp_path):
         ({"flatness": ["flat", "flat"]}, "'flat' is asked for twice"),
         ({"flatness": ["forgetting"]}, "'forgetting' is asked for twice"),
         ({"flatness": ["flat"], "controls": ["flat"]}, "'flat' is asked for twice"),
+        ({"flatness": ["flat"], "groups": "flat"}, "'flat' is the groups"),
+        ({"flatness": ["flat"], "groups": "forgetting"}, "'forgetting' is the groups"),
     ],
 )
 def test_bad_requests_are_refused(options, said):
@@ -424,6 +426,11 @@ def test_the_command_writes_table_plots_and_page(run, tmp_path):
     expected = correlate("table.csv", flatness=["flat"], groups="base", resamples=199)
     assert written["p"][0] == expected["p"][0]
     assert json.loads(run(*command, "--json", "--color", "base")[1])["rows"][0]["metric"] == "flat"
+    table_of(3).to_csv("few.csv")
+    code, out, err = run("correlate", "few.csv", "--flatness", "flat", "--resamples", "199", "-o", "few")
+    assert code == 0, err
+    assert "no interval" in out
+    assert "nan" not in out
     code, _, err = run(*command, "--seed", "1")
     assert code == 2
     assert "other settings (seed differ)" in err

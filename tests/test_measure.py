@@ -199,6 +199,18 @@ def test_another_checkpoint_computes_only_what_is_new(study, sources, tmp_path):
     assert found["gradient_norm_old"][0] == float(rows[3].split(",")[rows[0].split(",").index("gradient_norm_old")])
 
 
+def test_one_checkpoint_twice_and_the_base_itself_are_said(study, sources, tmp_path):
+    base, sam, *_ = study
+    again = tmp_path / "again"
+    again.symlink_to(sam)
+    with pytest.warns(MeasurementWarning) as said:
+        measure_checkpoints(base, [sam, again, base], *sources, tmp_path / "t.csv", metrics=FAST, device="cpu")
+    texts = [str(warning.message) for warning in said]
+    assert any(f"{again} is {sam} again" in text for text in texts), texts
+    assert any(f"{base} is the base itself" in text for text in texts), texts
+    assert len(texts) == 2, texts
+
+
 def test_killed_at_random_moments_it_ends_with_the_same_table(study, sources, tmp_path, run):
     base, sam, _, silent = study  # no adapter: every start would import peft
     arguments = ["measure", base, sam, silent, "--old", sources[0], "--new", sources[1], "--device", "cpu", "--quiet"]

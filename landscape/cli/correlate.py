@@ -106,7 +106,8 @@ def _print(found: pandas.DataFrame, confidence: float) -> None:
             value = row[name]
             if name in ("estimate", "partial") and value == value:
                 ends = ("low", "high") if name == "estimate" else ("partial_low", "partial_high")
-                cells.append("{:+.2f}\n[{:+.2f}, {:+.2f}]".format(value, *(row[end] for end in ends)))
+                low, high = (row[end] for end in ends)
+                cells.append(f"{value:+.2f}\n" + (f"[{low:+.2f}, {high:+.2f}]" if low == low else "no interval"))
             elif isinstance(value, str):
                 cells.append(escape(value))
             elif value != value:

@@ -91,6 +91,8 @@ def correlate(
     for name in numeric:
         if numeric.count(name) > 1:
             raise InputError(f"column {name!r} is asked for twice among flatness, forgetting and controls.")
+    if groups in numeric:
+        raise InputError(f"column {groups!r} is the groups; it cannot be a metric, an outcome or a control as well.")
     if not metrics:
         raise InputError("the table has no numeric column to correlate with forgetting.")
     study = Study(

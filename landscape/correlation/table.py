@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pandas
 
 
-# Columns of `landscape measure` that are which checkpoint it is (a folder may be called by its step), how it was made, or
-# what was forgotten in another form.
+# Columns of `landscape measure` that are which checkpoint it is (folders may be called by their steps), how it was
+# made, or what was forgotten in another form.
 _NO_METRICS = (
     *("name", "source", "digest", "base", "base_digest"),
     *("rho", "lr", "seed", "steps", "forgetting_*", "loss_before_*", "loss_after_*", "accuracy_*"),
