@@ -18,7 +18,7 @@ from landscape.errors import InputError
 from landscape.grid import grid_axis, per_axis
 from landscape.losses import LossFunction, loss_name
 from landscape.parameters import Parameters, Vector, inner_product, vector_digest
-from landscape.surface import Marker, PathFit, Surface
+from landscape.surface_results import Marker, PathFit, Surface
 from landscape.sweep import Place, sweeping
 
 _FOLDER, _STEP = "trajectory", re.compile(r"step-\d+")  # as `finetune` keeps them

@@ -20,7 +20,7 @@ FLOORS = [
     {"losses"},
     {"objective", "vectors", "spectrum", "estimation", "memory"},
     {"directions", "sweep", "surface_metrics", "sam", "differences", "paired"},
-    {"operators", "hessian_results", "training", "merging", "answers"},
+    {"operators", "hessian_results", "surface_results", "training", "merging", "answers"},
     {"curvature", "subject", "power_iteration", "forgetting"},
     {"surface", "finetuning", "hessian", "trace"},
     {"layers", "selfcheck", "sharpness", "trajectory"},
