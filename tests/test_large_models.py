@@ -327,6 +327,13 @@ def test_a_device_map_of_another_word_is_refused(save_checkpoint_folder):
         load_checkpoint(save_checkpoint_folder("llama"), device_map="everywhere")
 
 
+@pytest.mark.parametrize("command", ["plot", "sharpness"])
+def test_two_places_for_one_model_are_refused(run, command):
+    code, _, err = run(command, "anywhere", "--device", "cpu", "--device-map", "auto")
+    assert code == 2
+    assert err == "landscape: --device-map takes the place of --device; leave out --device cpu.\n"
+
+
 # --- memory -------------------------------------------------------------------------------------------------
 
 

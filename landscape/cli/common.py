@@ -157,6 +157,12 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"landscape: warning: {message}", file=sys.stderr)
 
 
+def check_device(device: str, device_map: str | None) -> None:
+    """Raise InputError where both say where a model goes."""
+    if device_map is not None and device != "auto":
+        raise InputError(f"--device-map takes the place of --device; leave out --device {device}.")
+
+
 def quiet_libraries() -> None:
     """Our progress bars say what happens; transformers' own would write over them."""
     from transformers.utils import logging

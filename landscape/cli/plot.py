@@ -28,6 +28,7 @@ from landscape.cli.common import (
     Trust,
     adapters_in,
     app,
+    check_device,
     quiet_libraries,
 )
 from landscape.errors import InputError
@@ -113,6 +114,7 @@ def plot(
         raise InputError(
             f"--offload-base goes with --kind random and eigen; --kind {kind.value} holds other models too."
         )
+    check_device(device, device_map)
     quiet_libraries()
     from landscape.checkpoints import resolve_device
     from landscape.comparison import open_comparison

@@ -29,6 +29,7 @@ from landscape.cli.common import (
     Trust,
     adapters_in,
     app,
+    check_device,
     quiet_libraries,
 )
 from landscape.cli.metric_options import parse_metric, print_metrics
@@ -91,6 +92,7 @@ def sharpness(
     trust_remote_code: Trust = False,
 ) -> None:
     """Sharpness of checkpoints by every definition papers use: a table, sharpness.csv, and a file for each number."""
+    check_device(device, device_map)
     quiet_libraries()
     from landscape.checkpoints import load_checkpoint, resolve_device
     from landscape.comparison import open_comparison
