@@ -9,7 +9,7 @@ other settings is refused.
 
 Columns end in `_old` or `_new` where they were measured at the tuned checkpoint on held-out old or new text, in `_base`
 for the old text at the base, in `_sham` for the old text after the weights of half of the checkpoints were changed by a
-random symmetry that leaves the function alone.
+random symmetry that leaves the function alone. `path` is the run as JSON: pairs of forgetting and new-task loss.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def run(output: Path, settings: dict, workers: int) -> None:
     rows = [json.loads(row_file(output, b, a).read_text("utf-8")) for b in bases for a in arms_of(settings)]
     table = pandas.DataFrame(rows)
     beside = output / ".table.csv"
-    table.drop(columns="path").to_csv(beside, index=False)
+    table.assign(path=table["path"].map(json.dumps)).to_csv(beside, index=False)
     os.replace(beside, output / "table.csv")
     import hypotheses
 
