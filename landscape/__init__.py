@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     )
     from landscape.sam import SAM, SAMTrainer
     from landscape.sharpness import SHARPNESS_METRICS, Sharpness, compute_sharpness
-    from landscape.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
+    from landscape.surface import auto_span, compute_interpolation, compute_plane, compute_surface
     from landscape.surface_metrics import SurfaceMetrics, compare_metrics
+    from landscape.surface_results import Surface
     from landscape.trace import hessian_trace
     from landscape.trajectory import compute_trajectory, trajectory_directions
 
@@ -66,7 +67,7 @@ _HOME = {
     "trajectory_directions": "trajectory",
     "compute_trajectory": "trajectory",
     "auto_span": "surface",
-    "Surface": "surface",
+    "Surface": "surface_results",
     "SurfaceMetrics": "surface_metrics",
     "compare_metrics": "surface_metrics",
     "plot_surfaces": "plotting",
