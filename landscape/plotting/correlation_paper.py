@@ -89,7 +89,8 @@ def _draw_forest(sheet: Sheet, result: pandas.DataFrame, forest: Forest) -> None
         _draw_row(axes, row, place - 0.14 * forest.partial)
         if np.isfinite(row["partial"]):
             ends = row.get("partial_low", np.nan), row.get("partial_high", np.nan)
-            axes.plot(ends, [place + 0.24] * 2, color=_PARTIAL, linewidth=0.7, zorder=2)
+            if np.isfinite(ends).all():
+                axes.plot(ends, [place + 0.24] * 2, color=_PARTIAL, linewidth=0.7, zorder=2)
             axes.plot(row["partial"], place + 0.24, "D", ms=3.2, color=_PARTIAL, markeredgewidth=0, zorder=3)
     for edge in {forest.intervals, forest.numbers} - {0, count}:
         axes.axhline(edge - 0.5, color="0.6", linewidth=0.5, linestyle=(0, (4, 3)))
