@@ -111,14 +111,18 @@ def paired(adamw: pandas.DataFrame, sam: pandas.DataFrame) -> dict:
         ]
         difference[column] = (values[0] - values[1]).dropna()
     found = {"new_loss_difference": float(difference["new_loss"].mean())}
-    by_lr = {f"{lr:g}": float(part.mean()) for lr, part in difference["forgetting"].groupby(level="lr")}
-    return mean_over_bases(difference["forgetting"].groupby(level="base").mean()) | found | {"by_lr": by_lr}
+    return by_base_and_rate(difference["forgetting"]) | found
 
 
 def at_equal_loss(adamw: pandas.DataFrame, sam: pandas.DataFrame) -> dict:
     paths = [part.set_index(["base", "lr"])["path"] for part in (adamw, sam)]
     difference = pandas.Series({key: forgetting_at_equal_loss(paths[0][key], paths[1][key]) for key in paths[0].index})
     difference.index.names = ["base", "lr"]
+    return by_base_and_rate(difference)
+
+
+def by_base_and_rate(difference: pandas.Series) -> dict:
+    """Of differences by base and learning rate: `mean_over_bases`, and the mean at each rate."""
     by_lr = {f"{lr:g}": float(part.mean()) for lr, part in difference.groupby(level="lr")}
     return mean_over_bases(difference.groupby(level="base").mean()) | {"by_lr": by_lr}
 

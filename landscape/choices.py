@@ -56,8 +56,7 @@ class Questions(TokenData):
         for question in self.questions:
             hashed.update(repr((question.lengths, question.answer)).encode())
             for example in (*question.plain, *question.instructed):
-                numbers = [len(example.input_ids), *example.input_ids, *example.labels]
-                hashed.update(np.array(numbers, dtype="<i8").tobytes())
+                hashed.update(example.as_bytes())
         return hashed.hexdigest()
 
     def as_batches(self, examples: Sequence[Example]) -> tuple[TokenData, list[int]]:

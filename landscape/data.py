@@ -49,6 +49,10 @@ class Example:
         """Number of supervised tokens."""
         return sum(label != IGNORED for label in self.labels[1:])
 
+    def as_bytes(self) -> bytes:
+        """What digests of data are made of: the length, the token ids and the labels as little-endian int64."""
+        return np.array([len(self.input_ids), *self.input_ids, *self.labels], dtype="<i8").tobytes()
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenData:
@@ -84,8 +88,7 @@ class TokenData:
         """SHA-256 (hex) of the examples in the order of their source; batches do not change it."""
         hashed = hashlib.sha256()
         for example in self.examples:
-            numbers = [len(example.input_ids), *example.input_ids, *example.labels]
-            hashed.update(np.array(numbers, dtype="<i8").tobytes())
+            hashed.update(example.as_bytes())
         return hashed.hexdigest()
 
     @cached_property

@@ -10,12 +10,15 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from landscape.distributed import ProcessLost, first_end, share, shared_work
 from landscape.errors import DiskFull, InputError, MeasurementWarning
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     help="Loss landscapes, curvature and sharpness of fine-tuned language models.",
@@ -169,6 +172,14 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def table_console() -> Console:
+    """Where tables go: a terminal as wide as it is, else wide enough, since a file or pipe has no width to fit."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def adapters_in(checkpoint: dict | None) -> set[str]:

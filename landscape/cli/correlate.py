@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from landscape.cli.common import Json, Seed, app
+from landscape.cli.common import Json, Seed, app, table_console
 
 if TYPE_CHECKING:
     import pandas
@@ -87,12 +87,9 @@ def correlate(
 
 
 def _print(found: pandas.DataFrame, confidence: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file or pipe has no width to fit
+    console = table_console()
     shown = [c for c in found.columns if c in ("metric", "n", "estimate", "p", "q", "note") or found[c].notna().any()]
     shown = [c for c in shown if not c.endswith(("low", "high"))]
     table = Table(show_edge=False, pad_edge=False)

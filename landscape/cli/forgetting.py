@@ -26,6 +26,7 @@ from landscape.cli.common import (
     Trust,
     app,
     quiet_libraries,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -139,11 +140,7 @@ def forgetting(
 
 
 def _print(results: list[Forgetting]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file or pipe has no width to fit
+    console = table_console()
     table = _table(
         "data", "loss before", "after", "forgetting", "accuracy before", "after", "lost", "KL to base", "tokens"
     )

@@ -28,6 +28,7 @@ from landscape.cli.common import (
     adapters_in,
     app,
     quiet_libraries,
+    table_console,
 )
 from landscape.errors import InputError
 
@@ -214,12 +215,9 @@ def _summary(found: dict[str, dict[Key, Any]]) -> list[dict]:
 
 
 def _print(found: dict[str, dict[Key, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file or pipe has no width to fit
+    console = table_console()
     traces = [measure for measure in found if measure.startswith("trace")]
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("checkpoint", overflow="fold")

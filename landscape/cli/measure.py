@@ -23,6 +23,7 @@ from landscape.cli.common import (
     Trust,
     app,
     quiet_libraries,
+    table_console,
 )
 from landscape.cli.metric_options import parse_metric, print_metrics
 
@@ -116,12 +117,9 @@ def _records(frame: pandas.DataFrame) -> list[dict[str, Any]]:
 
 
 def _print(table: pandas.DataFrame, details: pandas.DataFrame) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file or pipe has no width to fit
+    console = table_console()
     said = [name for name in ("optimizer", "rho", "lr", "seed") if table[name].notna().any()]
     intervals = {
         row["digest"]: f"\n[{row['low']:+.4f}, {row['high']:+.4f}]"

@@ -30,6 +30,7 @@ from landscape.cli.common import (
     app,
     check_device,
     quiet_libraries,
+    table_console,
 )
 from landscape.errors import InputError
 
@@ -219,7 +220,6 @@ def _levels(text: str, log: bool) -> int | list[float]:
 
 
 def _print_surfaces(surfaces: list[Surface]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from landscape.surface_metrics import compare_metrics
@@ -254,9 +254,7 @@ def _print_surfaces(surfaces: list[Surface]) -> None:
             f"{surface.weight:.0f}",
             f"{surface.provenance.seconds:.1f}",
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file or pipe has no width to fit
+    console = table_console()
     console.print(table)
     for surface in surfaces:
         if surface.path:

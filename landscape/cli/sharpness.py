@@ -31,6 +31,7 @@ from landscape.cli.common import (
     app,
     check_device,
     quiet_libraries,
+    table_console,
 )
 from landscape.cli.metric_options import parse_metric, print_metrics
 
@@ -195,12 +196,9 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _print(found: dict[str, dict[Key, Sharpness]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file or pipe has no width to fit
+    console = table_console()
     columns = {column: next(iter(results.values())) for column, results in found.items()}
     heads = _headings(list(columns.values()))
     table = Table(show_edge=False, pad_edge=False)
