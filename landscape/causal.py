@@ -188,13 +188,16 @@ def hidden_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) ->
     """Hidden states that a linear output head sees at `positions`, (positions.sum(), width), and the head.
 
     The head itself is given one position only. Raises TypeError where it is not a plain linear map, or where its weight
-    is there only while the model computes (FSDP2).
+    is there only while the model computes (FSDP2, weights that accelerate offloads).
     """
     head = _part(model, "get_output_embeddings")
     if is_sharded(model):
         raise TypeError("the output head of a sharded model cannot be used outside of the model")
     if type(head) is not nn.Linear:
         raise TypeError(f"the output head is a {type(head).__name__}, not a linear map")
+    if any(part.is_meta for part in head.parameters()):
+        # torch multiplies CPU by meta tensors without a word, into memory that nobody wrote (2.13)
+        raise TypeError("the output head is offloaded; it cannot be used outside of the model")
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, arguments: Sequence[Any]) -> tuple:

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from landscape.causal import CausalLoss, supervised_hidden
 from landscape.checkpoints import load_checkpoint
 from landscape.directions import difference_direction, load_directions, random_directions, save_directions
 from landscape.errors import InputError, MeasurementWarning
@@ -317,6 +318,12 @@ def test_an_offloaded_model_has_a_loss_and_says_why_it_has_no_surface(single):
     from accelerate import cpu_offload
 
     model = cpu_offload(build_model("llama"), torch.device("cpu"))
+    # its head has no weight outside of the forward: what was read there was memory that nobody wrote, and once in a
+    # while memory that held the right logits
+    form = CausalLoss.for_model(model, data_of()[0])
+    assert form.at_supervised and not form.linear_head
+    with pytest.raises(TypeError, match="offloaded"):
+        supervised_hidden(model, data_of()[0])
     np.testing.assert_allclose(Objective(model, data_of()).loss().mean, single["llama"]["loss"][0], **LOSS)
     with pytest.raises(InputError, match=r"embed_tokens.weight has no data on a device.*offloaded"):
         compute_surface(model, data_of(), points=3, progress=False)
