@@ -321,7 +321,8 @@ def test_an_offloaded_model_has_a_loss_and_says_why_it_has_no_surface(single):
     # its head has no weight outside of the forward: what was read there was memory that nobody wrote, and once in a
     # while memory that held the right logits
     form = CausalLoss.for_model(model, data_of()[0])
-    assert form.at_supervised and not form.linear_head
+    assert form.at_supervised
+    assert not form.linear_head
     with pytest.raises(TypeError, match="offloaded"):
         supervised_hidden(model, data_of()[0])
     np.testing.assert_allclose(Objective(model, data_of()).loss().mean, single["llama"]["loss"][0], **LOSS)
