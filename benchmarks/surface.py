@@ -33,7 +33,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from landscape import MeasurementWarning, compute_surface, load_checkpoint, load_data, random_directions
 from landscape.data import TokenData
-from landscape.parameters import Parameters, excursion
+from landscape.parameters import Parameters
+from landscape.perturbation import excursion
 
 warnings.simplefilter("ignore", MeasurementWarning)
 PEERS = ("loss-landscapes", "loss-landscape-3d", "Landscaper")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from landscape.objective import Objective
-from landscape.parameters import EXACT, Excursion, Fidelity, Parameters, excursion, vector_norm
+from landscape.parameters import Parameters, vector_norm
+from landscape.perturbation import EXACT, Excursion, Fidelity, excursion
 from landscape.sharding import whole
 from landscape.vectors import Layout
 

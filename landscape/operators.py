@@ -26,7 +26,8 @@ from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.losses import OutputLoss
 from landscape.objective import Objective
-from landscape.parameters import EXACT, Fidelity, Parameters
+from landscape.parameters import Parameters
+from landscape.perturbation import EXACT, Fidelity
 from landscape.results import from_plain, to_plain
 from landscape.vectors import Layout
 

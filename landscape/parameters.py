@@ -1,4 +1,4 @@
-"""A model's parameters as one vector: names, ties, filters, inner products, seeded noise, exact perturb and restore."""
+"""A model's parameters as one vector: names, ties, filters, inner products, seeded noise; a model left as it was."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import contextlib
 import dataclasses
 import fnmatch
 import hashlib
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from landscape.errors import InputError
 from landscape.filters import Filters, filters_of, head_dimension_of
-from landscape.sharding import check_sharding, cut_like, own_part, settle, slice_of, summed_like, whole
+from landscape.sharding import check_sharding, cut_like, own_part, settle, summed_like, whole
 
 Vector = Mapping[str, Tensor]  # parameter name -> tensor of that parameter's shape; absent names are zero
-
-# Elements perturbed at a time: float64 temporaries that stay in the cache of a CPU (2 MiB), or are bounded on a GPU.
-_CHUNK_CPU, _CHUNK = 2**18, 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,27 +32,6 @@ class NamedParameter:
     def matches(self, globs: Sequence[str]) -> bool:
         """Whether any of its names matches any of the shell globs."""
         return any(fnmatch.fnmatchcase(name, glob) for glob in globs for name in (self.name, *self.aliases))
-
-
-@dataclasses.dataclass(frozen=True)
-class Fidelity:
-    """How much of an intended perturbation the weights took; both are 1 where rounding did no harm."""
-
-    norm_ratio: float  # |realized step| / |intended step|
-    cosine: float  # between realized and intended step
-
-    @property
-    def faithful(self) -> bool:
-        """Whether norm and direction are right to one percent (DESIGN, law 4)."""
-        return self.cosine >= 0.99 and abs(self.norm_ratio - 1) <= 0.01
-
-    def worse(self, other: Fidelity) -> Fidelity:
-        """The worse of two, in norm and in direction; NaN, of a step to where nothing is finite, is worst."""
-        ratio = max(self.norm_ratio, other.norm_ratio, key=lambda r: math.inf if math.isnan(r) else abs(r - 1))
-        return Fidelity(ratio, min(self.cosine, other.cosine, key=lambda c: -math.inf if math.isnan(c) else c))
-
-
-EXACT = Fidelity(1.0, 1.0)
 
 
 class Parameters:
@@ -194,142 +168,6 @@ def vector_digest(vector: Vector) -> str:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in C order, whatever its type and device; of all of a sharded one."""
     return whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-# --- perturb and restore ------------------------------------------------------------------------------------
-
-
-class Excursion:
-    """Moves a model's parameters, always from the exact base, never by accumulating steps. See `excursion`."""
-
-    def __init__(self, parameters: Parameters, offload_base: bool = False):
-        self._parameters = parameters
-        self._offload = offload_base
-        self._base: dict[str, Tensor] = {}  # copies of the tensors (slices) that moved; the others are their own
-        self._moved: set[str] = set()
-
-    @torch.no_grad()
-    def move(self, terms: Sequence[tuple[float, Vector]], base_coefficient: float = 1.0) -> Fidelity:
-        """Set the parameters to base_coefficient * base + the sum of coefficient * vector.
-
-        A step from the base of float32 weights is summed in float32 and added to it; anything else is formed in
-        float64 (float32 where the device has no more) and rounded once, to the weights' own type. So (1 - t) base +
-        t other is `other` bit for bit at t = 1. Returns the fidelity of the step from the base that the rounded
-        weights really took.
-
-        A vector's tensors are asked for one at a time, in the order of the parameters.
-        """
-        settle(self._parameters.model)
-        terms = [(coefficient, vector) for coefficient, vector in terms if coefficient != 0]
-        touched = [e.name for e in self._parameters if base_coefficient != 1 or any(e.name in v for _, v in terms)]
-        self._remember([name for name in touched if name not in self._base])
-        sums: Tensor | None = None  # |intended|^2, |realized|^2, <intended, realized>
-        for entry in self._parameters:
-            active = [(c, cut_like(vector[entry.name], entry.tensor)) for c, vector in terms if entry.name in vector]
-            if not active and base_coefficient == 1:
-                self._restore(entry.name)
-                continue
-            self._moved.add(entry.name)
-            moved = own_part(entry.tensor)
-            part = _move_tensor(moved, self._base[entry.name], base_coefficient, [(c, own_part(v)) for c, v in active])
-            sums = part.cpu() if sums is None else sums + part.cpu()
-        if sums is not None:
-            sums = summed_like(sums, self._parameters.tensors[0])
-        if sums is None or sums[0] == 0:
-            return EXACT
-        intended, realized, product = (float(s) for s in sums)
-        if realized == 0:
-            return Fidelity(0.0, 0.0)
-        return Fidelity((realized / intended) ** 0.5, product / (intended**0.5 * realized**0.5))
-
-    def base(self, name: str) -> Tensor:
-        """The exact base of a tensor, on its device, wherever the model is by now."""
-        tensor = self._parameters[name].detach()
-        if name not in self._moved:
-            return tensor
-        part = self._base[name].to(own_part(tensor).device)
-        return slice_of(part, tensor) if isinstance(tensor, DTensor) else part
-
-    def _remember(self, names: Sequence[str]) -> None:
-        if names:
-            self.restore()  # tensors may share memory: what is copied must not show another's step
-            self._base |= {name: self._copied(own_part(self._parameters[name])) for name in names}
-
-    def _copied(self, tensor: Tensor) -> Tensor:
-        if not self._offload or tensor.device.type == "cpu":
-            return tensor.clone()
-        pinned = torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
-        return pinned.copy_(tensor)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Set every parameter back to the base, bit for bit."""
-        settle(self._parameters.model)
-        for name in list(self._moved):
-            self._restore(name)
-
-    def _restore(self, name: str) -> None:
-        if name in self._moved:
-            own_part(self._parameters[name]).copy_(self._base[name])
-            self._moved.discard(name)
-
-
-def _move_tensor(
-    target: Tensor, base: Tensor, base_coefficient: float, active: Sequence[tuple[float, Tensor]]
-) -> Tensor:
-    """Write the combination into `target`, chunk by chunk; returns the three sums that fidelity needs.
-
-    What lives elsewhere comes to the target's device a chunk at a time, in its own type.
-    """
-    wide = wide_dtype(target.device)
-    steps_in_float32 = base_coefficient == 1 and {target.dtype, *(v.dtype for _, v in active)} == {torch.float32}
-    in_place = target.is_contiguous()
-    base_flat = base.reshape(-1)
-    flat = target.view(-1) if in_place else torch.empty_like(base_flat, device=target.device)
-    vectors = [(coefficient, vector.reshape(-1)) for coefficient, vector in active]
-    sums = torch.zeros(3, dtype=wide, device=target.device)
-    chunk = _CHUNK_CPU if target.device.type == "cpu" else _CHUNK
-    for start in range(0, base_flat.numel(), chunk):
-        piece = slice(start, start + chunk)
-        if steps_in_float32:
-            origin = base_flat[piece].to(target.device)
-            intended = _combined([(c, v[piece].to(target.device)) for c, v in vectors])
-            realized = torch.add(origin, intended, out=flat[piece]) - origin
-            square = intended.dot(intended)
-            if 1e-20 < square < 1e20:  # else squares may leave float32
-                sums += torch.stack([square, realized.dot(realized), intended.dot(realized)])
-                continue
-        origin = base_flat[piece].to(target.device).to(wide)
-        place = base_coefficient * origin
-        for coefficient, vector in vectors:
-            place += coefficient * vector[piece].to(target.device).to(wide)
-        flat[piece] = place.to(target.dtype)
-        intended, realized = place.sub_(origin), flat[piece].to(wide) - origin
-        sums += torch.stack([intended.dot(intended), realized.dot(realized), intended.dot(realized)])
-    if not in_place:
-        target.copy_(flat.view(base.shape))
-    return sums
-
-
-def _combined(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    (coefficient, vector), *others = terms
-    step = coefficient * vector
-    for coefficient, vector in others:
-        step.add_(vector, alpha=coefficient)
-    return step
-
-
-@contextlib.contextmanager
-def excursion(parameters: Parameters, *, offload_base: bool = False) -> Iterator[Excursion]:
-    """Perturb a model inside the block; afterwards its weights are bit-identical, also when the block raises.
-
-    Needs one copy of the weights that move, beside them; with `offload_base` on the host.
-    """
-    trip = Excursion(parameters, offload_base)
-    try:
-        yield trip
-    finally:
-        trip.restore()
 
 
 @contextlib.contextmanager

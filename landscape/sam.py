@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from transformers import Trainer
 
 from landscape.errors import InputError, MeasurementWarning
-from landscape.parameters import EXACT, Fidelity, wide_dtype
+from landscape.parameters import wide_dtype
+from landscape.perturbation import EXACT, Fidelity
 
 ASCENTS = ("batch", "micro", "local")
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from landscape.parameters import Fidelity
+from landscape.perturbation import Fidelity
 from landscape.results import Provenance, Result
 from landscape.surface_metrics import SurfaceMetrics, surface_metrics
 from landscape.sweep import Autocast

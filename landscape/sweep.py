@@ -21,16 +21,8 @@ from landscape.distributed import Share
 from landscape.errors import InputError, MeasurementWarning
 from landscape.losses import LossFunction, loss_name
 from landscape.objective import Objective, identity_of, provenance_of
-from landscape.parameters import (
-    EXACT,
-    Excursion,
-    Fidelity,
-    Parameters,
-    Vector,
-    excursion,
-    preserved,
-    vector_digest,
-)
+from landscape.parameters import Parameters, Vector, preserved, vector_digest
+from landscape.perturbation import EXACT, Excursion, Fidelity, excursion
 from landscape.results import Journal, Provenance
 from landscape.sharding import is_sharded
 

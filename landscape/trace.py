@@ -23,7 +23,8 @@ from landscape.estimation import SampleMean, check_precision, interval_of, sampl
 from landscape.hessian_results import LayerTrace, TraceEstimate
 from landscape.losses import LossFunction
 from landscape.objective import Objective, identity_of
-from landscape.parameters import Parameters, excursion, preserved
+from landscape.parameters import Parameters, preserved
+from landscape.perturbation import excursion
 from landscape.results import Journal
 from landscape.sharding import is_sharded, whole
 from landscape.subject import Globs, Subject, group_by_layer, progress_bar

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from landscape.errors import InputError
-from landscape.parameters import Excursion, Parameters, Vector, gaussian_noise
+from landscape.parameters import Parameters, Vector, gaussian_noise
+from landscape.perturbation import Excursion
 from landscape.sharding import cut_like, flat_slice, own_part, slice_of
 
 

@@ -16,7 +16,7 @@ FLOORS = [
     {"results", "grid", "chat", "questions", "corpora", "head", "batches", "correlation", "filters"},
     {"data"},
     {"parameters", "choices"},
-    {"checkpoints", "causal", "benchmarks"},
+    {"checkpoints", "causal", "benchmarks", "perturbation"},
     {"losses"},
     {"objective", "vectors", "spectrum", "estimation", "memory"},
     {"directions", "sweep", "surface_metrics", "sam", "differences", "paired"},

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from landscape.errors import InputError
-from landscape.parameters import (
-    EXACT,
-    Fidelity,
-    Parameters,
-    excursion,
-    gaussian_noise,
-    inner_product,
-    preserved,
-)
+from landscape.parameters import Parameters, gaussian_noise, inner_product, preserved
+from landscape.perturbation import EXACT, Fidelity, excursion
 
 
 def test_tied_tensors_are_one_parameter_under_the_first_name():

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from landscape.errors import InputError
-from landscape.parameters import Fidelity
+from landscape.perturbation import Fidelity
 from landscape.plotting import (
     basics,
     caption_for,

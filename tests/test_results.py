@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from landscape.errors import InputError
-from landscape.parameters import Fidelity
+from landscape.perturbation import Fidelity
 from landscape.results import (
     Journal,
     Provenance,

@@ -14,7 +14,7 @@ from landscape.batches import Batch, rows_of, take_rows
 from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.objective import Objective
-from landscape.parameters import Fidelity
+from landscape.perturbation import Fidelity
 from landscape.sharding import whole
 from landscape.sharpness.registry import Found, Site, check_positive, dot, metric, norm_of, same
 

@@ -18,7 +18,7 @@ from landscape.checkpoints import Checkpoint
 from landscape.errors import InputError
 from landscape.losses import LossFunction
 from landscape.objective import Loss, identity_of
-from landscape.parameters import EXACT, Excursion, Fidelity
+from landscape.perturbation import EXACT, Excursion, Fidelity
 from landscape.results import Journal, Provenance, Result, from_plain
 from landscape.sharding import is_sharded, whole
 from landscape.subject import Globs, Subject
