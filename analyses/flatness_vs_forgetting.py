@@ -30,7 +30,6 @@ import time
 import tomllib
 import warnings
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,8 @@ import numpy as np
 import pandas
 import torch
 from llama_symmetries import symmetries_of
-from study_models import QUESTIONS, random_start, train_tokenizer, write_json, write_questions
+from study_folder import claim, versions, write_json
+from study_models import QUESTIONS, random_start, train_tokenizer, write_questions
 
 import landscape
 
@@ -74,7 +74,8 @@ def read_settings(path: Path, quick: bool) -> dict:
 
 def run(output: Path, settings: dict, workers: int) -> None:
     started = time.perf_counter()
-    claim(output, settings)
+    plan = {"file": HYPOTHESES.name, "sha256": hashlib.sha256(HYPOTHESES.read_bytes()).hexdigest()}
+    claim(output / "study.json", settings=settings, hypotheses=plan, versions=versions())
     train_tokenizer(output / "tokenizer", settings["vocabulary"])
     write_questions(output / "data")
     bases = list(bases_of(settings))
@@ -103,23 +104,6 @@ def run(output: Path, settings: dict, workers: int) -> None:
         f"\n{len(rows)} checkpoints, {time.perf_counter() - started:.0f} s, of which the processes computed "
         f"{spent.ru_utime + spent.ru_stime:.0f} s in all; {output / 'table.csv'}"
     )
-
-
-def claim(output: Path, settings: dict) -> None:
-    """Write down what the folder is of, or see that it is the study that was begun."""
-    said = {
-        "settings": settings,
-        "hypotheses": {"file": HYPOTHESES.name, "sha256": hashlib.sha256(HYPOTHESES.read_bytes()).hexdigest()},
-        "versions": {name: metadata.version(name) for name in ("landscape-lm", "torch", "transformers", "numpy")},
-    }
-    path = output / "study.json"
-    if path.exists():
-        begun = json.loads(path.read_text("utf-8"))
-        differing = [name for name, value in said.items() if begun.get(name) != value]
-        if differing:
-            raise landscape.InputError(f"{path} is of a study of other {differing[0]}; choose another --output.")
-    else:
-        write_json(path, said)
 
 
 # --- the design ---------------------------------------------------------------------------------------------

@@ -38,7 +38,6 @@ def test(rows: list[dict], settings: dict) -> dict:
     within = landscape.correlate(full, flatness=["adaptive_average_new"], groups="base", controls=GIVEN)
     between = between_bases(full, [f"{column}_base" for column in columns])
     given_kl = landscape.correlate(full, flatness=metrics, groups="base", controls=["kl_new"], **explored)
-    given_kl["partial_q"] = q_values(given_kl["partial_p"])
     results: dict[str, Any] = {
         "checkpoints": len(full),
         "bases": int(full["base"].nunique()),
@@ -47,7 +46,7 @@ def test(rows: list[dict], settings: dict) -> dict:
         "H2": said(within, "adaptive_average_new", "partial", "partial_low", "partial_high", "partial_p"),
         "H3": sam_against_adamw(frame),
         "H4": {"metrics": given_kl.loc[given_kl["partial_q"] < LEVEL, "metric"].tolist(), "of": len(metrics)},
-        "correlations": records(overall),
+        "correlations": records(overall.assign(kind=overall["metric"].map(kind_of))),
         "same_recipe": records(landscape.correlate(full, flatness=every, groups="recipe", **explored)),
         "same_tuning": records(landscape.correlate(full, flatness=every, groups="tuning", **explored)),
         "between_bases": records(between),
@@ -61,6 +60,12 @@ def test(rows: list[dict], settings: dict) -> dict:
         found = landscape.correlate(lora, flatness=every, groups="base", **explored)
         results["lora"] = {"correlations": records(found), "sam_minus_adamw": paired(lora, lora)}
     return plain(results)
+
+
+def kind_of(metric: str) -> str:
+    """ "rival", "control", or which text the flatness was measured on: "old", "new"."""
+    named = dict.fromkeys(RIVALS, "rival") | dict.fromkeys(NEGATIVE, "control")
+    return named.get(metric, metric.rpartition("_")[2])
 
 
 # --- the tests ----------------------------------------------------------------------------------------------
@@ -78,14 +83,6 @@ def said(table: pandas.DataFrame, metric: str, value: str, low: str, high: str, 
     row = table.set_index("metric").loc[metric]
     found = {"metric": metric, "value": row[value], "low": row[low], "high": row[high], "p": row[p]}
     return found | {"held": bool(row[low] > 0 and row[p] < LEVEL)}
-
-
-def q_values(p: pandas.Series) -> np.ndarray:
-    q = np.full(len(p), np.nan)
-    known = p.notna().to_numpy()
-    if known.any():
-        q[known] = stats.false_discovery_control(p[known].to_numpy(), method="bh")
-    return q
 
 
 def sam_against_adamw(frame: pandas.DataFrame) -> dict:

@@ -22,12 +22,12 @@ import os
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from llama_symmetries import Symmetry, is_tied, symmetries_of
+from study_folder import claim, versions
 
 import landscape
 
@@ -59,8 +59,9 @@ def main() -> None:
 
 def run(output: Path, settings: dict, checkpoint: str | None, base: str | None, source: str) -> None:
     """Fill `output`. Raises InputError where it holds a table of other settings."""
-    said = {"settings": settings, "checkpoint": checkpoint, "base": base, "data": source, "versions": _versions()}
-    _claim(output / "invariance.json", said)  # before anything is made in a folder that may be another's
+    # before anything is made in a folder that may be another's
+    of = {"settings": settings, "checkpoint": checkpoint, "base": base, "data": source}
+    claim(output / "invariance.json", **of, versions=versions())
     if checkpoint is None:
         make_tiny(output, settings)
         checkpoint, base = str(output / "model"), str(output / "base")
@@ -72,7 +73,7 @@ def run(output: Path, settings: dict, checkpoint: str | None, base: str | None, 
     given = landscape.load_checkpoint(base, dtype=settings["dtype"]) if base else None
     origin = given.model if given else nearby(model, data, settings)
     digests = {"checkpoint": tuned.digest, "base": given.digest if given else None, "data": data.digest}
-    _claim(output / "invariance.json", {"digests": digests, "tokens": data.tokens})
+    claim(output / "invariance.json", digests=digests, tokens=data.tokens)
     rows = _read(output / "invariance.csv")
     metrics = [m for m in settings["metrics"] if not (m["metric"] == "relative_flatness" and is_tied(model))]
     before = log_probabilities(model, data)
@@ -210,22 +211,6 @@ def nearby(model: Any, data: Iterable[dict], settings: dict) -> Any:
 
 
 # --- files --------------------------------------------------------------------------------------------------
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("landscape-lm", "torch", "transformers", "numpy")}
-
-
-def _claim(path: Path, said: dict) -> None:
-    """Write down what the table is of, or see that it is the table that was begun."""
-    begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name, value in said.items():
-        if begun.get(name, value) != value:
-            raise landscape.InputError(f"{path} was made with other {name}; choose another --output.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(begun | said, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _read(path: Path) -> dict[tuple[str, str, str], dict]:

@@ -14,13 +14,13 @@ import argparse
 import json
 import sys
 import tomllib
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas
 import torch
-from study_models import random_start, train_tokenizer, write_json, write_lines
+from study_folder import claim, versions, write_json, write_lines
+from study_models import random_start, train_tokenizer
 
 import landscape
 
@@ -51,11 +51,7 @@ def main() -> None:
 
 
 def run(output: Path, settings: dict) -> None:
-    said = {"settings": settings, "versions": {name: metadata.version(name) for name in ("landscape-lm", "torch")}}
-    record = output / "study.json"
-    if record.exists() and json.loads(record.read_text("utf-8")) != said:
-        raise landscape.InputError(f"{record} is of other settings or versions; choose another --output.")
-    write_json(record, said)
+    claim(output / "study.json", settings=settings, versions=versions())
     train_tokenizer(output / "tokenizer", settings["vocabulary"])
     rows = [row for seed in settings["seeds"] for row in run_seed(output, settings, seed)]
     table = pandas.DataFrame(rows)

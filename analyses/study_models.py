@@ -7,11 +7,10 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
+from study_folder import write_lines
 
 import landscape
 
@@ -80,15 +79,3 @@ def write_questions(folder: Path) -> tuple[Path, Path]:
         if not file.exists():
             write_lines(file, (json.dumps(record) for record in parts[held_out].values()))
     return files
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """A file that is there completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(beside, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_lines(path, [json.dumps(value, indent=1)])

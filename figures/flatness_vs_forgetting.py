@@ -26,8 +26,6 @@ KINDS = {  # of a metric, by where it was measured: colour and words
     "rival": ("#009e73", "rivals"),
     "control": ("#7f7f7f", "negative controls"),
 }
-RIVALS = ("kl_old", "kl_new", "predicted_forgetting", "displacement_curvature", "distance")
-CONTROLS = ("random", "weight_norm")
 WAYS = ("equal steps", "equal gradient evaluations", "equal new-task loss")
 
 
@@ -44,15 +42,8 @@ def main(folder: str, figure: str | None = None) -> None:
     print(markdown(results))
 
 
-def kind_of(metric: str) -> str:
-    if metric in RIVALS:
-        return "rival"
-    return "control" if metric in CONTROLS else metric.rpartition("_")[2]
-
-
 def words(metric: str) -> str:
-    kind = kind_of(metric)
-    name = metric.removesuffix(f"_{kind}") if kind in ("old", "new") else metric
+    name = metric.removesuffix("_old").removesuffix("_new")
     said = {"kl_old": "KL to base, old text", "kl_new": "KL to base, new text", "weight_norm": "norm of the weights"}
     said |= {"predicted_forgetting": "second-order prediction", "displacement_curvature": "curvature along the step"}
     said |= {"distance": "distance from base", "random": "random number"}
@@ -68,7 +59,7 @@ def draw(results: dict, full: pandas.DataFrame) -> Any:
     near, far = upper.subplots(1, 2, sharey=True)
     scatter(near, full, "kl_new", results)
     flattest = max(
-        (row for row in results["correlations"] if kind_of(row["metric"]) in ("old", "new") and row["estimate"]),
+        (row for row in results["correlations"] if row["kind"] in ("old", "new") and row["estimate"]),
         key=lambda row: abs(row["estimate"]),
     )
     scatter(far, full, flattest["metric"], results)
@@ -83,7 +74,7 @@ def forest(axes: Any, results: dict) -> None:
     """Correlation of everything with forgetting, strongest first."""
     rows = sorted(results["correlations"], key=lambda row: abs(row["estimate"] or 0))
     for height, row in enumerate(rows):
-        colour, _ = KINDS[kind_of(row["metric"])]
+        colour, _ = KINDS[row["kind"]]
         if row["estimate"] is None:
             continue
         if row["low"] is not None:
@@ -95,7 +86,7 @@ def forest(axes: Any, results: dict) -> None:
     axes.axvline(0, color="black", lw=0.6)
     axes.set_yticks(range(len(rows)), [words(row["metric"]) for row in rows])
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_color(KINDS[kind_of(row["metric"])][0])
+        label.set_color(KINDS[row["kind"]][0])
     axes.set(xlim=(-1.02, 1.02), ylim=(-0.7, len(rows) - 0.3))
     axes.set_xlabel(
         f"Spearman correlation with forgetting, {results['checkpoints']} checkpoints; 95% interval over "
@@ -116,7 +107,7 @@ def scatter(axes: Any, full: pandas.DataFrame, metric: str, results: dict) -> No
             label=f"{name}, lr {lr:g}",
         )  # fmt: skip
     row = next(row for row in results["correlations"] if row["metric"] == metric)
-    where = {"old": ", old text", "new": ", new text"}.get(kind_of(metric), "")
+    where = {"old": ", old text", "new": ", new text"}.get(row["kind"], "")
     if full[metric].min() > 0 and full[metric].max() > 20 * full[metric].min():
         axes.set_xscale("log")
     axes.set_xlabel(words(metric) + where)
@@ -165,7 +156,7 @@ def markdown(results: dict) -> str:
         if row["estimate"] is None:
             lines.append(f"| {words(row['metric'])} | | - | - | {row['note']} |")
             continue
-        kind = kind_of(row["metric"])
+        kind = row["kind"]
         where = {"old": "old", "new": "new"}.get(kind, kind)
         interval = f"{row['estimate']:+.2f}"
         if row["low"] is not None:

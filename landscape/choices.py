@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landscape.data import IGNORED, Example, TokenData, check_load_options, is_running_text, read_records
+from landscape.data import IGNORED, Example, TokenData
 from landscape.errors import InputError
 from landscape.questions import Pair, instructed_tokens, is_question, plain_tokens, read_question
+from landscape.sources import check_load_options, is_running_text, read_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer

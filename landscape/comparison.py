@@ -20,9 +20,10 @@ from landscape.checkpoints import (
     load_files,
     load_tokenizer,
 )
-from landscape.data import TokenData, check_vocabulary, load_data, parse_named_source
+from landscape.data import TokenData, check_vocabulary, load_data
 from landscape.errors import InputError, MeasurementWarning
 from landscape.results import Provenance
+from landscape.sources import parse_named_source
 
 DEFAULT_DATA = "builtin:docs"
 

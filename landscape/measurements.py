@@ -15,7 +15,7 @@ from landscape.data import TokenData
 from landscape.forgetting import Forgetting, measure_forgetting
 from landscape.hessian_results import TraceEstimate
 from landscape.parameters import Parameters, vector_norm, wide_dtype
-from landscape.results import Provenance, Result, digest_of, remove_journal
+from landscape.results import Provenance, Result, digest_of, journaled
 from landscape.sharpness import Sharpness, compute_sharpness
 from landscape.surface import Surface, compute_surface
 from landscape.trace import hessian_trace
@@ -27,17 +27,13 @@ Measure = Callable[[Checkpoint, TokenData, Path], Any]  # the path is for a jour
 def kept(path: Path, kind: type[AnyResult], take: Callable[[Path], AnyResult]) -> AnyResult:
     """The result in the file `path`; where there is none, what `take` returns is put there first.
 
-    take  called with the path of a journal, which a killed run leaves beside the file and the next one continues
+    take  called with the path of a journal, see `results.journaled`
 
     Always read from the file, so that a result is the same in the run that took it and in the next. Raises InputError
     where the file is not a result of that kind.
     """
-    journal = path.with_name(f".{path.stem}.journal")
-    if not path.exists():
-        take(journal).save(path)
-    found = kind.load(path)
-    remove_journal(journal)
-    return found
+    journaled(path, lambda journal: take(journal).save(path))
+    return kind.load(path)
 
 
 def measure_each(

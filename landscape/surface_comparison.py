@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from landscape.directions import Direction, load_directions, random_directions, 
 from landscape.errors import InputError
 from landscape.grid import ends
 from landscape.hessian import eigen_directions
-from landscape.results import remove_journal
+from landscape.results import journaled
 from landscape.surface import Span, Surface, auto_span, compute_interpolation, compute_plane, compute_surface
 from landscape.trajectory import compute_trajectory
 
@@ -89,12 +90,12 @@ def compare_surfaces(
         if kind != "eigen":
             return None
         path = folder / names[key].replace("surface", "eigenvectors").replace(".json", ".safetensors")
-        if not path.exists():  # kept, so that a killed run continues along the same
-            journal = path.with_name(f".{path.stem}.journal")
-            data = comparison.data[key[1]]
-            found = eigen_directions(checkpoint, data, dim, seed=seed, progress=progress, journal=journal)
-            save_directions(found, path)
-            remove_journal(journal)
+
+        def find(journal: Path) -> None:
+            how: dict[str, Any] = {"seed": seed, "progress": progress, "journal": journal}
+            save_directions(eigen_directions(checkpoint, comparison.data[key[1]], dim, **how), path)
+
+        journaled(path, find)  # kept, so that a killed run continues along the same
         return load_directions(path, checkpoint.model)
 
     if span == "auto" and missing:
@@ -109,25 +110,26 @@ def compare_surfaces(
                     )
                 spans.append(auto_span(checkpoint, data, directions, autocast=autocast, offload_base=offload_base))
         grid["span"] = max(spans)
+
+    def measure(models: list[Any], index: int, data_name: str, journal: Path) -> None:
+        how = grid | {"autocast": autocast, "journal": journal, "progress": progress}
+        data = comparison.data[data_name]
+        if kind == "interpolate":
+            surface = compute_interpolation(models[0], models[1], data, **how)
+        elif kind == "plane":
+            surface = compute_plane(models, data, **how)
+        elif kind == "trajectory":
+            surface = compute_trajectory(models, data, **how)
+        else:
+            how |= {"dim": dim, "offload_base": offload_base}
+            surface = compute_surface(models[0], data, along(models[0], (index, data_name)), **how)
+        dataclasses.replace(surface, data=data_name).save(folder / names[index, data_name])
+
     for index in unfinished:
         loaded = range(len(comparison.files)) if kind == "trajectory" else members[index]
-        models: list[Any] = [comparison.load(member) for member in loaded]
+        models = [comparison.load(member) for member in loaded]
         for data_name in [name for i, name in missing if i == index]:
-            path = folder / names[index, data_name]
-            journal = path.with_name(f".{path.stem}.journal")
-            how = grid | {"autocast": autocast, "journal": journal, "progress": progress}
-            data = comparison.data[data_name]
-            if kind == "interpolate":
-                surface = compute_interpolation(models[0], models[1], data, **how)
-            elif kind == "plane":
-                surface = compute_plane(models, data, **how)
-            elif kind == "trajectory":
-                surface = compute_trajectory(models, data, **how)
-            else:
-                how |= {"dim": dim, "offload_base": offload_base}
-                surface = compute_surface(models[0], data, along(models[0], (index, data_name)), **how)
-            dataclasses.replace(surface, data=data_name).save(path)
-            remove_journal(journal)
+            journaled(folder / names[index, data_name], functools.partial(measure, models, index, data_name))
     return {name: finished.get(key) or Surface.load(folder / name) for key, name in names.items()}
 
 

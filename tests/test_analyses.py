@@ -58,16 +58,20 @@ metric = "displacement_curvature"
 """
 
 
+def run_script(path, *arguments):
+    command = [sys.executable, str(ROOT / path), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("invariance")
     (folder / "settings.toml").write_text(SETTINGS)
-    command = [sys.executable, str(ROOT / "analyses/invariance.py"), "--output", str(folder / "out")]
-    command += ["--settings", str(folder / "settings.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = ("analyses/invariance.py", "--output", folder / "out", "--settings", folder / "settings.toml")
+    done = run_script(*command)
     assert done.returncode == 0, done.stderr
     before = (folder / "out/invariance.csv").read_bytes()
-    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    assert run_script(*command).returncode == 0
     assert (folder / "out/invariance.csv").read_bytes() == before
     with open(folder / "out/invariance.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -119,12 +123,7 @@ def test_what_is_not_invariant_moves(table):
 
 def test_the_figure_is_drawn_and_the_table_printed(table, tmp_path):
     folder, _ = table
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "figures/invariance.py"), str(folder), str(tmp_path / "figure")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_script("figures/invariance.py", folder, tmp_path / "figure")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
@@ -196,17 +195,12 @@ span = 0.5
 """
 
 
-def run_analysis(name, *arguments):
-    command = [sys.executable, str(ROOT / "analyses" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     (folder / "settings.toml").write_text(STUDY)
     arguments = ("--settings", folder / "settings.toml", "--output", folder / "out", "--workers", "1")
-    done = run_analysis("flatness_vs_forgetting.py", *arguments)
+    done = run_script("analyses/flatness_vs_forgetting.py", *arguments)
     assert done.returncode == 0, done.stderr
     return folder / "out", arguments, done.stdout
 
@@ -227,7 +221,7 @@ def test_a_study_has_a_row_for_each_fine_tuning_and_goes_on_to_the_same_table(st
     before = (folder / "table.csv").read_bytes()
     (folder / "rows/sam-0.01-0/full-sam-0.01.json").unlink()
     shutil.rmtree(folder / "checkpoints/sam-0.01-0/full-sam-0.01")
-    assert run_analysis("flatness_vs_forgetting.py", *arguments).returncode == 0
+    assert run_script("analyses/flatness_vs_forgetting.py", *arguments).returncode == 0
     assert (folder / "table.csv").read_bytes() == before
 
 
@@ -245,16 +239,11 @@ def test_other_hypotheses_or_settings_are_another_study(study, tmp_path):
     folder, _, said = study
     assert "H3" in said
     (tmp_path / "other.toml").write_text(STUDY.replace("steps = 4", "steps = 5"))
-    done = run_analysis("flatness_vs_forgetting.py", "--settings", tmp_path / "other.toml", "--output", folder)
+    done = run_script("analyses/flatness_vs_forgetting.py", "--settings", tmp_path / "other.toml", "--output", folder)
     assert done.returncode == 1
     assert "other settings" in done.stderr
     assert "Traceback" not in done.stderr
-    drawn = subprocess.run(
-        [sys.executable, str(ROOT / "figures/flatness_vs_forgetting.py"), str(folder), str(tmp_path / "figure")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    drawn = run_script("figures/flatness_vs_forgetting.py", folder, tmp_path / "figure")
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -379,7 +368,7 @@ rehearse_ratio = 0.2
 def test_the_table_of_optimizers_has_the_start_and_differences_paired_by_seed(tmp_path):
     (tmp_path / "settings.toml").write_text(OPTIMIZERS)
     arguments = ("--settings", tmp_path / "settings.toml", "--output", tmp_path / "out")
-    done = run_analysis("optimizers.py", *arguments)
+    done = run_script("analyses/optimizers.py", *arguments)
     assert done.returncode == 0, done.stderr
     table = pandas.read_csv(tmp_path / "out/optimizers.csv")
     assert list(table["method"].unique())[:2] == ["start", "AdamW"]
@@ -388,11 +377,9 @@ def test_the_table_of_optimizers_has_the_start_and_differences_paired_by_seed(tm
     for _, row in table.iterrows():
         assert row["forgetting"] == pytest.approx(row["old_loss"] - start["old_loss"][row["seed"]], abs=1e-9)
     assert "| SAM + rehearsal |" in done.stdout
-    again = run_analysis("optimizers.py", *arguments)
+    again = run_script("analyses/optimizers.py", *arguments)
     assert again.returncode == 0
     assert again.stdout.endswith(done.stdout[done.stdout.index("| method") :])
-    drawn = subprocess.run(
-        [sys.executable, str(ROOT / "figures/optimizers.py"), str(tmp_path / "out")], capture_output=True, timeout=300
-    )
+    drawn = run_script("figures/optimizers.py", tmp_path / "out")
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "out/optimizers.png").read_bytes().startswith(b"\x89PNG")

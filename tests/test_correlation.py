@@ -141,6 +141,20 @@ def test_false_discoveries_are_controlled_across_metrics():
     assert false <= 6  # 5% of 40 is 2, with a standard deviation of 1.4
 
 
+def test_partial_q_values_are_those_of_the_partial_p_values():
+    """Benjamini and Hochberg 1995 by hand: the k-th smallest of m times m / k, made monotone from the largest."""
+    generator = np.random.default_rng(6)
+    table = pandas.DataFrame(generator.standard_normal((40, 6)), columns=[*"abcd", "lr", "forgetting"])
+    table["a"] += 3 * table["forgetting"]
+    table["d"] = 1.0  # has no p-value, and is none of the m
+    with_note = correlate(table, flatness=[*"abcd"], controls=["lr"], resamples=199).set_index("metric")
+    p = with_note.loc[[*"abc"], "partial_p"].sort_values()
+    expected = np.minimum.accumulate((p * 3 / np.arange(1, 4))[::-1])[::-1]
+    np.testing.assert_allclose(with_note.loc[p.index, "partial_q"], expected, rtol=1e-12)
+    assert np.isnan(with_note.loc["d", "partial_q"])
+    assert with_note.loc["a", "partial_q"] < 0.05
+
+
 def test_granulated_kendall_by_hand():
     table = pandas.DataFrame(
         {

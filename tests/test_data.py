@@ -21,8 +21,7 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from landscape import corpora
-from landscape import data as data_module
+from landscape import corpora, sources
 from landscape.data import (
     IGNORED,
     Example,
@@ -30,7 +29,6 @@ from landscape.data import (
     check_vocabulary,
     load_data,
     pad_examples,
-    parse_named_source,
 )
 from landscape.errors import InputError
 
@@ -560,7 +558,7 @@ def test_a_smaller_limit_draws_a_subset_of_the_records(tmp_path: Path, tokenizer
 def test_records_that_are_not_drawn_are_not_read(tmp_path: Path, tokenizer: Any) -> None:
     path = write_records(tmp_path / "a.jsonl", *({"text": f"the fox {i}"} for i in range(20)), {"broken": 1})
     assert refusal(path, tokenizer).startswith(f"{path} line 21")
-    drawn = [seed for seed in range(20) if 20 not in data_module._choose(21, 3, seed)]
+    drawn = [seed for seed in range(20) if 20 not in sources.choose(21, 3, seed)]
     assert len(load_data(path, tokenizer, limit=3, seed=drawn[0]).examples) == 3
 
 
@@ -735,7 +733,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, tokenizer: Any, name:
 def test_a_path_that_is_not_there_is_refused_without_asking_a_server(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    monkeypatch.setattr(data_module, "_check_hub_answers", lambda _: pytest.fail("asked a server"))
+    monkeypatch.setattr(sources, "_check_hub_answers", lambda _: pytest.fail("asked a server"))
     assert f"no file or folder {source!r}" in refusal(source, tokenizer)
 
 
@@ -825,17 +823,17 @@ def test_a_token_beyond_the_vocabulary_is_named() -> None:
     ],
 )
 def test_a_source_is_named_as_given_or_after_its_file(value: str, expected: tuple[str, str]) -> None:
-    assert parse_named_source(value) == expected
+    assert sources.parse_named_source(value) == expected
 
 
 def test_an_existing_path_stays_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse_named_source("lr=1.jsonl") == ("lr", "1.jsonl")
+    assert sources.parse_named_source("lr=1.jsonl") == ("lr", "1.jsonl")
     (tmp_path / "lr=1.jsonl").touch()
-    assert parse_named_source("lr=1.jsonl") == ("lr=1", "lr=1.jsonl")
+    assert sources.parse_named_source("lr=1.jsonl") == ("lr=1", "lr=1.jsonl")
 
 
 @pytest.mark.parametrize("value", ["=tasks.jsonl", "old="])
 def test_half_a_name_is_refused(value: str) -> None:
     with pytest.raises(InputError, match="name=source"):
-        parse_named_source(value)
+        sources.parse_named_source(value)

@@ -14,6 +14,7 @@ FLOORS = [
     {"errors"},
     {"distributed", "sharding"},
     {"results", "grid", "chat", "questions", "corpora", "head", "batches", "correlation", "filters"},
+    {"sources"},
     {"data"},
     {"parameters", "choices"},
     {"checkpoints", "causal", "benchmarks", "perturbation"},

@@ -58,8 +58,8 @@ def correlate(
                            enough), or within groups, which tests the link within them alone; over whole groups where
                            one side is one number per group. q: Benjamini and Hochberg 1995 over all metrics
     partial                given controls; partial_low, partial_high: percentile bootstrap over rows, or over groups
-    partial_p              permutes residuals (Freedman and Lane 1983). With groups it tests what is left within them:
-                           residuals given controls and groups, permuted within groups
+    partial_p, partial_q   permutes residuals (Freedman and Lane 1983). With groups it tests what is left within them:
+                           residuals given controls and groups, permuted within groups. partial_q: as q, of these
     within                 mean over groups of Kendall's tau within them
     logo_low, logo_high    range of the estimate when each group in turn is left out
     granulated             see `hyperparameters`
@@ -111,13 +111,19 @@ def correlate(
     _say_twins(rows, study.numbers)
     _warn_of_rows_left_out(study, metrics)
     result = pandas.DataFrame(rows)
-    known = result["p"].notna()
-    result["q"] = np.nan
-    if known.any():
-        result.loc[known, "q"] = stats.false_discovery_control(result.loc[known, "p"].to_numpy(), method="bh")
+    for p, q in (("p", "q"), ("partial_p", "partial_q")):
+        result[q] = _q_values(result[p].to_numpy(float))
     result = result[COLUMNS]
     result.attrs = study.settings()
     return result
+
+
+def _q_values(p: np.ndarray) -> np.ndarray:
+    """Benjamini and Hochberg 1995 over the p-values that there are; NaN for the others."""
+    q, known = np.full(len(p), np.nan), np.isfinite(p)
+    if known.any():
+        q[known] = stats.false_discovery_control(p[known], method="bh")
+    return q
 
 
 def _say_twins(rows: list[dict[str, Any]], numbers: dict[str, np.ndarray]) -> None:

@@ -38,7 +38,7 @@ _X, _Y = "\0metric", "\0outcome"  # no column of a table is called that
 
 COLUMNS = [
     *("metric", "n", "n_groups", "estimate", "low", "high", "p", "q", "partial", "partial_low", "partial_high"),
-    *("partial_p", "within", "logo_low", "logo_high", "granulated", "note"),
+    *("partial_p", "partial_q", "within", "logo_low", "logo_high", "granulated", "note"),
 ]
 
 

@@ -2,7 +2,7 @@
 
 from landscape.results.files import read_json, replacing, write_json, write_text
 from landscape.results.folder import results_folder
-from landscape.results.journal import Journal, remove_journal
+from landscape.results.journal import Journal, journaled
 from landscape.results.plain import FORMAT_VERSION, digest_of, from_plain, to_plain
 from landscape.results.result import Provenance, Result, installed_versions
 from landscape.results.snapshots import Snapshots
@@ -16,8 +16,8 @@ __all__ = [
     "digest_of",
     "from_plain",
     "installed_versions",
+    "journaled",
     "read_json",
-    "remove_journal",
     "replacing",
     "results_folder",
     "to_plain",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,10 +99,17 @@ class Journal:
         self.close()
 
 
-def remove_journal(path: Path) -> None:
-    """Remove a journal whose result is saved, and what it kept in files beside it."""
-    path.unlink(missing_ok=True)
-    for file in _beside(path):
+def journaled(path: Path, make: Callable[[Path], object]) -> None:
+    """Let `make` write the file `path` if it is not there yet.
+
+    make  called with the path of a journal, which a killed run leaves beside the file and the next one continues; it is
+          removed when the file is there
+    """
+    journal = path.with_name(f".{path.stem}.journal")
+    if not path.exists():
+        make(journal)
+    journal.unlink(missing_ok=True)
+    for file in _beside(journal):
         file.unlink(missing_ok=True)
 
 
