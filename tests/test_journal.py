@@ -21,7 +21,7 @@ from curved import MatrixOperator, start_vector, with_spectrum
 import landscape.results.snapshots
 from landscape.errors import InputError, MeasurementWarning
 from landscape.hessian import hessian_density, hessian_eigenvalues
-from landscape.results import Journal, Snapshots, remove_journal
+from landscape.results import Journal, Snapshots, journaled
 from landscape.sharpness import compute_sharpness
 from landscape.spectrum import lanczos, quadrature
 from landscape.surface import compute_surface
@@ -154,7 +154,7 @@ MEASURES = {
 @pytest.mark.filterwarnings("ignore::landscape.errors.MeasurementWarning")  # a trace of 8 probes is not known well
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_measurement_stopped_on_its_way_continues_to_the_same_result(name, tmp_path, monkeypatch, every_product):
-    measure, journal = MEASURES[name], tmp_path / "journal"
+    measure, result, journal = MEASURES[name], tmp_path / "result.json", tmp_path / ".result.journal"
     model, data = build_model("llama"), make_batches(examples=3)
     whole = measure(model, data, None)
     append = Journal.append
@@ -183,8 +183,10 @@ def test_a_measurement_stopped_on_its_way_continues_to_the_same_result(name, tmp
     assert done == sorted(set(done)), "nothing is done twice"
     with pytest.raises(InputError, match="other settings"):
         measure(build_model("llama", seed=1), data, journal)
-    remove_journal(journal)
-    assert not list(tmp_path.iterdir())
+    journaled(result, lambda place: result.write_text(place.name))
+    assert result.read_text() == journal.name
+    journaled(result, lambda _: pytest.fail("made again"))
+    assert list(tmp_path.iterdir()) == [result], "the journal, and what it kept beside it, is gone"
 
 
 def test_snapshots_take_a_small_share_of_the_time_and_leave_room(tmp_path, monkeypatch):
