@@ -164,9 +164,8 @@ class _Scores(NamedTuple):
         before: nn.Module,
         after: nn.Module,
     ) -> _Scores:
-        batches, order = data.as_batches([example for choices in examples for example in choices])
-        table = np.empty((len(order), 6))
-        table[order] = compare_examples(name, batches, before, after)
+        batches = data.as_batches([example for choices in examples for example in choices])
+        table = compare_examples(name, batches, before, after)
         scored = np.split(table, np.cumsum([len(choices) for choices in examples])[:-1])
         right, norm, loss = (np.full((len(scored), 2), math.nan) for _ in range(3))
         for index, (rows, asked) in enumerate(zip(scored, data.questions, strict=True)):

@@ -60,11 +60,9 @@ class Questions(TokenData):
                 hashed.update(example.as_bytes())
         return hashed.hexdigest()
 
-    def as_batches(self, examples: Sequence[Example]) -> tuple[TokenData, list[int]]:
-        """Any of the examples as batches within the same budget, and which of them each row is."""
-        order = sorted(range(len(examples)), key=lambda index: len(examples[index].input_ids), reverse=True)
-        ordered = tuple(examples[index] for index in order)  # TokenData's own sort, stable, leaves it so
-        return TokenData(self.source, ordered, self.batch_tokens, self.padding_id), order
+    def as_batches(self, examples: Sequence[Example]) -> TokenData:
+        """Any of the examples as batches within the same budget."""
+        return TokenData(self.source, tuple(examples), self.batch_tokens, self.padding_id)
 
 
 def holds_questions(source: str | Path) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,10 +60,10 @@ class Example:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenData:
-    """Examples as batches that can be read again and again, longest first so that memory peaks at once.
+    """Examples as batches that can be read again and again, largest first so that memory peaks at once.
 
-    A batch is what `pad_examples` makes; rows * longest row <= batch_tokens, except where one example alone
-    is longer. Raises InputError unless `batch_tokens` is positive.
+    A batch is what `pad_examples` makes of examples of similar length; rows * longest row <= batch_tokens, except where
+    one example alone is longer. Raises InputError unless `batch_tokens` is positive.
     """
 
     source: str
@@ -96,15 +97,20 @@ class TokenData:
 
     @cached_property
     def _batches(self) -> list[dict[str, torch.Tensor]]:
-        groups: list[list[Example]] = []
-        width = 0  # of the last group, set by its first and longest example
-        for example in sorted(self.examples, key=lambda e: len(e.input_ids), reverse=True):
-            if groups and (len(groups[-1]) + 1) * width <= self.batch_tokens:
-                groups[-1].append(example)
-            else:
-                groups.append([example])
-                width = len(example.input_ids)
-        return [pad_examples(group, self.padding_id) for group in groups]
+        return [pad_examples([self.examples[i] for i in group], self.padding_id) for group in self._groups]
+
+    @property
+    def order(self) -> list[int]:
+        """Which of the examples each row is, batch after batch."""
+        return [index for group in self._groups for index in group]
+
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        lengths = [len(example.input_ids) for example in self.examples]
+        falling = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+        ends = _batch_ends([lengths[index] for index in falling], self.batch_tokens)
+        groups = [falling[start:end] for start, end in pairwise([0, *ends])]
+        return sorted(groups, key=lambda group: -len(group) * lengths[group[0]])
 
     def unseen_rows(self, vocabulary_size: int) -> int:
         """How many of a model's token ids are never an input that a loss depends on.
@@ -131,6 +137,29 @@ class TokenData:
     def with_batch_tokens(self, batch_tokens: int) -> TokenData:
         """The same examples in other batches."""
         return replace(self, batch_tokens=batch_tokens)
+
+
+_BATCH_COST = 128  # tokens: a batch more must save as much padding
+
+
+def _batch_ends(lengths: Sequence[int], budget: int) -> list[int]:
+    """Where to cut falling `lengths` into batches, so that padded tokens and the costs of batches are fewest in all."""
+    count = len(lengths)
+    least, start = (
+        np.full(count + 1, np.inf),
+        np.zeros(count + 1, dtype=int),
+    )  # for the first n: cost, last batch's start
+    least[0] = 0
+    for first, width in enumerate(lengths):
+        rows = min(count - first, max(1, budget // width))
+        ending = slice(first + 1, first + rows + 1)
+        cost = least[first] + _BATCH_COST + width * np.arange(1, rows + 1)
+        start[ending] = np.where(cost < least[ending], first, start[ending])
+        least[ending] = np.minimum(cost, least[ending])
+    ends = [count]
+    while start[ends[-1]]:
+        ends.append(int(start[ends[-1]]))
+    return ends[::-1]
 
 
 def pad_examples(examples: Sequence[Example], padding_id: int = 0) -> dict[str, torch.Tensor]:

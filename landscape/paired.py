@@ -14,22 +14,28 @@ from torch import Tensor, nn
 
 from landscape.batches import Batch
 from landscape.causal import CausalLoss
-from landscape.data import IGNORED
+from landscape.data import IGNORED, TokenData
 from landscape.errors import InputError
 from landscape.objective import Objective
 
 
 def compare_examples(task: str, data: Iterable[Batch], before: nn.Module, after: nn.Module) -> np.ndarray:
-    """A row per example, in the order of `data`: tokens, both losses, both counts of right first choices, KL.
+    """A row per example: tokens, both losses, both counts of right first choices, KL.
 
-    Tokens are the supervised ones; losses and KL(before || after) are sums over them, nats in float64. Raises
-    InputError where a model is not a causal language model, or the vocabularies differ.
+    In the order of `data.examples` where there are, else as they come in the batches. Tokens are the supervised ones;
+    losses and KL(before || after) are sums over them, nats in float64. Raises InputError where a model is not a causal
+    language model, or the vocabularies differ.
     """
     objectives = [Objective(model, data) for model in (before, after)]
     for objective in objectives:
         if not isinstance(objective.loss_fn, CausalLoss):
             raise InputError(f"task {task}: forgetting takes causal language models, and batches with labels.")
-    return torch.cat(list(objectives[0].over_batches(lambda batch: _compare(batch, objectives)))).cpu().numpy()
+    found = torch.cat(list(objectives[0].over_batches(lambda batch: _compare(batch, objectives)))).cpu().numpy()
+    if not isinstance(data, TokenData):
+        return found
+    rows = np.empty_like(found)
+    rows[data.order] = found  # a bootstrap's draws are by row: other batches must not be another sample
+    return rows
 
 
 def paired_interval(

@@ -211,12 +211,12 @@ def train(model, tokenizer, path, shifted):
     asked, batches = load_questions(path, tokenizer), []
     for form, shift in zip(("plain", "instructed"), shifted, strict=True):
         chosen = [getattr(q, form)[(q.answer + shift) % len(ANSWERS)] for q in asked.questions]
-        batches += asked.as_batches(chosen)[0]
+        batches += asked.as_batches(chosen)
     return fit(model, batches)
 
 
 def asked_with_instruction(asked):
-    return asked.as_batches([q.instructed[q.answer] for q in asked.questions])[0]
+    return asked.as_batches([q.instructed[q.answer] for q in asked.questions])
 
 
 @pytest.fixture(scope="module")

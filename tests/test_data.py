@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -184,11 +185,30 @@ def test_a_batch_of_several_keeps_its_budget(examples: tuple[Example, ...], budg
 
 
 @given(example_lists, budgets)
-def test_batches_are_full_and_longest_first(examples: tuple[Example, ...], budget: int) -> None:
-    shapes = [tuple(b["input_ids"].shape) for b in TokenData("memory", examples, batch_tokens=budget)]
-    widths = [width for _, width in shapes]
-    assert widths == sorted(widths, reverse=True)
-    assert all((rows + 1) * width > budget for rows, width in shapes[:-1])  # no room for one more row
+def test_batches_come_largest_first_and_say_which_example_a_row_is(examples: tuple[Example, ...], budget: int) -> None:
+    data = TokenData("memory", examples, batch_tokens=budget)
+    sizes = [batch["input_ids"].numel() for batch in data]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [examples[index] for index in data.order] == [e for batch in data for e in unpadded(batch)]
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=9), st.integers(1, 900))
+def test_no_other_batches_pad_less_for_their_number(lengths: list[int], budget: int) -> None:
+    """Against every way to cut the sorted lengths: padded tokens and 128 a batch."""
+    lengths = sorted(lengths, reverse=True)
+
+    def cost(parts: list[list[int]]) -> int:
+        return sum(128 + len(part) * part[0] for part in parts)
+
+    possible = []
+    for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+        ends = [i + 1 for i, cut in enumerate(cuts) if cut]
+        parts = [lengths[a:b] for a, b in itertools.pairwise([0, *ends, len(lengths)])]
+        if all(len(part) == 1 or len(part) * part[0] <= budget for part in parts):
+            possible.append(cost(parts))
+    examples = tuple(Example((1,) * length, (IGNORED,) * length) for length in lengths)
+    shapes = [batch["input_ids"].shape for batch in TokenData("memory", examples, batch_tokens=budget)]
+    assert sum(128 + rows * width for rows, width in shapes) == min(possible)
 
 
 @given(example_lists, budgets)
