@@ -5,7 +5,7 @@
 grid         a random plane of --points x --points on equal-length text: `model(**batch).loss` as often, ours, and
              loss-landscapes, loss-landscape-3d and Landscaper where they can be imported (--peers: a folder made with
              pip install --target; they bring versions of their own that a working environment need not have)
-instruction  nine points on mixed-length, partly supervised examples: against `model(**batch).loss` in data order
+instruction  five points on mixed-length, partly supervised examples: against `model(**batch).loss` in data order
              on padded batches of 8, which is all that the peers offer (benchmarks/loss.py is one point of it)
 --perturb    what moving the weights costs for each parameter, against a copy of them and against a forward pass
 --memory     peak memory of a 2 x 2 grid above the loaded model and one forward, in processes of their own
@@ -176,18 +176,18 @@ def instruction(width: int, layers: int, rounds: int) -> None:
     def in_order() -> list[float]:
         found = []
         with excursion(Parameters(model)) as trip:
-            for x in np.linspace(-0.5, 0.5, 9):
+            for x in np.linspace(-0.5, 0.5, 5):
                 trip.move([(x, axis[0].tensors)])
                 found.append(plain(model, examples, rows=8))
         return found
 
     def surface() -> list[float]:
-        return compute_surface(model, data, axis, points=9, span=0.5, progress=False).loss.tolist()
+        return compute_surface(model, data, axis, points=5, span=0.5, progress=False).loss.tolist()
 
     seconds, results = alternate({"in order": in_order, "ours": surface}, rounds)
     apart = np.abs(np.array(results["ours"]) / np.array(results["in order"]) - 1).max()
     middle, low, high = ratios(seconds, "ours")["in order"]
-    print(f"instruction: {width} wide, {layers} layers, vocabulary 32 000, 64 examples, 40% supervised, 9 points")
+    print(f"instruction: {width} wide, {layers} layers, vocabulary 32 000, 64 examples, 40% supervised, 5 points")
     print(f"  {middle:.2f}x ({low:.2f} to {high:.2f}) faster than data order; values equal to {apart:.1e} relative")
 
 

@@ -26,6 +26,7 @@ from landscape import (
     supervised_loss,
 )
 from landscape.causal import CausalLoss
+from landscape.data import Example, TokenData
 from landscape.parameters import Parameters
 
 ANY = [torch.zeros(2), torch.zeros(1)]
@@ -152,6 +153,20 @@ def test_m_sharpness_is_the_mean_of_each_groups_own_maximum():
     assert found.value == pytest.approx(np.mean(parts), rel=1e-12)
     assert found.value >= whole.value  # mean of maxima against maximum of means
     assert found.details["groups"] == 3
+
+
+def test_m_sharpness_of_examples_does_not_depend_on_their_batches():
+    """Groups are of examples, not of rows of batches: other batches round otherwise, float32, and no more."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [tuple(torch.randint(1, 60, (length,), generator=generator).tolist()) for length in (9, 3, 14, 5, 7)]
+    examples = tuple(Example(ids, ids) for ids in rows)
+    model, how = build_model("llama"), {"rho": 0.1, "m": 2, "steps": 2}
+    found = [
+        compute_sharpness(model, TokenData("memory", examples, batch_tokens=budget), **how) for budget in (1, 20, 1000)
+    ]
+    assert [f.details["groups"] for f in found] == [3, 3, 3]
+    assert found[0].value == pytest.approx(found[2].value, rel=1e-4)
+    assert found[1].value == pytest.approx(found[2].value, rel=1e-4)
 
 
 def test_keskar_in_closed_form():

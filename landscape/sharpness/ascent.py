@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from landscape import distributed
 from landscape.batches import Batch, rows_of, take_rows
+from landscape.data import TokenData
 from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.objective import Objective
@@ -186,9 +187,10 @@ def _mean_over_groups(site: Site, ball: Ball, steps: int, restarts: int, m: int)
         """Number, loss terms, rise and perturbed loss of this share's groups that have any; and the worst rounding."""
         climbed = []
         for index, group in share.of(_groups(whole, m)):
-            site.objective = Objective(site.module, [group], whole.loss_fn)
+            site.objective = Objective(site.module, group, whole.loss_fn)
             try:
-                terms = float(site.objective.evaluate(site.objective.on_device(group))[1])
+                with torch.no_grad():
+                    terms = sum(float(weight) for _, weight in site.objective.over_batches(site.objective.evaluate))
                 if terms:
                     found = climb(site, ball, steps, restarts)
                     climbed.append((index, terms, found.value, found.perturbed_loss or 0.0))
@@ -208,14 +210,19 @@ def _mean_over_groups(site: Site, ball: Ball, steps: int, restarts: int, m: int)
     return Found(total / weight, perturbed_loss=perturbed / weight, details={"groups": len(groups)})
 
 
-def _groups(objective: Objective, m: int) -> Iterator[Batch]:
-    """The examples in groups of `m`, or what is left of a batch."""
+def _groups(objective: Objective, m: int) -> Iterator[Iterable[Batch]]:
+    """The examples in groups of `m`, each as batches; of plain batches groups end where those do."""
+    if isinstance(objective.data, TokenData):
+        examples = objective.data.examples
+        for start in range(0, len(examples), m):
+            yield dataclasses.replace(objective.data, examples=examples[start : start + m])
+        return
     for batch in objective.data:
         rows = rows_of(batch)
         if rows is None:
             raise InputError("m-sharpness needs batches that can be cut into examples: tensors with rows.")
         for start in range(0, rows, m):
-            yield take_rows(batch, slice(start, start + m), rows)
+            yield [take_rows(batch, slice(start, start + m), rows)]
 
 
 @metric("keskar", invariance="none: the box is |w| + 1, between absolute and relative")
