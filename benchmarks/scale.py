@@ -1,4 +1,4 @@
-"""What measurements cost as parameters, tokens, grid points and processes grow: a CSV, one plot, a Markdown table.
+"""What measurements cost as parameters, tokens, grid points and processes grow: a CSV, one plot, a table.
 
     python benchmarks/scale.py OUT [--rounds 3] [--quick]
 
@@ -43,7 +43,8 @@ WORKS = {  # colours: Okabe and Ito 2008
     "eigenvalue": ("top eigenvalue, 10 products", "#d55e00"),
     "surface": ("whole surface", "#0072b2"),
 }
-WIDTH, TOKENS, POINTS = 128, 512, 8  # where one thing grows, the others stay here
+WIDTH, TOKENS = 128, 512  # where one thing grows, the others stay here
+SHARED_TOKENS, SHARED_POINTS = 4096, 16  # what processes share: eight batches
 GROWING = {
     "parameters": (64, 128, 256),  # by width
     "tokens": (256, 512, 1024, 2048),
@@ -87,8 +88,7 @@ def measure(width: int, tokens: int, points: int, works: tuple[str, ...], rounds
         return 1
 
     def product() -> int:
-        with curvature_of(objective, parameters, hvp="exact", keep_graphs=False) as operator:
-            operator(operator.layout.random(0, "benchmark")[None])
+        operator(operator.layout.random(0, "benchmark")[None])
         return 1
 
     def trace() -> int:
@@ -101,12 +101,13 @@ def measure(width: int, tokens: int, points: int, works: tuple[str, ...], rounds
     runs["eigenvalue"] = eigenvalue
     taken: dict[str, list[float]] = {work: [] for work in works}
     counts = {}
-    gradient()  # warms up
-    for _ in range(rounds):
-        for work in works:
-            started = clock()
-            counts[work] = runs[work]()
-            taken[work].append(clock() - started)
+    with curvature_of(objective, parameters, hvp="exact", keep_graphs=False) as operator:
+        for turn in range(rounds + 1):  # the first warms up
+            for work in works:
+                started = clock()
+                counts[work] = runs[work]()
+                if turn:
+                    taken[work].append(clock() - started)
     size = parameters.numel
     rows = []
     for work in works:
@@ -119,7 +120,7 @@ def measure(width: int, tokens: int, points: int, works: tuple[str, ...], rounds
 def as_one_of_many(works: tuple[str, ...], rounds: int) -> None:
     """What torchrun starts: the first process prints what all of them took together."""
     with shared_work():
-        rows = measure(WIDTH, TOKENS, POINTS, works, rounds, time.perf_counter)
+        rows = measure(WIDTH, SHARED_TOKENS, SHARED_POINTS, works, rounds, time.perf_counter)
     if os.environ.get("RANK", "0") == "0":
         print("\nrows " + json.dumps(rows))
 
@@ -145,7 +146,7 @@ def measure_all(rounds: int, quick: bool) -> list[dict]:
             else:
                 width = value if growing == "parameters" else WIDTH
                 tokens = value if growing == "tokens" else TOKENS
-                points = value if growing == "points" else 3
+                points = value if growing == "points" else 9
                 found = measure(width, tokens, points, works, rounds, time.process_time)
             rows += [{"growing": growing, **row} for row in found]
             print(f"{growing} {value}: " + ", ".join(f"{r['work']} {r['seconds']:.3g} s" for r in found), flush=True)
@@ -173,19 +174,23 @@ def draw(rows: list[dict]) -> plt.Figure:
 
 
 def markdown(rows: list[dict]) -> str:
-    """A row for each size, a column for each work, in milliseconds."""
-    works = [work for work in WORKS if any(row["work"] == work for row in rows)]
-    lines = ["| growing | parameters | tokens | points | processes | " + " | ".join(WORKS[w][0] for w in works) + " |"]
-    lines.append("|---|" + "---:|" * (4 + len(works)))
-    for key in dict.fromkeys((r["growing"], r["parameters"], r["tokens"], r["points"], r["processes"]) for r in rows):
-        growing, size, tokens, points, processes = key
-        found = {
-            r["work"]: r["seconds"]
-            for r in rows
-            if (r["growing"], r["parameters"], r["tokens"], r["points"], r["processes"]) == key
-        }
-        cells = [f"{found[w] * 1e3:,.0f} ms" if w in found else "" for w in works]
-        lines.append(f"| {growing} | {size:,} | {tokens} | {points} | {processes} | " + " | ".join(cells) + " |")
+    """For everything that grows, from its smallest to its largest: what each work took, and the ratio."""
+    columns = [("point", "surface")] + [(work,) for work in ("gradient", "product", "trace", "eigenvalue")]
+    titles = ["surface point (whole surface)", *(WORKS[works[0]][0] for works in columns[1:])]
+    lines = [f"| grows | {' | '.join(titles)} |", "|---" * (1 + len(columns)) + "|"]
+    for growing in GROWING:
+        mine = [row for row in rows if row["growing"] == growing]
+        least, most = (limit(row[growing] for row in mine) for limit in (min, max))
+        cells = [f"{growing} {least:,} to {most:,}: {most / least:.2g}x"]
+        for works in columns:
+            taken = [
+                row["seconds"] for end in (least, most) for row in mine if row[growing] == end and row["work"] in works
+            ]
+            said = (
+                "{:,.0f} to {:,.0f} ms: {:.2g}x".format(*(t * 1e3 for t in taken), taken[1] / taken[0]) if taken else ""
+            )
+            cells.append(f"({said})" if said and growing in WORKS_OF and "surface" in works else said)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

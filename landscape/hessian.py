@@ -24,7 +24,7 @@ from landscape.hessian_results import (
     SpectralDensity,
 )
 from landscape.losses import LossFunction
-from landscape.objective import Objective, identity_of
+from landscape.objective import Objective, journal_of
 from landscape.parameters import Parameters, Vector
 from landscape.power_iteration import pyhessian_eigenvalues
 from landscape.results import Journal, Snapshots
@@ -272,9 +272,9 @@ def _journal(path: Path | str | None, subject: Subject, settings: dict, seed: in
         yield None
         return
     if is_sharded(subject.module):
-        raise InputError("a sharded model (fully_shard) is measured by several processes, which keep no journal yet.")
-    identity = identity_of(subject.objective, subject.parameters, subject.loss)
-    with Journal(path, {"settings": settings, "seed": seed} | identity) as journal:
+        raise InputError("the vectors of a sharded model (fully_shard) are kept in no journal; leave journal out.")
+    said = {"settings": settings, "seed": seed}
+    with journal_of(path, subject.objective, subject.parameters, subject.loss, said) as journal:
         yield journal
 
 

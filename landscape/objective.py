@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,8 +19,8 @@ from landscape.distributed import Share
 from landscape.errors import InputError
 from landscape.losses import LossFunction, default_loss
 from landscape.parameters import Parameters, tensor_bytes, vector_digest, wide_dtype
-from landscape.results import Provenance, digest_of
-from landscape.sharding import agreed, is_sharded, settle
+from landscape.results import Journal, Provenance, digest_of
+from landscape.sharding import agreed, by_first_holder, is_sharded, settle
 
 T = TypeVar("T")
 
@@ -271,13 +273,15 @@ def provenance_of(
     )
 
 
-def identity_of(objective: Objective, parameters: Parameters, loss: str | None) -> dict[str, Any]:
-    """What tells whether a journal is of the same model, data and loss, for one who moves `parameters` of the model.
+def journal_of(
+    path: Path | str, objective: Objective, parameters: Parameters, loss: str | None, settings: Mapping[str, Any]
+) -> Journal:
+    """The journal of a measurement that moves `parameters`: no other weights, data, loss or settings share it.
 
     loss  the name of the loss function, see `losses.loss_name`
     """
     model = objective.model
-    return {
+    identity = {
         "weights": vector_digest(Parameters(model, frozen=True).values()),
         "buffers": vector_digest({name: b.detach() for name, b in model.named_buffers() if not b.is_meta}),
         "parameters": digest_of(list(parameters.names)),
@@ -285,6 +289,8 @@ def identity_of(objective: Objective, parameters: Parameters, loss: str | None) 
         "device": str(objective.device),
         "loss": loss,
     }
+    by_first = functools.partial(by_first_holder, model=model) if is_sharded(model) else distributed.by_first
+    return Journal(path, identity | dict(settings), by_first)
 
 
 def describe_data(data: Iterable[Batch]) -> dict:

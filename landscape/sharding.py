@@ -7,7 +7,8 @@ own `float()` is that of its slice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from landscape.errors import InputError
+
+T = TypeVar("T")
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -106,6 +109,29 @@ def everywhere(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return tensor
     return DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+
+
+def by_first_holder(function: Callable[[], T], model: nn.Module) -> T:
+    """What `function` returns, or the InputError it raises, in the first of the processes that hold the sharded model.
+
+    It alone calls it; all of them have to come here.
+    """
+    mesh = next(tensor.device_mesh for tensor in model.parameters() if isinstance(tensor, DTensor))
+    outcome: tuple[Any, str | None] | None = None
+    if not any(mesh.get_coordinate() or ()):
+        try:
+            outcome = function(), None
+        except InputError as error:
+            outcome = None, str(error)
+    for group in mesh.get_all_groups():  # along one dimension of the mesh after the other
+        held: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(held, outcome, group=group)
+        outcome = next((other for other in held if other is not None), None)
+    assert outcome is not None
+    found, refused = outcome
+    if refused is not None:
+        raise InputError(refused)
+    return found
 
 
 def agreed(value: object, model: nn.Module) -> bool:

@@ -18,13 +18,12 @@ from tqdm.auto import tqdm
 from landscape import distributed
 from landscape.batches import Batch
 from landscape.distributed import Share
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import MeasurementWarning
 from landscape.losses import LossFunction, loss_name
-from landscape.objective import Objective, identity_of, provenance_of
+from landscape.objective import Objective, journal_of, provenance_of
 from landscape.parameters import Parameters, Vector, preserved, vector_digest
 from landscape.perturbation import EXACT, Excursion, Fidelity, excursion
 from landscape.results import Journal, Provenance
-from landscape.sharding import is_sharded
 
 # Where a point lies: the coefficient of the base weights, and of each vector added to them.
 Place = tuple[float, list[tuple[float, Vector]]]
@@ -193,16 +192,13 @@ def sweeping(
 
     `settings`, the loss, the weights, the vectors in `others` and the data identify the journal.
     """
-    if journal is not None and is_sharded(model):
-        raise InputError("a sharded model (fully_shard) is measured by several processes, which keep no journal yet.")
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved(model))
         objective = Objective(model, data, loss_fn, autocast)
         weights = vector_digest(parameters.values())
         log = None
         if journal is not None:
-            identity = identity_of(objective, parameters, loss_name(loss_fn))
             said = {"settings": dict(settings or {}), "others": [vector_digest(vector) for vector in others]}
-            log = stack.enter_context(Journal(journal, identity | said))
+            log = stack.enter_context(journal_of(journal, objective, parameters, loss_name(loss_fn), said))
         trip = stack.enter_context(excursion(parameters, offload_base=offload_base))
         yield Sweep(objective, trip, place, weights, log)

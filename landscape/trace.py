@@ -22,11 +22,11 @@ from landscape.errors import InputError, MeasurementWarning
 from landscape.estimation import SampleMean, check_precision, interval_of, sample_mean
 from landscape.hessian_results import LayerTrace, TraceEstimate
 from landscape.losses import LossFunction
-from landscape.objective import Objective, identity_of
+from landscape.objective import Objective, journal_of
 from landscape.parameters import Parameters, preserved
 from landscape.perturbation import excursion
 from landscape.results import Journal
-from landscape.sharding import is_sharded, whole
+from landscape.sharding import whole
 from landscape.subject import Globs, Subject, group_by_layer, progress_bar
 from landscape.vectors import Layout, probe_scale
 
@@ -87,13 +87,11 @@ def hessian_trace(
         "hvp": hvp,
         "parameters": parameters,
     }
-    if journal is not None and is_sharded(subject.module):
-        raise InputError("a sharded model (fully_shard) is measured by several processes, which keep no journal yet.")
     with contextlib.ExitStack() as stack:
         log = None
         if journal is not None:
-            identity = identity_of(objective, selected, subject.loss)
-            log = stack.enter_context(Journal(journal, {"settings": settings, "seed": seed} | identity))
+            said = {"settings": settings, "seed": seed}
+            log = stack.enter_context(journal_of(journal, objective, selected, subject.loss, said))
         bar = stack.enter_context(progress_bar(f"{name} trace", BLOCK, "probe", progress))
         run = TraceRun(objective, selected, weighting, seed, log, bar)
         low_precision = any(t.dtype.itemsize < 4 for t in selected.tensors)

@@ -113,7 +113,7 @@ def refusals(model):
         "ggn": lambda: compute_sharpness(model, data, metric="fisher_rao"),
         "vectors": lambda: hessian_eigenvalues(model, data, vectors=True),
         "density": lambda: hessian_density(model, data),
-        "journal": lambda: compute_surface(model, data, points=3, journal="never.journal"),
+        "journal": lambda: hessian_eigenvalues(model, data, hvp="finite_difference", journal="never.journal"),
         "other data": lambda: Objective(model, make_batches(seed=dist.get_rank())),
     }
     said = {}
@@ -123,6 +123,30 @@ def refusals(model):
         except InputError as error:
             said[name] = str(error)
     return said
+
+
+def continued(model, path):
+    """A surface and a trace whose journals a kill tore in the third line, which the first process alone writes."""
+    data, found = data_of(), {}
+    for name, measure in {
+        "surface": lambda j: compute_surface(model, data, points=5, span=0.5, progress=False, journal=j).loss.tolist(),
+        "average": lambda j: [compute_sharpness(model, data, metric="average_case", samples=4, journal=j).value],
+    }.items():
+        journal = path.with_suffix(f".{name}")
+        whole = measure(journal)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            lines = journal.read_bytes().splitlines(keepends=True)
+            journal.write_bytes(b"".join(lines[:2]) + lines[2][:5])
+        dist.barrier()
+        found[name] = {"whole": whole, "again": measure(journal)}
+        dist.barrier()
+        found[name]["lines"] = (len(lines), len(journal.read_bytes().splitlines())) if dist.get_rank() == 0 else None
+        try:
+            compute_surface(model, data, points=7, progress=False, journal=journal)
+        except InputError as error:
+            found[name]["refused"] = str(error)
+    return found
 
 
 def partly_sharded():
@@ -178,6 +202,7 @@ def sharded_process(folder):
         ) and (model.training and after.tensors[0].grad is marker)
         if architecture == "llama":
             found["refusals"] = refusals(model)
+            found["continued"] = continued(model, folder / "journal")
             path = folder / "directions.safetensors"
             save_directions(random_directions(model, 1), path.with_stem(f"directions{dist.get_rank()}"))
             path = path.with_stem(f"directions{dist.get_rank()}")
@@ -267,13 +292,21 @@ def test_what_a_sharded_model_does_not_have_is_refused_in_a_sentence(sharded):
         "ggn": "no second derivative",
         "vectors": "without vectors",
         "density": "not implemented",
-        "journal": "keep no journal",
+        "journal": "in no journal",
         "other data": "different data",
     }
     assert sharded["refusals"].keys() == words.keys()
     for name, word in words.items():
         assert word in sharded["refusals"][name]
     assert "1.weight is whole and 0.weight is sharded" in sharded["partly"]
+
+
+@pytest.mark.parametrize("name", ["surface", "average"])
+def test_a_measurement_of_a_sharded_model_continues_from_its_journal(name, sharded):
+    found = sharded["continued"][name]
+    assert found["again"] == found["whole"]
+    assert found["lines"][0] == found["lines"][1] >= 3  # what the kill took is measured again and written once
+    assert "belongs to a run of other settings" in found["refused"]
 
 
 # --- several devices ----------------------------------------------------------------------------------------

@@ -18,15 +18,22 @@ class Journal:
     """The finished points of a long run, one JSON line each, so that a killed run continues.
 
     The first line names the settings. A last line that the kill tore is dropped. A journal of other settings,
-    one that another process is writing, and one damaged in the middle are refused with InputError. Inside
-    `distributed.shared_work` the first process holds the file; the others hear what is in it.
+    one that another process is writing, and one damaged in the middle are refused with InputError. Of several
+    processes the first holds the file; the others hear what is in it.
+
+    by_first  calls a function in the first process and returns what it returned in all of them
     """
 
-    def __init__(self, path: Path | str, settings: Mapping[str, Any]):
+    def __init__(
+        self,
+        path: Path | str,
+        settings: Mapping[str, Any],
+        by_first: Callable[[Callable[[], Any]], Any] = distributed.by_first,
+    ):
         self.path = Path(path)
         self.done: dict[str, Any] = {}
         self._file: Any = None  # of the first process
-        self.done = distributed.by_first(lambda: self._open(settings))
+        self.done = by_first(lambda: self._open(settings))
 
     def _open(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         with noticing_a_full_disk(self.path.parent):

@@ -17,10 +17,10 @@ from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint
 from landscape.errors import InputError
 from landscape.losses import LossFunction
-from landscape.objective import Loss, identity_of
+from landscape.objective import Loss, journal_of
 from landscape.perturbation import EXACT, Excursion, Fidelity
 from landscape.results import Journal, Provenance, Result, from_plain
-from landscape.sharding import is_sharded, whole
+from landscape.sharding import whole
 from landscape.subject import Globs, Subject
 from landscape.vectors import Layout, RandomStep, probe_scale
 
@@ -187,21 +187,14 @@ class Site(Subject):
             return evaluate()
         if self._log is None:
             self.trip.restore()
-            self._log = Journal(self.journal, self._identity())
+            said = {"seed": self.seed, "metric": self.identity}
+            self._log = journal_of(self.journal, self.objective, self.parameters, self.loss, said)
         if key not in self._log.done:
             value = evaluate()
             self._log.append(key, {"value": value, "fidelity": self.fidelity})
         known = self._log.done[key]
         self.fidelity = self.fidelity.worse(from_plain(Fidelity, known["fidelity"]))
         return float(known["value"])
-
-    def _identity(self) -> dict:
-        if is_sharded(self.module):
-            raise InputError(
-                "a sharded model (fully_shard) is measured by several processes, which keep no journal yet."
-            )
-        said = {"seed": self.seed, "metric": self.identity}
-        return said | identity_of(self.objective, self.parameters, self.loss)
 
     def close(self) -> None:
         """Bring the weights back and close the journal."""
