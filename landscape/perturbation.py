@@ -90,11 +90,11 @@ class Excursion:
             target, base = own_part(tensor), self._base[name]
             active = [(c, own_part(cut_like(vector[name], tensor))) for c, vector in terms if name in vector]
             found = parts.setdefault(target.device, [])
+            self._moved.add(name)  # before it is written to: what ends this half-way must not leave it so
             if narrow and all(t.dtype in _NARROW for t in (target, *(v for _, v in active))):
                 found += _step_tensor(target, base, active, self._scratch_for(target))
             else:
                 found += _move_tensor(target, base, base_coefficient, active)
-            self._moved.add(name)
         total = torch.zeros(3, dtype=torch.float64)
         for sums in parts.values():
             if sums:

@@ -1,5 +1,6 @@
 """Parameters as one vector: ties, filters, noise, exact perturbation."""
 
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import ARCHITECTURES, assert_same_state, build_model, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape.errors import InputError
 from landscape.parameters import Parameters, gaussian_noise, inner_product, preserved
@@ -228,6 +230,45 @@ def test_the_model_comes_back_when_the_body_raises(failure):
 
     with pytest.raises(failure):
         disturb()
+    assert_same_state(before, state_of(model))
+
+
+class StoppedAt(TorchDispatchMode):
+    """Raises after so many operations on tensors, as an interrupt may between any two."""
+
+    def __init__(self, operations):
+        super().__init__()
+        self.left = operations
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_weights_come_back_wherever_a_move_is_interrupted(dtype):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to(dtype)
+    model[1].weight = nn.Parameter(torch.randn(4, 2, dtype=dtype).T)  # not contiguous
+    parameters = Parameters(model)
+    u = {name: torch.randn(t.shape) for name, t in parameters.values().items()}
+    before = state_of(model)
+
+    def interrupted_after(operations):
+        with excursion(parameters) as trip:
+            trip.move([(0.1, u)])
+            with StoppedAt(operations):
+                trip.move([(0.5, u), (0.2, u)])
+
+    for operations in itertools.count():
+        try:
+            interrupted_after(operations)
+        except KeyboardInterrupt:
+            assert_same_state(before, state_of(model))
+        else:
+            break
+    assert operations > 20  # four tensors, several operations each
     assert_same_state(before, state_of(model))
 
 
