@@ -257,7 +257,6 @@ def test_the_weights_come_back_wherever_a_move_is_interrupted(dtype):
 
     def interrupted_after(operations):
         with excursion(parameters) as trip:
-            trip.move([(0.1, u)])
             with StoppedAt(operations):
                 trip.move([(0.5, u), (0.2, u)])
 
