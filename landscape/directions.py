@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -87,8 +87,9 @@ def random_directions(
             _remove_component(draw, earlier)
         raw.append(draw)
     for index, draw in enumerate(raw):
-        scaled = draw if normalize == "none" else _normalized(draw, selected, normalize, on_host)
-        directions.append(Direction(scaled, "random", f"random direction {index + 1}", normalize, seed))
+        if normalize != "none":
+            _normalize(draw, selected, normalize, on_host)
+        directions.append(Direction(draw, "random", f"random direction {index + 1}", normalize, seed))
     return directions
 
 
@@ -109,8 +110,8 @@ def _remove_component(vector: dict[str, Tensor], other: Vector) -> None:
         vector[name].sub_(other[name], alpha=coefficient)
 
 
-def _normalized(draw: Mapping[str, Tensor], parameters: Parameters, mode: str, on_host: bool) -> dict[str, Tensor]:
-    scaled = {}
+def _normalize(draw: dict[str, Tensor], parameters: Parameters, mode: str, on_host: bool) -> None:
+    """Scale every filter to the norm of the model's, a tensor at a time: there is never a second copy of the draw."""
     for name, drawn in draw.items():
         filters = parameters.filters(name, mode)
         weights = parameters[name].detach().to(drawn.dtype)
@@ -118,8 +119,7 @@ def _normalized(draw: Mapping[str, Tensor], parameters: Parameters, mode: str, o
         ratio = filters.norms(weights) / filters.norms(noise)
         if isinstance(noise, DTensor):
             ratio = cut_like(ratio.expand(noise.shape), noise)
-        scaled[name] = _placed(noise * ratio, on_host)
-    return scaled
+        draw[name] = _placed(noise * ratio, on_host)
 
 
 def difference_direction(a: nn.Module, b: nn.Module, label: str = "a to b") -> Direction:

@@ -256,9 +256,8 @@ def test_the_weights_come_back_wherever_a_move_is_interrupted(dtype):
     before = state_of(model)
 
     def interrupted_after(operations):
-        with excursion(parameters) as trip:
-            with StoppedAt(operations):
-                trip.move([(0.5, u), (0.2, u)])
+        with excursion(parameters) as trip, StoppedAt(operations):
+            trip.move([(0.5, u), (0.2, u)])
 
     for operations in itertools.count():
         try:
