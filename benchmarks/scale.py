@@ -26,6 +26,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import LogLocator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from landscape import MeasurementWarning, compute_surface, hessian_eigenvalues, hessian_trace, random_directions
@@ -163,6 +164,8 @@ def draw(rows: list[dict]) -> plt.Figure:
         panel.set(xscale="log", yscale="log", xlabel=growing.replace("points", "grid points"))
         ticks = sorted({row[growing] for row in mine})
         panel.set_xticks(ticks, [f"{t / 1e6:.2g}M" if t >= 1e5 else str(t) for t in ticks])
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("seconds")
