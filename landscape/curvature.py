@@ -142,7 +142,7 @@ def _open(
 def _tried(operator: CurvatureOperator) -> CurvatureOperator:
     """Take a product over one row: counts the memory a graph holds, and says whether products can be had."""
     objective, layout = operator.objective, operator.layout
-    row, rows, batches = _longest_row(objective)
+    row, rows, all_rows = _longest_row(objective)
     views = layout.views(layout.random(0, "probe"))
     with counting_saved_bytes(objective.model.parameters()) as count:
         graph, weight = operator.build(row)
@@ -152,15 +152,13 @@ def _tried(operator: CurvatureOperator) -> CurvatureOperator:
         _check_outputs(objective, row)
     elif weight > 0:
         _check_against_differences(operator, row)
-    operator.graph_bytes = count[0] * rows
+    operator.graph_bytes = int(count[0] * rows)
     available = available_memory(operator.device)
     operator.keeps_graphs &= (
-        operator.hvp in ("exact", "ggn")
-        and available is not None
-        and operator.graph_bytes * batches <= _KEPT_SHARE * available
+        operator.hvp in ("exact", "ggn") and available is not None and count[0] * all_rows <= _KEPT_SHARE * available
     )
     if operator.keeps_graphs:
-        operator.graph_bytes = int(operator.graph_bytes * batches)
+        operator.graph_bytes = int(count[0] * all_rows)
     return operator
 
 
@@ -202,19 +200,21 @@ def _check_against_differences(operator: CurvatureOperator, row: Batch) -> None:
         raise RuntimeError("second derivatives disagree with differences of gradients")
 
 
-def _longest_row(objective: Objective) -> tuple[Batch, int, float]:
-    """One row of the batch with most elements; how many rows that has; and all batches' elements over that one's."""
-    largest, total, most = None, 0, -1
+def _longest_row(objective: Objective) -> tuple[Batch, float, float]:
+    """The longest row of the data; the largest batch, and all batches, in rows of that length.
+
+    A graph of so many such rows holds at least what the batch's does: what attention keeps grows faster than a row.
+    """
+    longest, length, most, total = None, -1.0, 0, 0
     for batch in objective.data:
         elements = _elements(batch)
-        total += elements
-        if elements > most:
-            largest, most = batch, elements
-    batch = on_device(largest, objective.device)
+        most, total = max(most, elements), total + elements
+        if elements / (rows_of(batch) or 1) > length:
+            longest, length = batch, elements / (rows_of(batch) or 1)
+    batch = on_device(longest, objective.device)
     rows = rows_of(batch)
-    if rows is None:
-        return batch, 1, total / max(most, 1)
-    return take_rows(batch, slice(0, 1), rows), rows, total / max(most, 1)
+    row = batch if rows is None else take_rows(batch, slice(0, 1), rows)
+    return row, most / max(length, 1), total / max(length, 1)
 
 
 def _elements(batch: Batch) -> int:

@@ -60,7 +60,7 @@ class Example:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenData:
-    """Examples as batches that can be read again and again, largest first so that memory peaks at once.
+    """Examples as batches that can be read again and again, first those that take most memory.
 
     A batch is what `pad_examples` makes of examples of similar length; rows * longest row <= batch_tokens, except where
     one example alone is longer. Raises InputError unless `batch_tokens` is positive.
@@ -110,7 +110,7 @@ class TokenData:
         falling = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         ends = _batch_ends([lengths[index] for index in falling], self.batch_tokens)
         groups = [falling[start:end] for start, end in pairwise([0, *ends])]
-        return sorted(groups, key=lambda group: -len(group) * lengths[group[0]])
+        return sorted(groups, key=lambda group: -len(group) * lengths[group[0]] ** 2)
 
     def unseen_rows(self, vocabulary_size: int) -> int:
         """How many of a model's token ids are never an input that a loss depends on.
@@ -139,25 +139,26 @@ class TokenData:
         return replace(self, batch_tokens=batch_tokens)
 
 
-_BATCH_COST = 128  # tokens: a batch more must save as much padding
-
-
 def _batch_ends(lengths: Sequence[int], budget: int) -> list[int]:
-    """Where to cut falling `lengths` into batches, so that padded tokens and the costs of batches are fewest in all."""
-    count = len(lengths)
+    """Where to cut falling `lengths` into batches, so that padded tokens and the costs of batches are fewest in all.
+
+    A batch more must save as much padding as 128 tokens, or a sixteenth of the budget: who can afford large batches
+    has a machine on which small ones are not cheap.
+    """
+    count, extra = len(lengths), max(128, budget // 16)
     least, start = (
         np.full(count + 1, np.inf),
         np.zeros(count + 1, dtype=int),
     )  # for the first n: cost, last batch's start
     least[0] = 0
     for first, width in enumerate(lengths):
-        rows = min(count - first, max(1, budget // width))
+        rows = min(count - first, max(1, budget // max(1, width)))
         ending = slice(first + 1, first + rows + 1)
-        cost = least[first] + _BATCH_COST + width * np.arange(1, rows + 1)
+        cost = least[first] + extra + width * np.arange(1, rows + 1)
         start[ending] = np.where(cost < least[ending], first, start[ending])
         least[ending] = np.minimum(cost, least[ending])
-    ends = [count]
-    while start[ends[-1]]:
+    ends = [count] if count else []
+    while ends and start[ends[-1]]:
         ends.append(int(start[ends[-1]]))
     return ends[::-1]
 

@@ -104,7 +104,7 @@ class Excursion:
     def _scratch_for(self, target: Tensor) -> list[Tensor]:
         if target.device not in self._scratch:
             largest = max(own_part(t).numel() for t in self._parameters.tensors if own_part(t).device == target.device)
-            size = min(largest, _chunk(target))
+            size = max(1, min(largest, _chunk(target)))  # a process may hold no slice of any of them
             self._scratch[target.device] = [torch.empty(size, device=target.device) for _ in range(2)]
         return self._scratch[target.device]
 

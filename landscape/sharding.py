@@ -112,21 +112,24 @@ def everywhere(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def by_first_holder(function: Callable[[], T], model: nn.Module) -> T:
-    """What `function` returns, or the InputError it raises, in the first of the processes that hold the sharded model.
+    """What `function` returns in the first of the processes that hold the sharded model, which alone calls it.
 
-    It alone calls it; all of them have to come here.
+    All of them have to come here. What it raises, the others hear of as an InputError.
     """
     mesh = next(tensor.device_mesh for tensor in model.parameters() if isinstance(tensor, DTensor))
     outcome: tuple[Any, str | None] | None = None
+    raised: Exception | None = None
     if not any(mesh.get_coordinate() or ()):
         try:
             outcome = function(), None
-        except InputError as error:
-            outcome = None, str(error)
+        except Exception as error:  # said to the others first: they wait for this process
+            raised, outcome = error, (None, str(error))
     for group in mesh.get_all_groups():  # along one dimension of the mesh after the other
         held: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(held, outcome, group=group)
         outcome = next((other for other in held if other is not None), None)
+    if raised is not None:
+        raise raised
     assert outcome is not None
     found, refused = outcome
     if refused is not None:

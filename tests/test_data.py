@@ -185,20 +185,26 @@ def test_a_batch_of_several_keeps_its_budget(examples: tuple[Example, ...], budg
 
 
 @given(example_lists, budgets)
-def test_batches_come_largest_first_and_say_which_example_a_row_is(examples: tuple[Example, ...], budget: int) -> None:
+def test_batches_come_as_they_take_memory_and_say_which_example_a_row_is(
+    examples: tuple[Example, ...], budget: int
+) -> None:
     data = TokenData("memory", examples, batch_tokens=budget)
-    sizes = [batch["input_ids"].numel() for batch in data]
+    sizes = [rows * width**2 for rows, width in (batch["input_ids"].shape for batch in data)]
     assert sizes == sorted(sizes, reverse=True)
     assert [examples[index] for index in data.order] == [e for batch in data for e in unpadded(batch)]
 
 
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=9), st.integers(1, 900))
+def test_no_examples_are_no_batches() -> None:
+    assert list(TokenData("memory", ())) == []
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=9), st.integers(1, 4000))
 def test_no_other_batches_pad_less_for_their_number(lengths: list[int], budget: int) -> None:
-    """Against every way to cut the sorted lengths: padded tokens and 128 a batch."""
-    lengths = sorted(lengths, reverse=True)
+    """Against every way to cut the sorted lengths: padded tokens, and 128 or a sixteenth of the budget a batch."""
+    lengths, extra = sorted(lengths, reverse=True), max(128, budget // 16)
 
     def cost(parts: list[list[int]]) -> int:
-        return sum(128 + len(part) * part[0] for part in parts)
+        return sum(extra + len(part) * part[0] for part in parts)
 
     possible = []
     for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
@@ -208,7 +214,7 @@ def test_no_other_batches_pad_less_for_their_number(lengths: list[int], budget: 
             possible.append(cost(parts))
     examples = tuple(Example((1,) * length, (IGNORED,) * length) for length in lengths)
     shapes = [batch["input_ids"].shape for batch in TokenData("memory", examples, batch_tokens=budget)]
-    assert sum(128 + rows * width for rows, width in shapes) == min(possible)
+    assert sum(extra + rows * width for rows, width in shapes) == min(possible)
 
 
 @given(example_lists, budgets)

@@ -149,6 +149,10 @@ def continued(model, path):
             compute_surface(model, data, points=7, progress=False, journal=journal)
         except InputError as error:
             found[name]["refused"] = str(error)
+    try:  # the first process alone sees what is wrong with it
+        compute_surface(model, data, points=3, progress=False, journal=path.parent)
+    except InputError as error:
+        found["a folder"] = str(error)
     return found
 
 
@@ -310,6 +314,7 @@ def test_a_measurement_of_a_sharded_model_continues_from_its_journal(name, shard
     assert found["again"] == found["whole"]
     assert found["lines"][0] == found["lines"][1] >= 2  # what the kill took is measured again and written once
     assert "belongs to a run of other settings" in found["refused"]
+    assert "cannot be written" in sharded["continued"]["a folder"]
 
 
 # --- several devices ----------------------------------------------------------------------------------------

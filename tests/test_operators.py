@@ -12,10 +12,30 @@ from torch import nn
 
 from landscape import hessian_vector_product, supervised_loss
 from landscape.curvature import curvature_of
+from landscape.data import Example, TokenData
 from landscape.errors import InputError, MeasurementWarning
+from landscape.memory import counting_saved_bytes
 from landscape.objective import Objective
 from landscape.parameters import Parameters
 from landscape.vectors import Layout, probe_scale
+
+
+def test_the_memory_of_graphs_is_not_underestimated_where_lengths_differ():
+    """Against the graphs themselves; few long rows and many short ones, so that the largest batch is of short rows."""
+    rows = [tuple(range(1, length + 1)) for length in [48] * 2 + [6] * 30]
+    data = TokenData("memory", tuple(Example(ids, ids) for ids in rows), batch_tokens=180)
+    model = build_model("llama", num_attention_heads=8, num_key_value_heads=8)
+    objective, parameters = Objective(model, data), Parameters(model)
+    with curvature_of(objective, parameters, hvp="exact") as operator:
+        assert operator.keeps_graphs
+        vector = [torch.ones_like(tensor) for tensor in parameters.tensors]
+        held = 0
+        for batch in data:
+            with counting_saved_bytes(model.parameters()) as count:
+                graph, _ = operator.build(batch)
+                graph(vector, False)
+            held += count[0]
+        assert held <= operator.graph_bytes < 4 * held
 
 
 @pytest.fixture(scope="module")

@@ -233,6 +233,14 @@ def test_the_model_comes_back_when_the_body_raises(failure):
     assert_same_state(before, state_of(model))
 
 
+def test_a_tensor_without_elements_moves_nowhere():
+    """As in a process that holds no slice of the only tensors that move."""
+    model = nn.Linear(2, 1)
+    model.empty = nn.Parameter(torch.empty(0))
+    with excursion(Parameters(model, "empty")) as trip:
+        assert trip.move([(1.0, {"empty": torch.empty(0)})]) == EXACT
+
+
 class StoppedAt(TorchDispatchMode):
     """Raises after so many operations on tensors, as an interrupt may between any two."""
 

@@ -38,7 +38,10 @@ class Journal:
     def _open(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         with noticing_a_full_disk(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - held open, and locked, as long as the journal
+            try:
+                self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - held open, and locked, as long as the journal
+            except (IsADirectoryError, PermissionError) as error:
+                raise InputError(f"{self.path} cannot be written: {error.strerror}.") from error
         try:
             lock(self._file, self.path)
             self._read(digest_of(settings))

@@ -88,7 +88,7 @@ def worst_case(
     is zero, the first start is a random one.
 
     m  examples per group: the mean over groups of each group's own maximum (m-sharpness, Foret et al. 2021, sec. 4);
-       depends on the order of the data, and is the one metric that batching may change
+       depends on the order of the data; groups of plain batches end where those do, so there batching changes it
     """
     check_positive(rho=rho)
     if norm not in ("l2", "linf"):
