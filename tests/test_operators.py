@@ -22,9 +22,9 @@ from landscape.vectors import Layout, probe_scale
 
 def test_the_memory_of_graphs_is_not_underestimated_where_lengths_differ():
     """Against the graphs themselves; few long rows and many short ones, so that the largest batch is of short rows."""
-    rows = [tuple(range(1, length + 1)) for length in [48] * 2 + [6] * 30]
-    data = TokenData("memory", tuple(Example(ids, ids) for ids in rows), batch_tokens=180)
-    model = build_model("llama", num_attention_heads=8, num_key_value_heads=8)
+    rows = [tuple(range(1, length + 1)) for length in [120] * 3 + [10] * 60]
+    data = TokenData("memory", tuple(Example(ids, ids) for ids in rows), batch_tokens=600)
+    model = build_model("llama", vocabulary=200, num_attention_heads=8, num_key_value_heads=8)
     objective, parameters = Objective(model, data), Parameters(model)
     with curvature_of(objective, parameters, hvp="exact") as operator:
         assert operator.keeps_graphs
@@ -35,7 +35,7 @@ def test_the_memory_of_graphs_is_not_underestimated_where_lengths_differ():
                 graph, _ = operator.build(batch)
                 graph(vector, False)
             held += count[0]
-        assert held <= operator.graph_bytes < 4 * held
+        assert held <= operator.graph_bytes < 2 * held
 
 
 @pytest.fixture(scope="module")
