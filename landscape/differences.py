@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
 
+from landscape.errors import InputError
 from landscape.objective import Objective
 from landscape.parameters import Parameters, vector_norm
 from landscape.perturbation import EXACT, Excursion, Fidelity, excursion
@@ -81,6 +83,8 @@ class SecondDifferences:
         self._objective, self._parameters, self._trip = objective, parameters, trip
         self._layout = Layout(parameters)
         self._center = objective.loss().mean
+        if not math.isfinite(self._center):
+            raise InputError(f"the loss at the weights is {self._center}; it has no curvature to measure.")
         self.step = 0.0
         self.fidelity: Fidelity = EXACT
 

@@ -107,9 +107,7 @@ def lanczos(
         basis[: size + 1] = resume.basis.to(home, operator.dtype)
         projected[:size, :size] = resume.projected
     while True:
-        product = operator(basis[size : size + 1].to(operator.device))[0].to(home)
-        if not bool(whole(torch.isfinite(product).all())):
-            raise InputError("a Hessian-vector product is not finite; the loss has no curvature to measure here.")
+        product = _finite(operator(basis[size : size + 1].to(operator.device)))[0].to(home)
         products += 1
         size += 1
         column, remainder = _orthogonalize(product, basis[:size])
@@ -214,6 +212,12 @@ class Quadrature:
     second: np.ndarray  # (probes,), |Az|^2 / z'z
 
 
+def _finite(product: Tensor) -> Tensor:
+    if not bool(whole(torch.isfinite(product).all())):
+        raise InputError("a Hessian-vector product is not finite; the loss has no curvature to measure here.")
+    return product
+
+
 @dataclasses.dataclass(frozen=True)
 class QuadratureState:
     """All that a quadrature holds between two steps."""
@@ -256,7 +260,7 @@ def quadrature(
         alphas, betas, second, first = resume.alphas.copy(), resume.betas.copy(), resume.second, resume.step
         told(count * first)
     for step in range(first, steps):
-        product = operator(current)
+        product = _finite(operator(current))
         told(count)
         if step == 0:
             second = product.double().square().sum(1).cpu().numpy()

@@ -176,6 +176,15 @@ def test_weighted_traces_of_a_float64_transformer(transformer, method, weighting
     assert found.stderr < 0.1 * truth
 
 
+@pytest.mark.parametrize("method", ["auto", "forward"])
+def test_a_loss_that_is_not_finite_has_no_trace(method):
+    model = build_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    with pytest.raises(InputError, match="the loss at the weights is nan"):
+        hessian_trace(model, make_batches(), method=method)
+
+
 def test_forward_differences_report_their_error(transformer):
     model, _dense = transformer
     found = hessian_trace(model, tiny_data(), method="forward", rtol=1, max_probes=16)

@@ -125,6 +125,8 @@ def test_impossible_requests_are_refused(options, said):
 def test_a_product_that_is_not_finite_is_refused():
     with pytest.raises(InputError, match="not finite"):
         lanczos(MatrixOperator(torch.full((4, 4), torch.nan).double()), start_vector(4))
+    with pytest.raises(InputError, match="not finite"):
+        quadrature(MatrixOperator(torch.full((4, 4), torch.inf).double()), rademacher(1, 4), 2)
 
 
 # --- density ------------------------------------------------------------------------------------------------
