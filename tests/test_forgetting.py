@@ -17,6 +17,7 @@ from landscape import (
     load_data,
     measure_forgetting,
 )
+from landscape.data import Example, TokenData
 
 
 def plain(model, batches):
@@ -70,6 +71,20 @@ def test_batches_change_nothing_and_results_reload(tmp_path):
     assert one.forgetting_interval == pytest.approx(two.forgetting_interval, rel=1e-4)
     assert Forgetting.load(found[0].save(tmp_path / "f.json")).to_dict() == found[0].to_dict()
     assert "forgetting" in str(found[0])
+
+
+def test_an_interval_does_not_depend_on_how_examples_of_a_source_are_batched():
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(1, 60, (length,), generator=generator).tolist() for length in (9, 30, 4, 17, 30, 5, 12, 8)]
+    examples = tuple(Example(tuple(ids), tuple(ids)) for ids in rows)
+    base, tuned = build_model("llama", seed=1), build_model("llama", seed=2)
+    one, *others = (
+        measure_forgetting(base, tuned, {"old": TokenData("memory", examples, batch_tokens=budget)}, resamples=199)
+        for budget in (1, 60, 1000)
+    )
+    for other in others:  # the same resamples of the same examples; float32 logits
+        assert one.tasks[0].forgetting_interval == pytest.approx(other.tasks[0].forgetting_interval, rel=1e-4)
+        assert one.tasks[0].kl_interval == pytest.approx(other.tasks[0].kl_interval, rel=1e-4)
 
 
 def test_a_model_forgets_nothing_against_itself():
