@@ -73,6 +73,7 @@ def test_batches_change_nothing_and_results_reload(tmp_path):
     assert "forgetting" in str(found[0])
 
 
+@pytest.mark.filterwarnings("ignore::landscape.errors.MeasurementWarning")  # eight examples are few
 def test_an_interval_does_not_depend_on_how_examples_of_a_source_are_batched():
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(1, 60, (length,), generator=generator).tolist() for length in (9, 30, 4, 17, 30, 5, 12, 8)]
