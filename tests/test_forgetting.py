@@ -76,7 +76,8 @@ def test_batches_change_nothing_and_results_reload(tmp_path):
 @pytest.mark.filterwarnings("ignore::landscape.errors.MeasurementWarning")  # eight examples are few
 def test_an_interval_does_not_depend_on_how_examples_of_a_source_are_batched():
     generator = torch.Generator().manual_seed(0)
-    rows = [torch.randint(1, 60, (length,), generator=generator).tolist() for length in (12, 80, 80, 120, 80, 10, 80, 80)]
+    lengths = (12, 80, 80, 120, 80, 10, 80, 80)  # in large batches, those of 80 come before that of 120
+    rows = [torch.randint(1, 60, (length,), generator=generator).tolist() for length in lengths]
     examples = tuple(Example(tuple(ids), tuple(ids)) for ids in rows)
     base, tuned = build_model("llama", seed=1), build_model("llama", seed=2)
     one, *others = (
