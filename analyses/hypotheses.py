@@ -245,10 +245,12 @@ def verdict(result: dict) -> str:
     if result["held"]:
         return "held"
     fair = result.get("equal new-task loss")  # of H3, the comparison that decides: it claims a difference below 0
-    low, high = (result if fair is None else fair)["low"], (result if fair is None else fair)["high"]
+    claimed = result if fair is None else fair
+    low, high = claimed["low"], claimed["high"]
     if low is None or high is None:
         return "not found"
-    return "went the other way" if (high < 0 if fair is None else low > 0) else "not found"
+    reversed_sign = high < 0 if fair is None else low > 0
+    return "went the other way" if reversed_sign else "not found"
 
 
 def number(found: dict, digits: int = 2) -> str:

@@ -8,7 +8,7 @@ grid         a random plane of --points x --points on equal-length text: `model(
 instruction  five points on mixed-length, partly supervised examples: against `model(**batch).loss` in data order
              on padded batches of 8, which is all that the peers offer (benchmarks/loss.py is one point of it)
 --perturb    what moving the weights costs for each parameter, against a copy of them and against a forward pass
---memory     peak memory of a 2 x 2 grid above the loaded model and one forward, in processes of their own
+--memory     peak memory of a 3 x 3 grid above the loaded model and one forward, in processes of their own
 
 Processor time of one thread: other work on the machine does not count, but for the caches it takes.
 """

@@ -156,14 +156,12 @@ def markdown(results: dict) -> str:
         if row["estimate"] is None:
             lines.append(f"| {words(row['metric'])} | | - | - | {row['note']} |")
             continue
-        kind = row["kind"]
-        where = {"old": "old", "new": "new"}.get(kind, kind)
         interval = f"{row['estimate']:+.2f}"
         if row["low"] is not None:
             interval += f" [{row['low']:+.2f}, {row['high']:+.2f}]"
         q = "-" if row["q"] is None else f"{row['q']:.3f}"
         partial = "-" if row["partial"] is None else f"{row['partial']:+.2f}"
-        lines.append(f"| {words(row['metric'])} | {where} | {interval} | {q} | {partial} |")
+        lines.append(f"| {words(row['metric'])} | {row['kind']} | {interval} | {q} | {partial} |")
     return "\n".join(lines)
 
 

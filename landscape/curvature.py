@@ -209,8 +209,9 @@ def _longest_row(objective: Objective) -> tuple[Batch, float, float]:
     for batch in objective.data:
         elements = _elements(batch)
         most, total = max(most, elements), total + elements
-        if elements / (rows_of(batch) or 1) > length:
-            longest, length = batch, elements / (rows_of(batch) or 1)
+        of_row = elements / (rows_of(batch) or 1)
+        if of_row > length:
+            longest, length = batch, of_row
     batch = on_device(longest, objective.device)
     rows = rows_of(batch)
     row = batch if rows is None else take_rows(batch, slice(0, 1), rows)

@@ -145,11 +145,11 @@ def _batch_ends(lengths: Sequence[int], budget: int) -> list[int]:
     A batch more must save as much padding as 128 tokens, or a sixteenth of the budget: who can afford large batches
     has a machine on which small ones are not cheap.
     """
+    if not lengths:
+        return []
     count, extra = len(lengths), max(128, budget // 16)
-    least, start = (
-        np.full(count + 1, np.inf),
-        np.zeros(count + 1, dtype=int),
-    )  # for the first n: cost, last batch's start
+    least = np.full(count + 1, np.inf)  # what the first n examples cost in all
+    start = np.zeros(count + 1, dtype=int)  # where the last batch of the first n begins
     least[0] = 0
     for first, width in enumerate(lengths):
         rows = min(count - first, max(1, budget // max(1, width)))
@@ -157,8 +157,8 @@ def _batch_ends(lengths: Sequence[int], budget: int) -> list[int]:
         cost = least[first] + extra + width * np.arange(1, rows + 1)
         start[ending] = np.where(cost < least[ending], first, start[ending])
         least[ending] = np.minimum(cost, least[ending])
-    ends = [count] if count else []
-    while ends and start[ends[-1]]:
+    ends = [count]
+    while start[ends[-1]]:
         ends.append(int(start[ends[-1]]))
     return ends[::-1]
 

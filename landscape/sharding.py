@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -111,12 +112,17 @@ def everywhere(tensor: Tensor, like: Tensor) -> Tensor:
     return DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
 
 
+def _mesh_of(model: nn.Module) -> DeviceMesh:
+    """The processes that hold the sharded model."""
+    return next(tensor.device_mesh for tensor in model.parameters() if isinstance(tensor, DTensor))
+
+
 def by_first_holder(function: Callable[[], T], model: nn.Module) -> T:
     """What `function` returns in the first of the processes that hold the sharded model, which alone calls it.
 
     All of them have to come here. What it raises, the others hear of as an InputError.
     """
-    mesh = next(tensor.device_mesh for tensor in model.parameters() if isinstance(tensor, DTensor))
+    mesh = _mesh_of(model)
     outcome: tuple[Any, str | None] | None = None
     raised: Exception | None = None
     if not any(mesh.get_coordinate() or ()):
@@ -140,8 +146,7 @@ def by_first_holder(function: Callable[[], T], model: nn.Module) -> T:
 def agreed(value: object, model: nn.Module) -> bool:
     """Whether the processes that hold the model have the same `value`; all of them have to call."""
     settle(model)
-    mesh = next(tensor.device_mesh for tensor in model.parameters() if isinstance(tensor, DTensor))
-    for group in mesh.get_all_groups():
+    for group in _mesh_of(model).get_all_groups():
         held: list[object] = [None] * dist.get_world_size(group)
         dist.all_gather_object(held, value, group=group)
         if any(other != value for other in held):

@@ -126,7 +126,7 @@ def refusals(model):
 
 
 def continued(model, path):
-    """A surface and a trace whose journals a kill tore in the last line, which the first process alone writes."""
+    """Measurements whose journals a kill tore in the last line, which the first process alone writes."""
     data, found = data_of(), {}
     for name, measure in {
         "surface": lambda j: compute_surface(model, data, points=5, span=0.5, progress=False, journal=j).loss.tolist(),
