@@ -29,11 +29,11 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from landscape import MeasurementWarning, hessian_eigenvalues, hessian_trace, load_checkpoint, load_data
-from landscape.curvature import curvature_of
-from landscape.data import TokenData
-from landscape.estimation import sample_mean
-from landscape.objective import Objective
-from landscape.parameters import Parameters
+from landscape.curvature.opening import curvature_of
+from landscape.data.tokens import TokenData
+from landscape.linalg.sampling import sample_mean
+from landscape.objective.objective import Objective
+from landscape.weights.parameters import Parameters
 
 warnings.simplefilter("ignore", MeasurementWarning)
 

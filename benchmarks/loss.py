@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from landscape.data import IGNORED, Example, TokenData, pad_examples
-from landscape.objective import Objective
+from landscape.data.tokens import IGNORED, Example, TokenData, pad_examples
+from landscape.objective.objective import Objective
 
 
 def instruction_examples(count: int, vocabulary: int) -> list[Example]:

@@ -30,10 +30,10 @@ from matplotlib.ticker import LogLocator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from landscape import MeasurementWarning, compute_surface, hessian_eigenvalues, hessian_trace, random_directions
-from landscape.curvature import curvature_of
-from landscape.distributed import shared_work
-from landscape.objective import Objective
-from landscape.parameters import Parameters
+from landscape.curvature.opening import curvature_of
+from landscape.objective.objective import Objective
+from landscape.parallel.distributed import shared_work
+from landscape.weights.parameters import Parameters
 
 LENGTH, VOCABULARY = 128, 1024
 WORKS = {  # colours: Okabe and Ito 2008

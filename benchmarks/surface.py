@@ -32,9 +32,9 @@ from loss import instruction_examples, plain
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from landscape import MeasurementWarning, compute_surface, load_checkpoint, load_data, random_directions
-from landscape.data import TokenData
-from landscape.parameters import Parameters
-from landscape.perturbation import excursion
+from landscape.data.tokens import TokenData
+from landscape.weights.parameters import Parameters
+from landscape.weights.perturbation import excursion
 
 warnings.simplefilter("ignore", MeasurementWarning)
 PEERS = ("loss-landscapes", "loss-landscape-3d", "Landscaper")

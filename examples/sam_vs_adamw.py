@@ -12,9 +12,9 @@ from pathlib import Path
 
 import landscape
 from landscape import finetune
-from landscape.demo import tiny_llama, train_tokenizer
-from landscape.merging import merge_checkpoints
-from landscape.trajectory import compute_trajectory, trajectory_sources
+from landscape.checkpoints.merging import merge_checkpoints
+from landscape.study.demo import tiny_llama, train_tokenizer
+from landscape.surfaces.trajectory import compute_trajectory, trajectory_sources
 
 OLD, NEW = "builtin:docs", "builtin:code"
 LENGTH = 128  # tokens of an example

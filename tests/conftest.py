@@ -143,6 +143,20 @@ def make_batches(rows: int = 3, examples: int = 7, seed: int = 0, vocabulary: in
     return batches
 
 
+def plain_loss(model, batches):
+    """Mean over all supervised tokens from transformers' own loss, one example at a time."""
+    total = weight = 0.0
+    for batch in batches:
+        for row in range(len(batch["labels"])):
+            length = int(batch["attention_mask"][row].sum())
+            one = {key: value[row : row + 1, :length] for key, value in batch.items()}
+            count = int((one["labels"][:, 1:] != -100).sum())
+            with torch.no_grad():
+                total += float(model(**one).loss) * count
+            weight += count
+    return total / weight
+
+
 @pytest.fixture
 def token_batches() -> Callable[..., list[dict[str, torch.Tensor]]]:
     return make_batches

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscape.curvature import curvature_of
-from landscape.objective import Objective
-from landscape.parameters import Parameters
+from landscape.curvature.opening import curvature_of
+from landscape.objective.objective import Objective
+from landscape.weights.parameters import Parameters
 
 WORDS = 7
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from landscape import distributed
 from landscape.checkpoints.inspection import CheckpointFiles, inspect_checkpoint, is_finite, reason_of
 from landscape.errors import InputError, MeasurementWarning, first_line
+from landscape.parallel import distributed
 
 _DTYPES = {
     "float32": torch.float32,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from landscape.distributed import ProcessLost, first_end, share, shared_work
 from landscape.errors import DiskFull, InputError, MeasurementWarning
+from landscape.parallel.distributed import ProcessLost, first_end, share, shared_work
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,6 +20,6 @@ def demo(
 ) -> None:
     """The whole story on built-in data: pre-train on docs, fine-tune on code with AdamW and SAM, compare."""
     quiet_libraries()
-    from landscape.demo import run_demo
+    from landscape.study.demo import run_demo
 
     run_demo(output, seed=seed, progress=not quiet)

@@ -54,8 +54,8 @@ def finetune(
     quiet_libraries()
     if optimizer is Optimizer.adamw and rho is not None:
         raise InputError("--rho is the radius of sam and asam; it does not go with --optimizer adamw.")
-    from landscape.finetuning import finetune as run
     from landscape.results import read_json
+    from landscape.training.finetuning import finetune as run
 
     folder = run(
         base,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from landscape.forgetting import Forgetting
+    from landscape.forgetting.losses import Forgetting
 
 
 @app.command()
@@ -72,12 +72,12 @@ def forgetting(
     quiet_libraries()
     import dataclasses
 
-    from landscape.benchmarks import compare_benchmarks, find_tasks, run_benchmarks
     from landscape.checkpoints import load_tokenizer, resolve_device
-    from landscape.choices import holds_questions, load_questions
-    from landscape.comparison import open_comparison
-    from landscape.forgetting import Forgetting, measure_forgetting
+    from landscape.data.questions import holds_questions, load_questions
+    from landscape.forgetting.harness import compare_benchmarks, find_tasks, run_benchmarks
+    from landscape.forgetting.losses import Forgetting, measure_forgetting
     from landscape.results import results_folder, write_json
+    from landscape.study.comparison import open_comparison
 
     comparison = open_comparison(
         [base, *checkpoints],

@@ -33,7 +33,7 @@ from landscape.cli.common import (
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
-    from landscape.hessian_results import Eigenvalues, LayerCurvature, TraceEstimate
+    from landscape.curvature.results import Eigenvalues, LayerCurvature, TraceEstimate
 
 Key = tuple[str, str]  # checkpoint, data set
 
@@ -104,16 +104,16 @@ def hessian(
     if top < 1:
         raise InputError(f"--top {top} must be at least 1.")
     quiet_libraries()
-    from landscape import hessian_results as results
     from landscape.checkpoints import resolve_device
-    from landscape.comparison import open_comparison
-    from landscape.estimation import check_precision
-    from landscape.hessian import hessian_density, hessian_eigenvalues
-    from landscape.layers import hessian_layers
-    from landscape.measurements import measure_each, result_files
+    from landscape.curvature import results as results
+    from landscape.curvature.checks import CurvatureCheck, check_curvature
+    from landscape.curvature.hessian import hessian_density, hessian_eigenvalues
+    from landscape.curvature.layers import hessian_layers
+    from landscape.curvature.trace import hessian_trace
+    from landscape.linalg.sampling import check_precision
     from landscape.results import results_folder, write_json
-    from landscape.selfcheck import CurvatureCheck, check_curvature
-    from landscape.trace import hessian_trace
+    from landscape.study.comparison import open_comparison
+    from landscape.study.measurements import measure_each, result_files
 
     check_precision(trace_rtol, 0.95, max_probes)
     comparison = open_comparison(

@@ -77,7 +77,7 @@ def measure(
     quiet_libraries()
     import pandas
 
-    from landscape.measure import FLATNESS_METRICS, details_path, measure_checkpoints
+    from landscape.study.measure import FLATNESS_METRICS, details_path, measure_checkpoints
 
     if metric == ["help"]:
         print_metrics(FLATNESS_METRICS)

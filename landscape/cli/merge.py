@@ -21,7 +21,7 @@ def merge(
 ) -> None:
     """WiSE-FT (Wortsman et al. 2022): (1-alpha)*BASE + alpha*CKPT as a checkpoint with landscape.json."""
     quiet_libraries()
-    from landscape.merging import merge_checkpoints
+    from landscape.checkpoints.merging import merge_checkpoints
 
     folder = merge_checkpoints(base, tuned, alpha, output, trust_remote_code=trust_remote_code)
     print(f"wrote {folder}", file=sys.stderr)

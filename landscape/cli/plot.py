@@ -35,7 +35,7 @@ from landscape.cli.common import (
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
-    from landscape.surface import Surface
+    from landscape.surfaces.surface import Surface
 
 
 class Kind(enum.StrEnum):
@@ -118,11 +118,11 @@ def plot(
     check_device(device, device_map)
     quiet_libraries()
     from landscape.checkpoints import resolve_device
-    from landscape.comparison import open_comparison
     from landscape.plotting import write_figures
     from landscape.results import results_folder, write_json
-    from landscape.surface_comparison import OF_ALL, check_count, compare_surfaces, summarize
-    from landscape.trajectory import trajectory_sources
+    from landscape.study.comparison import open_comparison
+    from landscape.study.surfaces import OF_ALL, check_count, compare_surfaces, summarize
+    from landscape.surfaces.trajectory import trajectory_sources
 
     if kind is Kind.trajectory:
         checkpoints = trajectory_sources(checkpoints)
@@ -222,7 +222,7 @@ def _levels(text: str, log: bool) -> int | list[float]:
 def _print_surfaces(surfaces: list[Surface]) -> None:
     from rich.table import Table
 
-    from landscape.surface_metrics import compare_metrics
+    from landscape.surfaces.metrics import compare_metrics
 
     shown = {
         "surface_curvature": "surface curvature*",

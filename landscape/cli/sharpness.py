@@ -96,10 +96,10 @@ def sharpness(
     check_device(device, device_map)
     quiet_libraries()
     from landscape.checkpoints import load_checkpoint, resolve_device
-    from landscape.comparison import open_comparison
-    from landscape.measurements import measure_each, result_files
     from landscape.results import results_folder, write_json, write_text
     from landscape.sharpness import SHARPNESS_METRICS, Sharpness, check_metric, compute_sharpness
+    from landscape.study.comparison import open_comparison
+    from landscape.study.measurements import measure_each, result_files
 
     if metric == ["help"]:
         print_metrics({name: known.options for name, known in SHARPNESS_METRICS.items()})

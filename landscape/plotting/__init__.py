@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError
-from landscape.plotting.common import caption_for, require_comparable
+from landscape.plotting.surfaces.shared import caption_for, require_comparable
 from landscape.results import replacing, write_text
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-    from landscape.hessian_results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
-    from landscape.surface import Surface
+    from landscape.curvature.results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
+    from landscape.surfaces.surface import Surface
 
 __all__ = [
     "caption_for",
@@ -74,7 +74,7 @@ def plot_surfaces(
     Raises InputError where the surfaces are not comparable, where two have the same name and data, where
     `log` meets a loss that is not positive, and for unusable `levels`.
     """
-    from landscape.plotting import paper
+    from landscape.plotting.surfaces import paper
 
     return paper.surface_figure(surfaces, log=log, levels=levels, caption=caption)
 
@@ -90,7 +90,7 @@ def surfaces_html(
 
     Raises InputError as `plot_surfaces` does.
     """
-    from landscape.plotting import interactive
+    from landscape.plotting.surfaces import interactive
 
     return interactive.surface_page(surfaces, log=log, caption=caption, title=title)
 
@@ -121,18 +121,18 @@ def plot_density(densities: Sequence[SpectralDensity], *, caption: str | None = 
     Raises InputError where the densities are not comparable (other data under one name, another matrix, other or
     differently many parameters), where two have the same name and data, and where one is not finite.
     """
-    from landscape.plotting import curvature_paper
+    from landscape.plotting.curvature import paper
 
-    return curvature_paper.density_figure(densities, caption)
+    return paper.density_figure(densities, caption)
 
 
 def density_html(
     densities: Sequence[SpectralDensity], *, caption: str | None = None, title: str = "Spectral densities"
 ) -> str:
     """The same densities as a complete HTML page; it needs no network. Raises InputError as `plot_density` does."""
-    from landscape.plotting import curvature_interactive
+    from landscape.plotting.curvature import interactive
 
-    return curvature_interactive.density_page(densities, caption, title)
+    return interactive.density_page(densities, caption, title)
 
 
 def write_density_figures(densities: Sequence[SpectralDensity], stem: Path | str) -> list[Path]:
@@ -149,18 +149,18 @@ def plot_layers(tables: Sequence[LayerCurvature], *, caption: str | None = None)
     Raises InputError where the tables are not comparable (other data under one name, another matrix, other layers),
     and where two have the same name and data.
     """
-    from landscape.plotting import curvature_paper
+    from landscape.plotting.curvature import paper
 
-    return curvature_paper.layers_figure(tables, caption)
+    return paper.layers_figure(tables, caption)
 
 
 def layers_html(
     tables: Sequence[LayerCurvature], *, caption: str | None = None, title: str = "Curvature by layer"
 ) -> str:
     """The same bars as a complete HTML page; it needs no network. Raises InputError as `plot_layers` does."""
-    from landscape.plotting import curvature_interactive
+    from landscape.plotting.curvature import interactive
 
-    return curvature_interactive.layers_page(tables, caption, title)
+    return interactive.layers_page(tables, caption, title)
 
 
 def write_layer_figures(tables: Sequence[LayerCurvature], stem: Path | str) -> list[Path]:
@@ -170,16 +170,16 @@ def write_layer_figures(tables: Sequence[LayerCurvature], stem: Path | str) -> l
 
 def plot_eigenvalues(result: Eigenvalues, *, caption: str | None = None) -> Figure:
     """Eigenvalues with their residual norms; those that did not converge are hollow. `caption` as elsewhere."""
-    from landscape.plotting import curvature_paper
+    from landscape.plotting.curvature import paper
 
-    return curvature_paper.eigenvalues_figure(result, caption)
+    return paper.eigenvalues_figure(result, caption)
 
 
 def plot_trace(result: TraceEstimate, *, caption: str | None = None) -> Figure:
     """Histogram of what single probes estimate, with the mean and its confidence interval. `caption` as elsewhere."""
-    from landscape.plotting import curvature_paper
+    from landscape.plotting.curvature import paper
 
-    return curvature_paper.trace_figure(result, caption)
+    return paper.trace_figure(result, caption)
 
 
 def plot_correlations(
@@ -197,9 +197,9 @@ def plot_correlations(
 
     Raises InputError where `result` is no result of `correlate`, and as `plot_correlation_scatter` does.
     """
-    from landscape.plotting import correlation_paper
+    from landscape.plotting.correlation import paper
 
-    return correlation_paper.correlation_figure(result, _frame(table), color, caption)
+    return paper.correlation_figure(result, _frame(table), color, caption)
 
 
 def plot_correlation_scatter(
@@ -218,9 +218,9 @@ def plot_correlation_scatter(
     Raises InputError where `table` lacks a column, or has more values of `color` than can be told apart.
     """
     from landscape.correlation import read_table
-    from landscape.plotting import correlation_paper
+    from landscape.plotting.correlation import paper
 
-    return correlation_paper.scatter_figure(result, read_table(table), color, caption)
+    return paper.scatter_figure(result, read_table(table), color, caption)
 
 
 def correlations_html(
@@ -235,9 +235,9 @@ def correlations_html(
 
     Raises InputError as `plot_correlations` does.
     """
-    from landscape.plotting import correlation_interactive
+    from landscape.plotting.correlation import interactive
 
-    return correlation_interactive.correlation_page(result, _frame(table), color, caption, title)
+    return interactive.correlation_page(result, _frame(table), color, caption, title)
 
 
 def write_correlation_figures(

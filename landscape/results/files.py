@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from landscape import distributed
 from landscape.errors import DiskFull, InputError, first_line
+from landscape.parallel import distributed
 from landscape.results.plain import to_plain
 
 try:

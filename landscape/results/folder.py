@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from landscape import distributed
 from landscape.errors import InputError
+from landscape.parallel import distributed
 from landscape.results.files import LOCKS, PARTIAL, lock, noticing_a_full_disk, read_json, write_json
 from landscape.results.plain import to_plain
 

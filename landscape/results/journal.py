@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from landscape import distributed
 from landscape.errors import InputError
+from landscape.parallel import distributed
 from landscape.results.files import PARTIAL, lock, noticing_a_full_disk
 from landscape.results.plain import FORMAT_VERSION, digest_of, to_plain
 

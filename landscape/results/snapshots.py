@@ -7,8 +7,8 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from landscape import distributed
 from landscape.errors import InputError, MeasurementWarning, first_line
+from landscape.parallel import distributed
 from landscape.results.files import replacing_alone
 from landscape.results.journal import Journal
 

@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import nn
 
-from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint, identify
-from landscape.directions import Direction, check_same_tensors
+from landscape.data.batches import Batch
 from landscape.errors import InputError, MeasurementWarning
-from landscape.losses import LossFunction, NormalizedLogits
-from landscape.parameters import Parameters, preserved, vector_digest
+from landscape.objective.loss_functions import LossFunction, NormalizedLogits
+from landscape.weights.directions import Direction, check_same_tensors
+from landscape.weights.parameters import Parameters, preserved, vector_digest
 
 # ruff: noqa: F401 - importing a module registers its metrics, in the order of tables
 from landscape.sharpness import ascent, noise, second_order, directional  # isort: skip
+from landscape.objective.subject import Globs, progress_bar
 from landscape.sharpness.registry import SHARPNESS_METRICS, Metric, Sharpness, Site
-from landscape.subject import Globs, progress_bar
 
 __all__ = ["SHARPNESS_METRICS", "Sharpness", "check_metric", "compute_sharpness"]
 

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from landscape import distributed
-from landscape.batches import Batch, rows_of, take_rows
-from landscape.data import TokenData
-from landscape.distributed import Share
+from landscape.data.batches import Batch, rows_of, take_rows
+from landscape.data.tokens import TokenData
 from landscape.errors import InputError
-from landscape.objective import Objective
-from landscape.perturbation import Fidelity
-from landscape.sharding import whole
+from landscape.objective.objective import Objective
+from landscape.parallel import distributed
+from landscape.parallel.distributed import Share
+from landscape.parallel.sharding import whole
 from landscape.sharpness.registry import Found, Site, check_positive, dot, metric, norm_of, same
+from landscape.weights.perturbation import Fidelity
 
 
 @dataclasses.dataclass(frozen=True)

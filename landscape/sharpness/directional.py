@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from landscape.directions import Direction
 from landscape.errors import InputError
 from landscape.sharpness.registry import Found, Site, check_positive, metric, norm_of
+from landscape.weights.directions import Direction
 
 _LARGEST = 2.0**40
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from landscape.errors import InputError
-from landscape.estimation import interval_of, sample_mean
+from landscape.linalg.sampling import interval_of, sample_mean
 from landscape.sharpness.registry import Found, Site, check_positive, metric
 
 NORMALIZATIONS = ("filter", "unit", "head", "layer")

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from landscape.batches import Batch
 from landscape.checkpoints import Checkpoint
+from landscape.data.batches import Batch
 from landscape.errors import InputError
-from landscape.losses import LossFunction
-from landscape.objective import Loss, journal_of
-from landscape.perturbation import EXACT, Excursion, Fidelity
+from landscape.objective.loss_functions import LossFunction
+from landscape.objective.objective import Loss, journal_of
+from landscape.objective.subject import Globs, Subject
+from landscape.parallel.sharding import whole
 from landscape.results import Journal, Provenance, Result, from_plain
-from landscape.sharding import whole
-from landscape.subject import Globs, Subject
-from landscape.vectors import Layout, RandomStep, probe_scale
+from landscape.weights.flat import Layout, RandomStep, probe_scale
+from landscape.weights.perturbation import EXACT, Excursion, Fidelity
 
 Step = Tensor | RandomStep
 

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from landscape import distributed
-from landscape.causal import CausalLoss, supervised_hidden
-from landscape.curvature import curvature_of
-from landscape.distributed import Share
+from landscape.curvature.hessian import hessian_eigenvalues
+from landscape.curvature.opening import curvature_of
+from landscape.curvature.trace import hessian_trace
 from landscape.errors import InputError
-from landscape.estimation import sample_mean
-from landscape.hessian import hessian_eigenvalues
-from landscape.parameters import NamedParameter, Parameters, gaussian_noise
-from landscape.sharding import is_sharded
+from landscape.linalg.sampling import sample_mean
+from landscape.objective.causal import CausalLoss, supervised_hidden
+from landscape.parallel import distributed
+from landscape.parallel.distributed import Share
+from landscape.parallel.sharding import is_sharded
 from landscape.sharpness.registry import Found, Site, dot, metric, norm_of
-from landscape.trace import hessian_trace
+from landscape.weights.parameters import NamedParameter, Parameters, gaussian_noise
 
 
 @metric("gradient_norm", invariance="rotations of the weights; adaptive: rescaling single weights")

@@ -1,0 +1,311 @@
+"""Weights between a base and what was tuned from it (WiSE-FT), written tensor by tensor."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from landscape.checkpoints import METADATA_FILE, CheckpointFiles, inspect_checkpoint, load_files, save_checkpoint
+from landscape.errors import InputError, MeasurementWarning
+from landscape.results import installed_versions, read_json, to_plain, write_json
+from landscape.weights.parameters import tensor_bytes
+
+_CHUNK = 2**22  # elements in float64 at a time: 32 MiB for each temporary
+_COPIED = ("*.json", "*.jinja", "*.model", "*.txt")  # configuration and tokenizer; weights and records are not
+_NOT_COPIED = (METADATA_FILE, "*.index.json", "adapter_config.json", "trainer_state.json")
+_NOT_COMPUTED_WITH = {
+    "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "bos_token_id",
+    "eos_token_id", "pad_token_id",
+}  # fmt: skip
+_STORED_AS = {  # names of types in a safetensors header
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_TYPES = {name: dtype for dtype, name in _STORED_AS.items()}
+
+
+def merge_checkpoints(
+    base: str | Path,
+    tuned: str | Path,
+    alpha: float,
+    output: str | Path,
+    *,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Write the checkpoint theta = (1 - alpha) theta_base + alpha theta_tuned to the folder `output`.
+
+    WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903, eq. 1, of weights): alpha in [0, 1], 0 is the base and 1 the
+    tuned model, both bit for bit. Tensor by tensor from file to file: at most one tensor and its partner are in
+    memory. Each value is computed in float64 and rounded once to the stored type, the wider where two differ.
+
+    tuned   a checkpoint of the same architecture; or an adapter, which is folded into its own base in memory, in
+            float32, while `output` keeps the type and shards of `base`
+
+    Configuration and tokenizer are those of `tuned` (an adapter's base lends what it lacks), `landscape.json` names
+    both digests and alpha. Returns `output`; where it already holds this merge, at once. Raises InputError for an
+    alpha outside [0, 1], for quantized weights, where `output` holds anything else, and naming the first tensor that
+    the two do not share; MeasurementWarning where `tuned` says it was made from another base.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha={alpha} is not in [0, 1]: 0 is the base, 1 the tuned model.")
+    output = Path(output)
+    start, end = (inspect_checkpoint(source, trust_remote_code=trust_remote_code) for source in (base, tuned))
+    if start.base is not None:
+        raise InputError(f"{base} is an adapter; the base of a merge is a whole model.")
+    _check_alike(start, end)
+    evaluated_on = end.metadata.get("evaluated_on")
+    settings = {
+        "base": {"source": start.source, "digest": start.digest},
+        "tuned": {"source": end.source, "digest": end.digest},
+        "alpha": float(alpha),
+    }
+    if os.path.lexists(output):
+        made = read_json(output / METADATA_FILE) if (output / METADATA_FILE).exists() else {}
+        if any(made.get(key) != value for key, value in to_plain(settings).items()):
+            raise InputError(f"{output} exists already and is not this merge; choose another name.")
+        inspect_checkpoint(output, trust_remote_code=trust_remote_code)  # says what of it is not whole
+        return output
+    with ExitStack() as stack:
+        first = _FileTensors(start.folder, stack)
+        last: _Tensors = first
+        if end.base is None:
+            last = _FileTensors(end.folder, stack)
+        else:
+            last = _ModelTensors(load_files(end, device="cpu", trust_remote_code=trust_remote_code).model)
+        blend = _Blend(first, last, float(alpha), start, end, trust_remote_code)
+        _warn_of_configurations(start, end)
+        record = {"format": "landscape/checkpoint", **settings, "versions": installed_versions()}
+        record |= {"evaluated_on": evaluated_on} if evaluated_on else {}
+        return save_checkpoint(blend, None, output, record)
+
+
+def _check_alike(base: CheckpointFiles, tuned: CheckpointFiles) -> None:
+    for files in (base, tuned):
+        if getattr(files.config, "quantization_config", None) is not None:
+            raise InputError(f"{files.source} is quantized; merge the weights it was quantized from.")
+    ours, theirs = (files.config.to_dict() for files in (base, tuned))
+    for key in ("model_type", "tie_word_embeddings"):  # tensors alike in name and shape need not be alike in role
+        if ours.get(key) != theirs.get(key):
+            raise InputError(
+                f"the models differ in {key}: {ours.get(key)} in the base, {theirs.get(key)} in the tuned."
+            )
+    said = tuned.base.digest if tuned.base else (tuned.metadata.get("base") or {}).get("digest")
+    if said not in (None, base.digest):
+        warnings.warn(
+            f"{tuned.source} was made from another base than {base.source}; the line between them need not have low "
+            "loss.",
+            MeasurementWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_configurations(base: CheckpointFiles, tuned: CheckpointFiles) -> None:
+    ours, theirs = (files.config.to_dict() for files in (base, tuned))
+    differing = [key for key in sorted({*ours, *theirs} - _NOT_COMPUTED_WITH) if ours.get(key) != theirs.get(key)]
+    if differing:
+        warnings.warn(
+            f"the configurations of {base.source} and {tuned.source} differ ({', '.join(differing)}); the merged "
+            "checkpoint has that of the second.",
+            MeasurementWarning,
+            stacklevel=3,
+        )
+
+
+# --- tensors by name ----------------------------------------------------------------------------------------
+
+
+class _FileTensors:
+    """The tensors of a folder's safetensors files, read one at a time."""
+
+    def __init__(self, folder: Path, stack: ExitStack):
+        single = folder / "model.safetensors"
+        if single.exists():  # as transformers chooses; the inspection found the rest in order
+            files = [single.name]
+        else:
+            files = sorted(set(read_json(folder / "model.safetensors.index.json")["weight_map"].values()))
+        opened = {file: stack.enter_context(safe_open(folder / file, framework="pt")) for file in files}
+        self.files = {file: list(shard.keys()) for file, shard in opened.items()}
+        self._shard = {name: opened[file] for file, names in self.files.items() for name in names}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._shard)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._shard[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        stored = self._shard[name].get_slice(name).get_dtype()
+        if stored not in _TYPES:
+            raise InputError(f"tensor {name} is stored as {stored}, which cannot be merged.")
+        return _TYPES[stored]
+
+    def get(self, name: str) -> Tensor:
+        return self._shard[name].get_tensor(name)
+
+
+class _ModelTensors:
+    """The tensors of a model in memory: an adapter has no file of the weights it makes."""
+
+    def __init__(self, model: Any):
+        self._state = model.state_dict()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._state)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._state[name].shape)
+
+    def get(self, name: str) -> Tensor:
+        return self._state[name]
+
+
+_Tensors = _FileTensors | _ModelTensors
+
+
+def _partners(
+    first: _Tensors, last: _Tensors, base: CheckpointFiles, tuned: CheckpointFiles, trust: bool
+) -> dict[str, tuple[str, str]]:
+    """Names in `first` and in `last` of each tensor of the model, by its name in either that has it.
+
+    Two folders of one architecture may name differently: with the prefix of the model's body or without (the hub's
+    gpt2), with a copy of a tied head or without. Raises InputError naming the first tensor that is not in both.
+    """
+    named: list[dict[str, str]] = [{name: name for name in tensors.names} for tensors in (first, last)]
+    if named[0].keys() != named[1].keys():
+        for index, (tensors, config) in enumerate(((first, base.config), (last, tuned.config))):
+            model = _skeleton(config, trust)
+            wanted, tied = set(model.state_dict()), set(model.all_tied_weights_keys)
+            names = {n if n in wanted else f"{model.base_model_prefix}.{n}": n for n in tensors.names}
+            named[index] = {name: own for name, own in names.items() if name in wanted and name not in tied}
+    pairs = {}
+    for name in dict.fromkeys((*named[0], *named[1])):
+        shapes = [
+            tensors.shape(own[name]) if name in own else "absent"
+            for tensors, own in zip((first, last), named, strict=True)
+        ]
+        if shapes[0] != shapes[1]:
+            raise InputError(f"the models differ: {name} is {shapes[0]} in the base and {shapes[1]} in the tuned.")
+        pairs[name] = (named[0][name], named[1][name])
+    return pairs
+
+
+def _skeleton(config: Any, trust: bool) -> Any:
+    """The model without weights: its names, and which of them are tied."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+
+
+# --- the merged weights -------------------------------------------------------------------------------------
+
+
+class _Blend:
+    """What `save_checkpoint` writes like a model: files of merged tensors, configuration and tokenizer."""
+
+    def __init__(
+        self,
+        first: _FileTensors,
+        last: _Tensors,
+        alpha: float,
+        base: CheckpointFiles,
+        tuned: CheckpointFiles,
+        trust: bool,
+    ):
+        self._first, self._last, self._alpha = first, last, alpha
+        self._folders = [tuned.folder] if tuned.base is None else [base.folder, tuned.folder]
+        self._layout = last if isinstance(last, _FileTensors) else first
+        pairs = _partners(first, last, base, tuned, trust)
+        own = 1 if self._layout is last else 0  # which of the two names the written tensor has
+        self._pairs = {pair[own]: pair for pair in pairs.values()}
+
+    def _dtype(self, pair: tuple[str, str]) -> torch.dtype:
+        dtype = self._first.dtype(pair[0])
+        return torch.promote_types(dtype, self._last.dtype(pair[1])) if isinstance(self._last, _FileTensors) else dtype
+
+    def save_pretrained(self, folder: str) -> None:
+        where = Path(folder)
+        written: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {}
+        for file, names in self._layout.files.items():
+            kept = {name: self._pairs[name] for name in names if name in self._pairs}
+            if kept:
+                header = {name: (self._dtype(pair), self._first.shape(pair[0])) for name, pair in kept.items()}
+                _write_safetensors(where / file, header, self._pieces)
+                written |= {name: (file, *said) for name, said in header.items()}
+        if len(self._layout.files) > 1:
+            size = sum(dtype.itemsize * torch.Size(shape).numel() for _, dtype, shape in written.values())
+            weight_map = {name: file for name, (file, _, _) in written.items()}
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            write_json(where / "model.safetensors.index.json", index)
+        for position, source in enumerate(self._folders):
+            left_out = (*_NOT_COPIED, *(["config.json"] if position else []))  # an adapter's copy of its base's
+            for path in sorted(source.iterdir()):
+                if _matches(path, _COPIED) and not _matches(path, left_out):
+                    shutil.copyfile(path, where / path.name)
+        self._say_dtype(where / "config.json", {dtype for _, dtype, _ in written.values() if dtype.is_floating_point})
+
+    def _say_dtype(self, config: Path, dtypes: set[torch.dtype]) -> None:
+        """Where the merged type is not the one copied, what reads the folder by its configuration would round."""
+        content = read_json(config)
+        for key in ("dtype", "torch_dtype"):
+            if key in content and len(dtypes) == 1:
+                (dtype,) = dtypes
+                said = str(dtype).removeprefix("torch.")
+                if content[key] != said:
+                    write_json(config, content | {key: said})
+
+    def _pieces(self, name: str) -> Iterator[Tensor]:
+        """Parts of the merged tensor in storage order."""
+        first, last = self._pairs[name]
+        dtype = self._dtype((first, last))
+        a, b = self._first.get(first).reshape(-1), self._last.get(last).reshape(-1)
+        if not dtype.is_floating_point and not torch.equal(a, b):
+            raise InputError(f"the models differ: {first} holds whole numbers that are not the same in both.")
+        for x, y in zip(a.split(_CHUNK), b.split(_CHUNK), strict=True):
+            if self._alpha in (0, 1) or not dtype.is_floating_point:  # the end itself: no arithmetic to trust
+                yield (y if self._alpha == 1 else x).to(dtype)
+            else:
+                # x + alpha (y - x): where the two are equal so is the result, whatever alpha
+                yield torch.lerp(x.double(), y.double(), self._alpha).to(dtype)
+
+
+def _matches(path: Path, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(path.name, glob) for glob in globs)
+
+
+def _write_safetensors(
+    path: Path, header: dict[str, tuple[torch.dtype, tuple[int, ...]]], pieces: Callable[[str], Iterator[Tensor]]
+) -> None:
+    """A safetensors file of tensors made one after another; the library's own writer wants them all at once.
+
+    Format: the header's length as 8 bytes, little-endian; JSON padded with spaces to a multiple of 8 bytes; data
+    (https://huggingface.co/docs/safetensors, "Format").
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    ordered = sorted(header, key=lambda name: (-header[name][0].itemsize, name))  # wide types first: data is aligned
+    for name in ordered:
+        dtype, shape = header[name]
+        begin, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        entries[name] = {"dtype": _STORED_AS[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in ordered:
+            for piece in pieces(name):
+                file.write(tensor_bytes(piece.contiguous()))

@@ -1,0 +1,149 @@
+"""Checks of curvature on a user's own model: what must hold if its Hessian-vector products are right."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from landscape.checkpoints import Checkpoint
+from landscape.curvature.differences import central_difference
+from landscape.curvature.opening import curvature_of
+from landscape.curvature.trace import hessian_trace
+from landscape.data.batches import Batch
+from landscape.objective.causal import CausalLoss, supervised_hidden
+from landscape.objective.loss_functions import LossFunction
+from landscape.objective.objective import Objective
+from landscape.objective.subject import Subject
+from landscape.results import Provenance, Result
+from landscape.weights.parameters import Parameters, preserved
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One thing that must hold: `error` at most `tolerance`."""
+
+    name: str
+    error: float
+    tolerance: float
+    said: str
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvatureCheck(Result):
+    """Checks of the products of one model on one data set."""
+
+    kind_of_result: ClassVar[str] = "check"
+
+    name: str
+    data: str
+    checks: tuple[Check, ...]
+    weight: float
+    provenance: Provenance
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [("checks", f"{self.name} on {self.data}")] + [
+            (check.name, f"{'ok' if check.passed else 'FAILED'}: {check.said}") for check in self.checks
+        ]
+
+
+def check_curvature(
+    model: nn.Module | Checkpoint,
+    data: Iterable[Batch],
+    *,
+    hvp: str = "auto",
+    seed: int = 0,
+    loss_fn: LossFunction | None = None,
+) -> CurvatureCheck:
+    """Symmetry, agreement with differences of gradients, and the head block in closed form.
+
+    symmetry       u'Hv = v'Hu for random u and v
+    step halving   Hv against central differences of gradients at a step and half of it
+    head products  for a language model with an untied linear head W on hidden states h, the head's block of the Hessian
+                   times V is mean_t (diag p_t - p_t p_t') V h_t h_t'
+    head trace     that block's trace is mean_t (1 - |p_t|^2) |h_t|^2 (SCIENCE 3.4), against `hessian_trace`
+
+    The last two are left out where the head is tied, not linear, or its logits are capped or scaled afterwards.
+    """
+    subject = Subject(model, data, None, loss_fn)
+    objective, parameters = subject.objective, subject.parameters
+    wide = all(t.dtype.itemsize >= 4 for t in parameters.tensors)
+    checks = []
+    with curvature_of(objective, parameters, hvp=hvp) as operator:
+        u, v = operator.layout.random(seed, "check u"), operator.layout.random(seed, "check v")
+        left, right = operator(torch.stack([v, u]))
+        # u'Hv of a random u is about |u| |Hv| / sqrt(n)
+        scale = float(torch.linalg.vector_norm(u) * torch.linalg.vector_norm(left)) / operator.size**0.5
+        error = abs(float(u.double() @ left.double()) - float(v.double() @ right.double())) / scale
+        said = f"|u'Hv - v'Hu| is {error:.1e} of the typical |u'Hv|, with {operator.hvp} products"
+        checks.append(Check("symmetry", error, 1e-4 if wide else 1e-2, said))
+        if operator.hvp == "exact" and wide:
+            difference = central_difference(objective, parameters, v, 0.1)
+            error = float(torch.dist(left, difference.product) / torch.linalg.vector_norm(left))
+            said = f"differences of gradients, {difference.error:.1e} apart at half the step, are {error:.1e} from Hv"
+            checks.append(Check("step halving", error, max(1e-3, 2 * difference.error), said))
+    head = _untied_head(objective, parameters)
+    if head is not None:
+        checks += _head_checks(subject, head, hvp, seed)
+    return CurvatureCheck(checks=tuple(checks), **subject.said({"check": "curvature", "hvp": hvp}, seed))
+
+
+def _untied_head(objective: Objective, parameters: Parameters) -> str | None:
+    """The name of the head's weight where the closed form holds for it."""
+    loss_fn, model = objective.loss_fn, objective.model
+    if not isinstance(loss_fn, CausalLoss) or not loss_fn.linear_head:
+        return None
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    for entry in parameters:
+        if entry.tensor is head.weight and not entry.aliases:
+            return entry.name
+    return None
+
+
+def _head_checks(subject: Subject, name: str, hvp: str, seed: int) -> list[Check]:
+    objective = subject.objective
+    head: Any = objective.model.get_output_embeddings()  # type: ignore[operator]
+    selected = Parameters(objective.model, name)
+    with curvature_of(objective, selected, hvp=hvp) as operator:
+        vector = operator.layout.random(seed, "check head")
+        found = operator(vector[None])[0]
+    probe = vector.view(head.weight.shape).double()
+    expected, trace, count = torch.zeros_like(probe), 0.0, 0
+    with torch.no_grad(), preserved(objective.model):
+        for hidden in objective.over_batches(lambda batch: supervised_hidden(objective.model, batch)):
+            p, h = torch.softmax(head(hidden).double(), dim=-1), hidden.double()
+            pushed = p * (h @ probe.T)
+            expected += (pushed - p * pushed.sum(-1, keepdim=True)).T @ h
+            trace += float(((1 - p.square().sum(-1)) * h.square().sum(-1)).sum())
+            count += len(h)
+    expected, trace = expected.reshape(-1) / count, trace / count
+    error = float(torch.dist(found.double(), expected) / torch.linalg.vector_norm(expected))
+    half = head.weight.dtype.itemsize < 4
+    checks = [
+        Check("head products", error, 5e-2 if half else 1e-3, f"{error:.1e} from the closed form of {name}'s block")
+    ]
+    estimate = hessian_trace(
+        objective.model,
+        objective.data,
+        parameters=name,
+        method="hutchinson",
+        hvp=hvp,
+        rtol=9.0,  # one look, at 16 probes
+        loss_fn=objective.loss_fn,
+        seed=seed,
+    )
+    error = abs(estimate.value - trace) / max(estimate.stderr, 1e-3 * abs(trace))
+    said = f"closed form {trace:.5g}, estimate {estimate.value:.5g} +- {estimate.stderr:.2g}"
+    checks.append(Check("head trace", error, 4.0, said))
+    return checks

@@ -1,0 +1,357 @@
+"""The Hessian of a model on data: products, eigenvalues and their directions, spectral density."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from landscape.checkpoints import Checkpoint, identify
+from landscape.curvature.opening import WORKING_VECTORS, curvature_of, require_memory, vectors_that_fit
+from landscape.curvature.pyhessian import pyhessian_eigenvalues
+from landscape.curvature.results import (
+    Eigenvalues,
+    SpectralDensity,
+)
+from landscape.data.batches import Batch
+from landscape.errors import InputError, MeasurementWarning
+from landscape.linalg.spectrum import (
+    LanczosState,
+    QuadratureState,
+    RitzPairs,
+    check_wanted,
+    default_basis_size,
+    lanczos,
+    quadrature,
+)
+from landscape.objective.loss_functions import LossFunction
+from landscape.objective.objective import Objective, journal_of
+from landscape.objective.subject import Globs, Subject, progress_bar
+from landscape.parallel.sharding import is_sharded
+from landscape.results import Journal, Snapshots
+from landscape.weights.directions import Direction
+from landscape.weights.flat import Layout
+from landscape.weights.parameters import Parameters, Vector
+
+VectorLike = TypeVar("VectorLike", Vector, Tensor, list[Tensor], tuple[Tensor, ...], Direction)
+
+
+# --- products -----------------------------------------------------------------------------------------------
+
+
+def hessian_vector_product(
+    model: nn.Module | Checkpoint,
+    data: Iterable[Batch],
+    vector: VectorLike,
+    *,
+    curvature: str = "hessian",
+    hvp: str = "auto",
+    parameters: Globs = None,
+    loss_fn: LossFunction | None = None,
+) -> VectorLike:
+    """The Hessian of the weighted mean loss times `vector`, in the structure that `vector` has.
+
+    vector  tensors by parameter name (absent names are zero, and so are they in the product's meaning: the full
+            product is returned over all selected parameters), a `Direction`, one flat tensor of shape (size,), or a
+            sequence of tensors in the order of the parameters
+    hvp     see `curvature.curvature_of`
+
+    Raises InputError where the vector does not fit the parameters.
+    """
+    module, _, _ = identify(model)
+    objective, selected = Objective(module, data, loss_fn), Parameters(module, parameters)
+    layout = Layout(selected)
+    flat = _flat(vector, layout)
+    with curvature_of(objective, selected, curvature=curvature, hvp=hvp, keep_graphs=False) as operator:
+        product = operator(flat[None])[0]
+    if isinstance(vector, Tensor):
+        return product
+    if isinstance(vector, Direction):
+        return dataclasses.replace(vector, tensors=layout.named(product), label=f"H times {vector.label}")
+    if isinstance(vector, (list, tuple)):
+        return type(vector)(layout.views(product))
+    return layout.named(product)
+
+
+def _flat(vector: Any, layout: Layout) -> Tensor:
+    if isinstance(vector, Direction):
+        return layout.flat(vector.tensors)
+    if isinstance(vector, Tensor):
+        if vector.shape != (layout.size,):
+            raise InputError(f"the vector has shape {tuple(vector.shape)}; the parameters make ({layout.size},).")
+        return vector.to(layout.device, layout.dtype)
+    if isinstance(vector, Sequence):
+        if len(vector) != len(layout.names):
+            raise InputError(f"the vector has {len(vector)} tensors, the parameters are {len(layout.names)}.")
+        return layout.flat(dict(zip(layout.names, vector, strict=True)))
+    return layout.flat(vector)
+
+
+# --- eigenvalues --------------------------------------------------------------------------------------------
+
+
+def hessian_eigenvalues(
+    model: nn.Module | Checkpoint,
+    data: Iterable[Batch],
+    *,
+    k: int | tuple[int, int] = 1,
+    which: str = "LA",
+    rtol: float = 1e-3,
+    max_matvecs: int = 300,
+    method: str = "lanczos",
+    curvature: str = "hessian",
+    hvp: str = "auto",
+    parameters: Globs = None,
+    vectors: bool = False,
+    basis_device: str | None = None,
+    seed: int = 0,
+    loss_fn: LossFunction | None = None,
+    journal: Path | str | None = None,
+    progress: bool = False,
+) -> Eigenvalues:
+    """Extreme eigenvalues of the Hessian of the weighted mean loss, each certified by its residual norm.
+
+    k, which      how many, from where: "LA" largest, "SA" smallest, "LM" largest magnitude, "BE" both ends (then `k`
+                  may be (from the high end, from the low end))
+    rtol          a value has converged when its residual norm is at most rtol * |value|; a true eigenvalue lies
+                  within the residual
+    method        "lanczos" (see `spectrum.lanczos`), or "pyhessian": PyHessian's power iteration on the same
+                  objective, with `which="LM"` and its own stopping rule at `rtol`; residuals are measured afterwards
+    curvature     "hessian", or "ggn" for the Gauss-Newton matrix
+    hvp           "exact", "forward_over_reverse", "finite_difference" or "auto"; see `curvature.curvature_of`
+    parameters    shell globs over parameter names
+    vectors       also return unit eigenvectors, as directions to plot along
+    basis_device  where Lanczos vectors live; "cpu" keeps them on the host
+    journal       a file, for lanczos; its vectors are kept beside it, as often as takes a tenth of the time or less. A
+                  killed run started again with it loses the products since, and ends with the same result: bit for
+                  bit where sums are taken in the same order (device, threads and number of processes), else to
+                  rounding
+
+    MeasurementWarning where a value has not converged within `max_matvecs`. Raises InputError for arguments that make
+    no sense, and where the run cannot fit in memory.
+    """
+    subject = Subject(model, data, parameters, loss_fn)
+    name, objective, selected = subject.name, subject.objective, subject.parameters
+    if method not in ("lanczos", "pyhessian"):
+        raise InputError(f"method={method!r} is none of lanczos, pyhessian.")
+    if is_sharded(subject.module) and (vectors or method == "pyhessian" or basis_device is not None):
+        raise InputError("of a sharded model (fully_shard) there are eigenvalues by lanczos, without vectors=True.")
+    if journal is not None and method == "pyhessian":
+        raise InputError("method='pyhessian' keeps no journal; method='lanczos' does.")
+    settings = {
+        "k": k,
+        "which": which,
+        "rtol": rtol,
+        "max_matvecs": max_matvecs,
+        "method": method,
+        "curvature": curvature,
+        "hvp": hvp,
+        "parameters": parameters,
+    }
+    count = sum(check_wanted(selected.numel, k, which, rtol))
+    with (
+        _journal(journal, subject, settings, seed) as log,
+        curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator,
+    ):
+        snapshots, resume = Snapshots(log, "lanczos"), None
+        if (last := snapshots.last()) is not None:
+            state, tensors = last
+            resume = LanczosState(tensors["basis"], np.array(state["projected"], dtype=np.float64), state["products"])
+            basis_size = int(state["basis_size"])  # restarts come where they came before
+            operator.recall(state)
+        else:
+            basis_size = vectors_that_fit(operator, default_basis_size(count), count + 2, basis_device)
+
+        def keep(held: LanczosState) -> None:
+            small = {"projected": held.projected, "products": held.products, "basis_size": basis_size}
+            snapshots.offer(small | operator.learnt(), {"basis": held.basis})
+
+        held = basis_size if method == "lanczos" else 2 * count
+        require_memory(operator, held + WORKING_VECTORS, basis_device, told=progress)
+        with progress_bar(f"{name} eigenvalues", count + 12, "product", progress) as bar:
+            if method == "pyhessian":
+                found = pyhessian_eigenvalues(operator, count, which, rtol, max_matvecs, seed, bar.update)
+            else:
+                found = lanczos(
+                    operator,
+                    operator.layout.random(seed, "lanczos"),
+                    k,
+                    which=which,
+                    rtol=rtol,
+                    max_products=max_matvecs,
+                    basis_size=basis_size,
+                    vectors=vectors,
+                    basis_device=basis_device,
+                    told=_shown_in(bar),
+                    keep=keep,
+                    resume=resume,
+                )
+    # a finite difference's error is part of what separates H v from value v
+    residuals = found.residuals + operator.error * np.abs(found.values)
+    converged = found.converged & (operator.error <= rtol)
+    missing = int((~converged).sum()) + count - len(found.values)
+    if missing:
+        warnings.warn(
+            f"{name}: {missing} of {count} eigenvalues have not converged to rtol={rtol:g} after {found.products} "
+            "products; raise max_matvecs or rtol.",
+            MeasurementWarning,
+            stacklevel=2,
+        )
+    directions = None
+    if vectors and found.vectors is not None:
+        kind = "eigenvector" if curvature == "hessian" else "Gauss-Newton eigenvector"
+        directions = tuple(
+            Direction(
+                operator.layout.named(vector.to(operator.device)),
+                "eigen",
+                f"{kind} of {value:.4g} (+- {residual:.1g})",
+            )
+            for vector, value, residual in zip(found.vectors, found.values, residuals, strict=True)
+        )
+    return Eigenvalues(
+        curvature=curvature,
+        which=which,
+        values=found.values.astype(np.float64),
+        residuals=residuals.astype(np.float64),
+        converged=tuple(bool(c) for c in converged),
+        rtol=rtol,
+        matvecs=found.products,
+        method=method,
+        hvp=operator.hvp,
+        hvp_reason=operator.reason,
+        hvp_error=operator.error,
+        parameters=selected.numel,
+        **subject.said(settings, seed),
+        vectors=directions,
+    )
+
+
+def eigen_directions(
+    model: nn.Module | Checkpoint, data: Iterable[Batch], count: int = 2, **options: Any
+) -> list[Direction]:
+    """Unit eigenvectors to plot along: of the largest eigenvalue, and for `count=2` also of the most negative.
+
+    Random planes show mean curvature and hide saddles; these two show the extremes (Boettcher and Wheeler 2024,
+    arXiv 2208.13219). `options` are those of `hessian_eigenvalues`.
+    """
+    if count not in (1, 2):
+        raise InputError(f"count={count}; a surface has 1 or 2 directions.")
+    which: dict[str, Any] = {"k": 1, "which": "LA"} if count == 1 else {"k": (1, 1), "which": "BE"}
+    found = hessian_eigenvalues(model, data, **(which | {"vectors": True} | options))
+    return list(found.vectors or ())
+
+
+def _shown_in(bar: tqdm) -> Callable[[RitzPairs], None]:
+    """Shows after every product what it brought; the total is a guess that grows with need."""
+
+    def told(found: RitzPairs) -> None:
+        if bar.total is not None and found.products >= bar.total and not found.converged.all():
+            bar.total = found.products + 4
+        bar.update(found.products - bar.n)
+        done = int(found.converged.sum())
+        bar.set_postfix_str(f"{done}/{len(found.values)} converged, first {found.values[0]:.5g}", refresh=False)
+
+    return told
+
+
+# --- what a killed run continues from ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _journal(path: Path | str | None, subject: Subject, settings: dict, seed: int) -> Iterator[Journal | None]:
+    """The journal of one computation on a subject, which other settings, weights or data do not share."""
+    if path is None:
+        yield None
+        return
+    if is_sharded(subject.module):
+        raise InputError("the vectors of a sharded model (fully_shard) are kept in no journal; leave journal out.")
+    said = {"settings": settings, "seed": seed}
+    with journal_of(path, subject.objective, subject.parameters, subject.loss, said) as journal:
+        yield journal
+
+
+# --- density ------------------------------------------------------------------------------------------------
+
+
+def hessian_density(
+    model: nn.Module | Checkpoint,
+    data: Iterable[Batch],
+    *,
+    probes: int = 4,
+    steps: int = 64,
+    curvature: str = "hessian",
+    hvp: str = "auto",
+    parameters: Globs = None,
+    seed: int = 0,
+    loss_fn: LossFunction | None = None,
+    journal: Path | str | None = None,
+    progress: bool = False,
+) -> SpectralDensity:
+    """The density of the Hessian's eigenvalues by stochastic Lanczos quadrature, see `spectrum.quadrature`.
+
+    probes   Rademacher vectors, in lockstep: their products share graphs
+    steps    Lanczos steps from each, so many nodes
+    journal  as for `hessian_eigenvalues`
+
+    The moments of the quadrature are checked against v'Hv and |Hv|^2 of the same probes; MeasurementWarning where they
+    differ by more than a thousandth. Compare `moment(1)` with `hessian_trace` for a check with other probes.
+    """
+    if probes < 1 or steps < 1:
+        raise InputError(f"probes={probes}, steps={steps}; both must be at least 1.")
+    subject = Subject(model, data, parameters, loss_fn)
+    name, objective, selected = subject.name, subject.objective, subject.parameters
+    if is_sharded(subject.module):
+        raise InputError("the spectral density of a sharded model (fully_shard) is not implemented; its trace is.")
+    settings = {"probes": probes, "steps": steps, "curvature": curvature, "hvp": hvp, "parameters": parameters}
+    with (
+        _journal(journal, subject, settings, seed) as log,
+        curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator,
+    ):
+        snapshots, resume = Snapshots(log, "density"), None
+        if (last := snapshots.last()) is not None:
+            state, tensors = last
+            numbers = {name: np.array(state[name], dtype=np.float64) for name in ("alphas", "betas", "second")}
+            resume = QuadratureState(tensors["current"], tensors["previous"], **numbers, step=state["at"])
+            operator.recall(state)
+
+        def keep(held: QuadratureState) -> None:
+            small = {"alphas": held.alphas, "betas": held.betas, "second": held.second, "at": held.step}
+            snapshots.offer(small | operator.learnt(), {"current": held.current, "previous": held.previous})
+
+        require_memory(operator, 4 * probes, told=progress)
+        with progress_bar(f"{name} density", probes * min(steps, operator.size), "product", progress) as bar:
+            layout = operator.layout
+            vectors = torch.stack([layout.random(seed, f"density {i}", rademacher=True) for i in range(probes)])
+            found = quadrature(operator, vectors, steps, bar.update, keep, resume)
+    first, second = (found.weights * found.nodes).sum(1), (found.weights * found.nodes**2).sum(1)
+    scale = max(float(np.sqrt(found.second.max())), 1e-300)
+    error = float(max(np.abs(first - found.first).max() / scale, np.abs(second - found.second).max() / scale**2))
+    if error > 1e-3:
+        warnings.warn(
+            f"{name}: moments of the spectral density differ from v'Hv and |Hv|^2 by {error:.1e}; products are not "
+            "accurate enough.",
+            MeasurementWarning,
+            stacklevel=2,
+        )
+    return SpectralDensity(
+        curvature=curvature,
+        nodes=found.nodes,
+        weights=found.weights,
+        traces=found.first * selected.numel,
+        squares=found.second * selected.numel,
+        moment_error=error,
+        matvecs=probes * min(steps, operator.size),
+        hvp=operator.hvp,
+        hvp_reason=operator.reason,
+        hvp_error=operator.error,
+        parameters=selected.numel,
+        **subject.said(settings, seed),
+    )

@@ -1,0 +1,223 @@
+"""The Hessian and the Gauss-Newton matrix of an objective as symmetric linear operators, known by their products.
+
+Four ways to a product (Pearlmutter 1994; Martens 2010; Schraudolph 2002), behind one call:
+
+exact                 reverse over reverse: the gradient with its graph, differentiated again. Products of several
+                      vectors share one graph per micro-batch; graphs are kept between calls where they fit.
+forward_over_reverse  the gradient of dual numbers; where every operation has a forward derivative.
+finite_difference     central differences of gradients at two step sizes, extrapolated, with their discrepancy.
+ggn                   J' (d2 loss / d outputs2) J, from the graph of J'u, differentiated in u.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from landscape.curvature.differences import central_difference
+from landscape.data.batches import Batch
+from landscape.errors import InputError
+from landscape.objective.loss_functions import OutputLoss
+from landscape.objective.objective import Objective
+from landscape.parallel import distributed
+from landscape.parallel.distributed import Share
+from landscape.results import from_plain, to_plain
+from landscape.weights.flat import Layout
+from landscape.weights.parameters import Parameters
+from landscape.weights.perturbation import EXACT, Fidelity
+
+Parts = Sequence[Tensor | None]  # a tensor per parameter; None where it does not enter
+# product of one batch's summed curvature with a vector; whether the graph will be used again
+Graph = Callable[[Sequence[Tensor], bool], Parts]
+
+
+class CurvatureOperator:
+    """The curvature of a weighted mean loss: products with blocks of vectors, shape (k, size).
+
+    `curvature.curvature_of` opens one, inside which the model is as it must be. Inside `distributed.shared_work` the
+    processes split the batches, and keep the graphs of their own.
+
+    hvp       how products are taken: "exact", "forward_over_reverse", "finite_difference" or "ggn"
+    reason    why, where it was chosen for the caller
+    products  vectors multiplied so far
+    step      the longer step of finite differences, as the last product left it
+    error     the largest discrepancy of finite differences so far, relative to the product's norm; 0 for the others
+    """
+
+    def __init__(self, objective: Objective, parameters: Parameters, hvp: str, keep_graphs: bool = False):
+        self.objective, self.parameters = objective, parameters
+        self.layout = Layout(parameters)
+        self.size, self.device, self.dtype = self.layout.size, self.layout.device, self.layout.dtype
+        self.products = 0
+        self.error = 0.0
+        self.reason = ""
+        self.fidelity = EXACT
+        self.graph_bytes = 0  # of the largest micro-batch, or of all where graphs are kept; where known
+        self.keeps_graphs = keep_graphs
+        self._tensors = list(parameters.tensors)
+        self._kept: list[tuple[Graph, float]] = []
+        self._versions: list[Any] = []
+        self.step = 0.1 if self.dtype == torch.float32 else 0.01
+        self.hvp = hvp
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """The products with the rows of `vectors`, shape (k, size): rows of the same shape, in float32 or wider."""
+        vectors = vectors.to(self.device, self.dtype)
+        self.products += len(vectors)
+        if self.hvp == "finite_difference":
+            return torch.stack([self._difference(vector) for vector in vectors])
+        return self._sum_over_batches(vectors)
+
+    # --- products from graphs -------------------------------------------------------------------------------
+
+    def _sum_over_batches(self, vectors: Tensor) -> Tensor:
+        views = [
+            [part.to(t.device, t.dtype) for part, t in zip(self.layout.views(vector), self._tensors, strict=True)]
+            for vector in vectors
+        ]
+        versions = [distributed.share(), *(t._version for t in self._tensors)]
+        if versions != self._versions:  # a graph does not survive a change of the weights it was taken at
+            self._kept, self._versions = [], versions
+
+        def part(share: Share) -> tuple[float, list[Tensor]]:
+            if self._kept:
+                try:
+                    weight, total = self._sum(vectors, (([g(v, True) for v in views], w) for g, w in self._kept))
+                    return weight, [total]
+                except torch.OutOfMemoryError:
+                    self._kept, self.keeps_graphs = [], False
+            weight, total = self._sum(vectors, self._fresh_products(views, share))
+            return weight, [total]
+
+        weights, (total,) = distributed.summed(part)
+        if sum(weights) == 0:
+            raise InputError("the data has no supervised token: no curvature can be taken over it.")
+        return total.div_(sum(weights))
+
+    def _sum(self, like: Tensor, products: Iterable[tuple[list[Parts], float]]) -> tuple[float, Tensor]:
+        """Sums of the weights and of the products, which are shaped like `like`."""
+        total, weight = torch.zeros_like(like), 0.0
+        for parts_of_vectors, batch_weight in products:
+            for row, parts in zip(total, parts_of_vectors, strict=True):
+                for accumulated, part in zip(self.layout.views(row), parts, strict=True):
+                    if part is not None:
+                        accumulated += part.to(accumulated.device)
+            weight += batch_weight
+        return weight, total
+
+    def _fresh_products(self, views: Sequence[Sequence[Tensor]], share: Share) -> Iterator[tuple[list[Parts], float]]:
+        """Every micro-batch's products with every vector, and its weight; keeps the graphs where they fit."""
+        keeping: list[tuple[Graph, float]] = []
+
+        def measure(batch: Batch) -> tuple[list[Parts], float]:
+            graph, weight = self.build(batch)
+            last = len(views) - 1
+            found = [graph(view, self.keeps_graphs or i < last) for i, view in enumerate(views)]
+            if self.keeps_graphs:
+                keeping.append((graph, weight))
+            return found, weight
+
+        limit = self.objective.rows_limit
+        for _, found in self.objective.over_share(share, measure):
+            yield found
+            if self.objective.rows_limit != limit:  # memory ran out on the way: there is none to keep graphs in
+                keeping.clear()
+                self.keeps_graphs = False
+        self._kept = keeping
+
+    def build(self, batch: Batch) -> tuple[Graph, float]:
+        """What gives the products of one batch (on the device already), and the batch's weight."""
+        # attention in the one form that has derivatives of derivatives (pytorch#116350)
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            if self.hvp == "ggn":
+                return self._gauss_newton_graph(batch)
+            if self.hvp == "forward_over_reverse":
+                return self._dual_graph(batch)
+            return self._gradient_graph(batch)
+
+    def _gradient_graph(self, batch: Batch) -> tuple[Graph, float]:
+        loss_sum, weight = self.objective.evaluate(batch)
+        gradients = torch.autograd.grad(loss_sum, self._tensors, create_graph=True, allow_unused=True)
+        curved = [g for g in gradients if g is not None and g.requires_grad]
+        where = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
+
+        def product(vector: Sequence[Tensor], again: bool) -> Parts:
+            if not curved:
+                return [None] * len(self._tensors)
+            along = [vector[i] for i in where]
+            return torch.autograd.grad(curved, self._tensors, grad_outputs=along, retain_graph=again, allow_unused=True)
+
+        return product, float(weight)
+
+    def _gauss_newton_graph(self, batch: Batch) -> tuple[Graph, float]:
+        loss_fn = self.objective.loss_fn
+        assert isinstance(loss_fn, OutputLoss)
+        outputs = loss_fn.outputs(self.objective.model, batch)
+        _, weight = loss_fn.of_outputs(outputs.detach(), batch)
+        cotangent = torch.zeros_like(outputs, requires_grad=True)
+        pulled = torch.autograd.grad(outputs, self._tensors, cotangent, create_graph=True, allow_unused=True)
+        used = [(i, p) for i, p in enumerate(pulled) if p is not None]
+
+        def product(vector: Sequence[Tensor], again: bool) -> Parts:
+            if not used:
+                return [None] * len(self._tensors)
+            # J'u is linear in u: its derivative in u, transposed, takes v to Jv
+            (pushed,) = torch.autograd.grad(
+                [p for _, p in used], cotangent, grad_outputs=[vector[i] for i, _ in used], retain_graph=True
+            )
+            bent = loss_fn.output_hessian(outputs, batch, pushed).to(outputs.dtype)
+            return torch.autograd.grad(outputs, self._tensors, bent, retain_graph=again, allow_unused=True)
+
+        return product, float(weight)
+
+    def _dual_graph(self, batch: Batch) -> tuple[Graph, float]:
+        runner = _LossOf(self.objective)
+        with torch.no_grad():
+            _, weight = self.objective.evaluate(batch)
+        names = [f"model.{name}" for name in self.layout.names]
+
+        def product(vector: Sequence[Tensor], _: bool) -> Parts:
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+                duals = [
+                    forward_ad.make_dual(t.detach().requires_grad_(True), v)
+                    for t, v in zip(self._tensors, vector, strict=True)
+                ]
+                replaced = dict(zip(names, duals, strict=True))
+                loss_sum = torch.func.functional_call(runner, replaced, (batch,), tie_weights=True)
+                gradients = torch.autograd.grad(loss_sum, duals, allow_unused=True)
+                return [None if g is None else forward_ad.unpack_dual(g).tangent for g in gradients]
+
+        return product, float(weight)
+
+    def _difference(self, vector: Tensor) -> Tensor:
+        found = central_difference(self.objective, self.parameters, vector, self.step)
+        self.step = found.step
+        self.error = max(self.error, found.error)
+        self.fidelity = self.fidelity.worse(found.fidelity)
+        return found.product
+
+    def learnt(self) -> dict[str, Any]:
+        """What is known of finite differences from the products taken so far."""
+        return {"step": self.step, "error": self.error, "fidelity": self.fidelity}
+
+    def recall(self, learnt: Mapping[str, Any]) -> None:
+        """Go on from what another operator had `learnt`, which may have been to a journal since."""
+        self.step, self.error = float(learnt["step"]), float(learnt["error"])
+        self.fidelity = from_plain(Fidelity, to_plain(learnt["fidelity"]))
+
+
+class _LossOf(nn.Module):
+    """The summed loss as a module, so that torch.func can swap the parameters under it."""
+
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.model = objective.model
+        self._evaluate = objective.loss_fn
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._evaluate(self.model, batch)[0]

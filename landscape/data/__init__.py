@@ -1,0 +1,1 @@
+"""Texts and records, where they come from, and how they become batches of tokens."""

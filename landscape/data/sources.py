@@ -1,0 +1,201 @@
+"""Where data comes from: the names of sources, and what is read from them as records or running text."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from landscape.data.records import QUESTION_KEYS
+from landscape.errors import InputError, first_line
+
+Records = Iterator[tuple[str, Any]]  # each with the words that say where it is
+
+SHAPES = '{"text"}, {"prompt", "completion"}, {"prompt", "choices", "answer"} or {"messages"}'
+_RECORD_KEYS = ("text", "prompt", "completion", "messages", *QUESTION_KEYS)
+_FILE_SUFFIXES = (".jsonl", ".txt", ".parquet", ".json", ".csv")  # what is meant as a file, readable or not
+
+
+def parse_named_source(value: str) -> tuple[str, str]:
+    """The name and the source in `name=source`; a bare source is named after its file or data set.
+
+    >>> parse_named_source("old=builtin:docs"), parse_named_source("runs/tasks.jsonl")
+    (('old', 'builtin:docs'), ('tasks', 'runs/tasks.jsonl'))
+    """
+    name, equals, source = value.partition("=")
+    if equals and "/" not in name and not os.path.exists(value):
+        if not name or not source:
+            raise InputError(f"{value!r} does not name a source of data; write name=source.")
+        return name, source
+    if _is_file_name(value):
+        return Path(value).stem, value
+    return value.removeprefix("builtin:").rstrip("/").rpartition("/")[2], value
+
+
+def check_load_options(max_length: int, batch_tokens: int, limit: int | None, seed: int) -> None:
+    """Raise InputError unless the options of a loader are in their ranges."""
+    for option, value in (("max_length", max_length), ("batch_tokens", batch_tokens), ("limit", limit)):
+        if value is not None:
+            check_positive(option, value)
+    if not isinstance(seed, Integral) or seed >= 2**128:  # the key of the Philox generator
+        raise InputError(f"seed must be a whole number below 2**128, but is {seed!r}.")
+    if seed < 0:
+        raise InputError(f"seed must not be negative, but is {seed}.")
+
+
+def check_positive(option: str, value: int) -> None:
+    """Raise InputError unless a number is a positive whole one."""
+    if not isinstance(value, Integral):
+        raise InputError(f"{option} must be a whole number, but is {value!r}.")
+    if value < 1:
+        raise InputError(f"{option} must be positive, but is {value}.")
+
+
+def _is_file_name(source: str) -> bool:
+    named_so = Path(source).suffix.lower() in _FILE_SUFFIXES
+    return os.path.isfile(source) or (named_so and not os.path.isdir(source))
+
+
+def _file_suffix(source: str) -> str:
+    try:
+        os.stat(source)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {source}.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source} cannot be read: {getattr(error, 'strerror', error)}.") from error
+    suffix = Path(source).suffix.lower()
+    if suffix not in (".jsonl", ".txt", ".parquet"):
+        raise InputError(f"{source} is not a .jsonl, .txt or .parquet file.")
+    return suffix
+
+
+# --- what is drawn ------------------------------------------------------------------------------------------
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """The indices below `count` in an order drawn with `seed` (a raw stream: no NumPy changes it)."""
+    return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable").tolist()
+
+
+def choose(count: int, limit: int | None, seed: int) -> list[int]:
+    """At most `limit` of the indices below `count`, increasing; a smaller limit draws a subset."""
+    return list(range(count)) if limit is None else sorted(shuffled(count, seed)[:limit])
+
+
+# --- records ------------------------------------------------------------------------------------------------
+
+
+def is_running_text(source: str) -> bool:
+    """Whether `source` is text rather than records."""
+    return source.startswith("builtin:") or (_is_file_name(source) and _file_suffix(source) == ".txt")
+
+
+def read_records(source: str, limit: int | None, seed: int) -> tuple[str, Records]:
+    """The full name of a source of records, and the chosen records, each with the words that say where it is."""
+    if not _is_file_name(source):
+        return _dataset_records(source, limit, seed)
+    read = _jsonl_records if _file_suffix(source) == ".jsonl" else _parquet_records
+    return source, read(source, limit, seed)
+
+
+def _jsonl_records(source: str, limit: int | None, seed: int) -> Records:
+    lines = [(number, line) for number, line in enumerate(_read(source).split(b"\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{source} is empty.")
+    for index in choose(len(lines), limit, seed):
+        number, line = lines[index]
+        where = f"{source} line {number}"
+        try:
+            yield where, json.loads(line.decode("utf-8-sig"))  # a file may start with a byte-order mark
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} is not valid UTF-8.") from error
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "a number too long or nesting too deep")
+            raise InputError(f"{where} is not valid JSON ({reason}).") from error
+
+
+def _parquet_records(source: str, limit: int | None, seed: int) -> Records:
+    pyarrow, parquet = _import("pyarrow", source), _import("pyarrow.parquet", source)
+    try:
+        with parquet.ParquetFile(source) as file:
+            table = file.read(columns=_known_columns(source, file.schema_arrow.names))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{source} cannot be read as parquet: {first_line(error)}") from error
+    return _rows(source, choose(len(table), limit, seed), lambda chosen: table.take(chosen).to_pylist())
+
+
+def _dataset_records(source: str, limit: int | None, seed: int) -> tuple[str, Records]:
+    name, _, split = (source, "", "") if os.path.isdir(source) else source.partition("@")
+    identifier, _, config = (name, "", "") if os.path.isdir(name) else name.partition(":")
+    if not identifier or (identifier.startswith(("/", ".", "~")) and not os.path.isdir(identifier)):
+        raise InputError(f"there is no file or folder {source!r}.")
+    datasets = _import("datasets", source)
+    if not os.path.isdir(identifier):
+        _check_hub_answers(identifier)
+    try:
+        dataset = datasets.load_dataset(identifier, config or None, split=split or "train")
+    except Exception as error:  # builders, file systems and HTTP clients raise what they like
+        raise InputError(f"{source} cannot be loaded as a data set: {first_line(error)}") from error
+    dataset = dataset.select_columns(_known_columns(source, dataset.column_names))
+    return f"{name}@{split or 'train'}", _rows(source, choose(len(dataset), limit, seed), dataset.select)
+
+
+def _check_hub_answers(identifier: str) -> None:
+    """Ask the Hub once: its client would retry for half a minute before it says that there is no network."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:  # the user's word for: read it from the cache
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception as error:  # the HTTP client's own errors, whichever client it is
+        raise InputError(
+            f"{identifier!r} is no local file or folder, and {constants.ENDPOINT} cannot be reached to look "
+            "for a data set of that name (HF_HUB_OFFLINE=1 reads one that was downloaded before)."
+        ) from error
+
+
+def _known_columns(source: str, columns: Sequence[str]) -> list[str]:
+    known = [column for column in columns if column in _RECORD_KEYS]
+    if not set(known) - {"question", "answer", "instruction"}:  # which say nothing without choices or a prompt
+        raise InputError(f"{source} has columns {', '.join(columns)}, but none that make {SHAPES}.")
+    return known
+
+
+def _rows(source: str, chosen: list[int], take: Any) -> Records:
+    if not chosen:
+        raise InputError(f"{source} is empty.")
+    return ((f"{source} row {index + 1}", row) for index, row in zip(chosen, take(chosen), strict=True))
+
+
+def _import(module: str, source: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{source} needs {module} to be read: pip install 'landscape-lm[train]'.") from error
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def _read(source: str) -> bytes:
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {error.strerror}.") from error
+
+
+def read_text(source: str) -> str:
+    try:
+        text = _read(source).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not valid UTF-8 at byte {error.start}.") from error
+    if not text.strip():
+        raise InputError(f"{source} is empty.")
+    return text

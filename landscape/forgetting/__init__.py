@@ -1,0 +1,1 @@
+"""What a tuned model lost against its base: losses and KL, answers to questions, lm-evaluation-harness."""

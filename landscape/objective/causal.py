@@ -1,0 +1,226 @@
+"""Causal language models: next-token cross-entropy at supervised positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landscape.data.batches import Batch
+from landscape.data.tokens import IGNORED
+from landscape.errors import InputError
+from landscape.objective.head import linear_cross_entropy
+from landscape.parallel.sharding import is_sharded
+from landscape.weights.parameters import wide_dtype
+
+
+def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
+    """Raise InputError where token ids, lengths or labels are such that the model has no loss on them."""
+    embeddings = _part(model, "get_input_embeddings")
+    vocabulary = getattr(embeddings, "num_embeddings", None)
+    config = getattr(model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError("an encoder-decoder model has no causal language-model loss; pass loss_fn.")
+    classes = getattr(_part(model, "get_output_embeddings"), "out_features", vocabulary)
+    supervised = 0
+    for number, batch in enumerate(data, start=1):
+        if not isinstance(batch, Mapping) or batch.get("labels") is None:
+            raise InputError(f"batch {number} of the data has no 'labels', though the first has.")
+        ids, labels = batch.get("input_ids"), batch["labels"]
+        if labels.ndim != 2:
+            raise InputError(f"labels must have shape (rows, tokens), got {tuple(labels.shape)}; pass loss_fn.")
+        targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+        supervised += len(targets)
+        for label in (int(targets.min()), int(targets.max())) if len(targets) else ():
+            if label < 0 or (classes is not None and label >= classes):
+                raise InputError(
+                    f"label {label} in the data is no token of the model's vocabulary of {classes}; where no loss is "
+                    f"taken, the label is {IGNORED}."
+                )
+        if ids is None:
+            continue
+        if vocabulary is not None and ids.numel() and int(ids.max()) >= vocabulary:
+            raise InputError(
+                f"token id {int(ids.max())} in the data is beyond the model's vocabulary of {vocabulary}; "
+                "the tokenizer is not this model's."
+            )
+        if ids.numel() and int(ids.min()) < 0:
+            raise InputError(f"token id {int(ids.min())} in the data is negative.")
+        if positions is not None and ids.shape[1] > positions:
+            raise InputError(
+                f"an example of {ids.shape[1]} tokens is longer than the model's {positions} positions; "
+                "lower max_length."
+            )
+    if supervised == 0:
+        raise InputError("the data has no supervised token: no loss can be taken over it.")
+
+
+def _part(model: nn.Module, getter: str) -> Any:
+    """What a transformers model's getter returns; None for other modules."""
+    return getattr(model, getter)() if hasattr(model, getter) else None
+
+
+class CausalLoss:
+    """Shifted causal language-model cross-entropy, summed over supervised positions.
+
+    With `at_supervised=True` the output head sees only the hidden states that predict a supervised label:
+    everything the architecture does to its logits afterwards (scaling, capping) still happens, in its own code.
+    With `linear_head=True` the logits are the head's own output, a linear map, and are never all held at once
+    (`head.linear_cross_entropy`). Otherwise it is `model(**batch).loss` times the number of supervised tokens.
+    """
+
+    def __init__(self, at_supervised: bool, linear_head: bool = False):
+        self.at_supervised = at_supervised
+        self.linear_head = linear_head
+
+    @classmethod
+    def for_model(cls, model: nn.Module, batch: Batch) -> CausalLoss:
+        """The cheapest form that gives the model's own loss on two rows of `batch`.
+
+        Asking the model beats a list of architectures: heads that do more than project, losses with extra terms
+        and forwards that take other arguments all show as a different value.
+        """
+        plain = cls(at_supervised=False)
+        head = _part(model, "get_output_embeddings")
+        if head is None:
+            return plain
+        labels = batch["labels"]
+        rows = (labels[:, 1:] != IGNORED).any(1).nonzero().flatten()[:2]
+        if not len(rows):
+            return plain
+        small = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(labels) else v for k, v in batch.items()}
+        low = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        training = [(module, module.training) for module in model.modules()]
+        model.eval()  # dropout would make them differ
+        try:
+            with torch.no_grad():
+                expected, weight = plain(model, small)
+                for form in (cls(at_supervised=True, linear_head=True), cls(at_supervised=True)):
+                    try:
+                        found, found_weight = form(model, small)
+                    except torch.OutOfMemoryError:
+                        raise
+                    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
+                        continue
+                    # they differ by the order of rounding: 1e-5 in float32, the type's own step in half precision
+                    ours, own = found.to(expected.dtype) / found_weight, expected / weight
+                    if torch.isclose(ours, own, rtol=1e-2 if low else 1e-5, atol=1e-6, equal_nan=True):
+                        return form
+        finally:
+            for module, flag in training:
+                module.training = flag
+        return plain
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        predicted = labels[:, 1:] != IGNORED
+        weight = predicted.sum()
+        if not self.at_supervised:
+            return self._plain(model, batch, weight)
+        if self.linear_head:
+            return self._from_hidden(model, batch, predicted), weight
+        return self.of_outputs(self.outputs(model, batch), batch)
+
+    @staticmethod
+    def _from_hidden(model: nn.Module, batch: Batch, predicted: Tensor) -> Tensor:
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        hidden, head = hidden_at(model, inputs, F.pad(predicted, (0, 1), value=False))
+        targets = batch["labels"][:, 1:][predicted].to(hidden.device)
+        return linear_cross_entropy(hidden, head.weight, head.bias, targets)
+
+    @staticmethod
+    def of_outputs(outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        targets = batch["labels"][:, 1:]
+        predicted = targets != IGNORED
+        return _summed_cross_entropy(outputs, targets[predicted]), predicted.sum()
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits at the positions that predict a supervised label, shape (supervised tokens, vocabulary)."""
+        predicted = batch["labels"][:, 1:] != IGNORED
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        if not self.at_supervised:
+            output = model(**inputs)
+            return getattr(output, "logits", output)[:, :-1][predicted]
+        positions = F.pad(predicted, (0, 1), value=False)  # the hidden state at t predicts the label at t+1
+        return logits_at(model, inputs, positions)
+
+    @staticmethod
+    def output_hessian(outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
+        """(diag p - p p') tangent at every position, p the softmax: the Hessian of cross-entropy in its logits."""
+        wide = torch.promote_types(outputs.dtype, torch.float32)
+        p = torch.softmax(outputs.detach().to(wide), dim=-1)
+        weighted = p * tangent.to(wide)
+        return weighted.addcmul_(p, weighted.sum(-1, keepdim=True), value=-1)
+
+    @staticmethod
+    def _plain(model: nn.Module, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
+        output = model(**batch)
+        own = getattr(output, "loss", None)
+        if own is None:
+            logits = getattr(output, "logits", output)
+            targets = batch["labels"][:, 1:]
+            kept = targets != IGNORED
+            return _summed_cross_entropy(logits[:, :-1][kept], targets[kept]), weight
+        total = own.to(wide_dtype(own.device)) * weight
+        return torch.where(weight > 0, total, torch.zeros_like(total)), weight  # a mean over no token is NaN
+
+
+def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
+    """Logits of a causal language model at `positions` (bool, rows x tokens) only: shape (positions.sum(), V)."""
+
+    def keep(_: nn.Module, arguments: Sequence[Any]) -> tuple:
+        hidden, *rest = arguments
+        return (hidden[positions.to(hidden.device)].unsqueeze(0), *rest)
+
+    handle = _part(model, "get_output_embeddings").register_forward_pre_hook(keep)
+    try:
+        output = model(**inputs, use_cache=False)
+        return getattr(output, "logits", output).squeeze(0)
+    finally:
+        handle.remove()
+
+
+def hidden_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> tuple[Tensor, nn.Linear]:
+    """Hidden states that a linear output head sees at `positions`, (positions.sum(), width), and the head.
+
+    The head itself is given one position only. Raises TypeError where it is not a plain linear map, or where its weight
+    is there only while the model computes (FSDP2, weights that accelerate offloads).
+    """
+    head = _part(model, "get_output_embeddings")
+    if is_sharded(model):
+        raise TypeError("the output head of a sharded model cannot be used outside of the model")
+    if type(head) is not nn.Linear:
+        raise TypeError(f"the output head is a {type(head).__name__}, not a linear map")
+    if any(part.is_meta for part in head.parameters()):
+        # torch multiplies CPU by meta tensors without a word, into memory that nobody wrote (2.13)
+        raise TypeError("the output head is offloaded; it cannot be used outside of the model")
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, arguments: Sequence[Any]) -> tuple:
+        hidden, *rest = arguments
+        kept.append(hidden[positions.to(hidden.device)])
+        return (hidden[:1, :1], *rest)
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        model(**inputs, use_cache=False)
+    finally:
+        handle.remove()
+    return kept[0], head
+
+
+def _summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum over positions of the cross-entropy: softmax in float32 or wider, sum in float64 where there is any."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
+    return losses.to(wide_dtype(losses.device)).sum()
+
+
+def supervised_hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """Hidden states that a linear head sees at supervised positions: (supervised tokens, width)."""
+    positions = F.pad(batch["labels"][:, 1:] != IGNORED, (0, 1), value=False)
+    return hidden_at(model, {key: value for key, value in batch.items() if key != "labels"}, positions)[0]

@@ -1,0 +1,213 @@
+"""What a loss is: criteria on pairs, causal cross-entropy of language models, each summed with its weight."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from landscape.data.batches import Batch, on_device
+from landscape.data.tokens import IGNORED
+from landscape.errors import InputError
+from landscape.objective.causal import CausalLoss, check_token_batches
+from landscape.weights.parameters import vector_digest, wide_dtype
+
+LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Tensor | float]]  # -> (loss_sum, weight)
+
+
+@runtime_checkable
+class OutputLoss(Protocol):
+    """A loss function that says which outputs it is a convex function of, as the Gauss-Newton matrix needs it."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | float]: ...
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The outputs that the loss depends on (logits at supervised positions), shape (terms, ...)."""
+        ...
+
+    def of_outputs(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        """The summed loss and its weight."""
+        ...
+
+    def output_hessian(self, outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
+        """The Hessian of the summed loss in `outputs` times `tangent`, shaped like `outputs`."""
+        ...
+
+
+def default_loss(model: nn.Module, data: Iterable[Batch], first: Batch) -> LossFunction:
+    """The loss that `data` calls for, from its `first` batch (on the model's device): causal LM, or cross-entropy.
+
+    Raises InputError for batches that are neither, and where `check_token_batches` does.
+    """
+    if isinstance(first, Mapping) and "labels" in first:
+        check_token_batches(model, data)
+        return CausalLoss.for_model(model, first)
+    if isinstance(first, (tuple, list)) and len(first) == 2:
+        return supervised_loss(F.cross_entropy)
+    raise InputError("a batch is neither a mapping with 'labels' nor an (inputs, targets) pair; pass loss_fn.")
+
+
+class SupervisedLoss:
+    """A torch criterion on `(inputs, targets)` batches, summed. See `supervised_loss`."""
+
+    def __init__(self, criterion: Callable[..., Tensor]):
+        function: Any = criterion
+        options: dict[str, Any] = {}
+        while isinstance(function, functools.partial):
+            function, options = function.func, function.keywords | options
+
+        def option(name: str, default: Any) -> Any:
+            return options.get(name, getattr(function, name, default))
+
+        if option("weight", None) is not None:
+            raise InputError("a criterion with class weights does not average over terms; write loss_fn yourself.")
+        if option("reduction", "mean") not in ("mean", "sum", "none"):
+            raise InputError(
+                f"reduction={option('reduction', None)!r} does not average over terms; use 'mean', or write loss_fn."
+            )
+        self.criterion = criterion
+        self.ignored = option("ignore_index", IGNORED)
+        self._takes_classes = function is F.cross_entropy or isinstance(function, nn.CrossEntropyLoss)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        return self.of_outputs(model(batch[0]), batch)
+
+    def of_outputs(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        return self._sum(outputs, batch[1]), self._weight(batch[1])
+
+    def _weight(self, targets: Tensor) -> int:
+        if not torch.is_floating_point(targets):
+            return int((targets != self.ignored).sum())
+        if self._takes_classes:  # a probability for each class makes one term
+            return targets.numel() // targets.shape[1 if targets.ndim > 1 else 0]
+        return targets.numel()
+
+    def _sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if not isinstance(self.criterion, nn.Module):
+            return self.criterion(outputs, targets, reduction="sum")
+        value = self.criterion(outputs, targets)
+        if getattr(self.criterion, "reduction", "mean") != "mean":
+            return value.sum()
+        weight = self._weight(targets)
+        # a mean over no term is NaN; its sum is zero
+        return value.to(wide_dtype(value.device)) * weight if weight else outputs.sum() * 0
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch[0])
+
+    def output_hessian(self, outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = outputs.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(self._sum(z, batch[1]), z, create_graph=True)
+            if not slope.requires_grad:  # the criterion is linear in the outputs
+                return torch.zeros_like(z)
+            (product,) = torch.autograd.grad(slope, z, grad_outputs=tangent.to(slope.dtype), allow_unused=True)
+        return torch.zeros_like(z) if product is None else product
+
+
+def supervised_loss(criterion: Callable[..., Tensor]) -> SupervisedLoss:
+    """A loss function for `(inputs, targets)` batches from a torch criterion with mean reduction.
+
+    The criterion is called as `criterion(model(inputs), targets, reduction="sum")` where it takes a reduction
+    (functions of `torch.nn.functional`), or, as a module such as `nn.CrossEntropyLoss()`, has its reduction read.
+    The weight is the number of terms that a mean would divide by: targets that are not `ignore_index` for class
+    targets, rows for class probabilities of a cross-entropy, elements for others. Options bound with
+    `functools.partial` count. Raises InputError for class weights and for reductions such as "batchmean", whose
+    mean is not over terms.
+
+    >>> import torch
+    >>> loss_fn = supervised_loss(torch.nn.MSELoss())
+    >>> total, weight = loss_fn(torch.nn.Identity(), (torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0])))
+    >>> float(total), weight
+    (5.0, 2)
+    """
+    return SupervisedLoss(criterion)
+
+
+def loss_name(loss_fn: LossFunction | None) -> str | None:
+    """What identifies a loss function in a result's settings and in a journal; None for the default.
+
+    A function by its name, a digest of its source and what it closes over; an object by its class and its public
+    attributes, tensors by their digest.
+    """
+    return None if loss_fn is None else _said(loss_fn)
+
+
+def _said(value: Any, depth: int = 0) -> str:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return vector_digest({"": value})[:16]
+    if inspect.isclass(value) or inspect.ismodule(value):
+        return value.__name__
+    named: Mapping[str, Any] = {}
+    if isinstance(value, functools.partial):
+        name, held, named = "partial", [value.func, *value.args], value.keywords
+    elif inspect.ismethod(value):
+        name, held = value.__name__, [value.__self__]
+    elif inspect.isroutine(value):
+        name = f"{value.__module__}.{value.__qualname__}{_source_digest(value)}"
+        cells = getattr(value, "__closure__", None) or ()
+        held = [*(getattr(value, "__defaults__", None) or ()), *(cell.cell_contents for cell in cells)]
+    else:
+        name, held = f"{type(value).__module__}.{type(value).__qualname__}", []
+        named = {key: part for key, part in getattr(value, "__dict__", {}).items() if not key.startswith("_")}
+        if isinstance(value, nn.Module):
+            named = named | value.state_dict()
+    if depth > 3:  # deep enough for a criterion within a loss; and an object may hold itself
+        return name
+    parts = [_said(part, depth + 1) for part in held]
+    parts += [f"{key}={_said(part, depth + 1)}" for key, part in sorted(named.items())]
+    return f"{name}({', '.join(parts)})" if parts else name
+
+
+def _source_digest(function: Any) -> str:
+    """A digest of a function's source: two may share a name, such as those of a notebook's cells."""
+    try:
+        return f"#{hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]}"
+    except (OSError, TypeError):
+        return ""
+
+
+class NormalizedLogits:
+    """A loss with each term's logits centred and divided by their standard deviation over the vocabulary.
+
+    Dividing by the l2 norm instead, as published code does, differs by the square root of the vocabulary and makes
+    a softmax over 32 000 words almost uniform (SCIENCE 1).
+    """
+
+    def __init__(self, loss_fn: OutputLoss):
+        self.loss_fn = loss_fn
+
+    @classmethod
+    def around(cls, model: nn.Module, data: Iterable[Batch], loss_fn: LossFunction | None) -> NormalizedLogits:
+        """Around `loss_fn`, or the loss that `data` calls for. Raises InputError where it has no outputs."""
+        if loss_fn is None:
+            first = next(iter(data), None)
+            if first is None:
+                raise InputError("the data holds no batch.")
+            loss_fn = default_loss(model, data, on_device(first, next(model.parameters()).device))
+        if not isinstance(loss_fn, OutputLoss):
+            raise InputError("normalize_logits needs a loss with outputs: the default, or supervised_loss(criterion).")
+        return cls(loss_fn)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits = self.loss_fn.outputs(model, batch)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        centred = logits - logits.mean(-1, keepdim=True)
+        return centred / centred.square().mean(-1, keepdim=True).sqrt()
+
+    def of_outputs(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        return self.loss_fn.of_outputs(outputs, batch)
+
+    def output_hessian(self, outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
+        return self.loss_fn.output_hessian(outputs, batch, tangent)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        return self.of_outputs(self.outputs(model, batch), batch)

@@ -1,0 +1,320 @@
+"""Loss and gradient of a model over a data set: token-weighted, whatever the batches (DESIGN, law 1)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from landscape.data.batches import Batch, on_device, rows_of, take_rows
+from landscape.errors import InputError
+from landscape.objective.loss_functions import LossFunction, default_loss
+from landscape.parallel import distributed
+from landscape.parallel.distributed import Share
+from landscape.parallel.sharding import agreed, by_first_holder, is_sharded, settle
+from landscape.results import Journal, Provenance, digest_of
+from landscape.weights.parameters import Parameters, tensor_bytes, vector_digest, wide_dtype
+
+T = TypeVar("T")
+
+
+class Loss(NamedTuple):
+    """A weighted mean and its weight: sum of losses over sum of weights."""
+
+    mean: float  # nats per term; NaN or infinite where the model's loss is
+    weight: float  # number of terms (supervised tokens)
+
+
+class Objective:
+    """The weighted mean loss L = sum_b loss_sum_b / sum_b weight_b of `model` over `data`.
+
+    model     any `nn.Module`; evaluated as it stands (wrap in `parameters.preserved` for evaluation mode)
+    data      any re-iterable of batches: mappings with `labels` (-100 where no loss is taken; the label at
+              position t is predicted from t-1), or `(inputs, targets)` pairs
+    loss_fn   `loss_fn(model, batch) -> (loss_sum, weight)`; default: shifted causal language-model
+              cross-entropy for mappings, cross-entropy for pairs
+    autocast  "bfloat16": matrix products of forward passes in that type (`torch.autocast`); the weights, softmax and
+              sums stay as they are. None: everything in the weights' own type
+
+    Inside `distributed.shared_work` loss and gradient split the batches over the processes. A model that `fully_shard`
+    cut is measured by all its processes in step, on the same data, outside of it; FSDP2 has to average gradients over
+    them, as it does by default.
+
+    Raises InputError for data that cannot be iterated twice, is empty or has no supervised token, for token ids or
+    lengths that the model does not have, and for weights or data that are not those of the other processes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Batch],
+        loss_fn: LossFunction | None = None,
+        autocast: str | None = None,
+    ):
+        if autocast not in (None, "bfloat16"):
+            raise InputError(f"autocast={autocast!r} is neither 'bfloat16' nor None.")
+        if autocast and any(tensor.dtype == torch.float64 for tensor in model.parameters()):
+            raise InputError("autocast leaves float64 weights in float64; load the model in float32.")
+        if iter(data) is data:
+            raise InputError(
+                f"data is a {type(data).__name__}, which can be read only once; give a list or a DataLoader."
+            )
+        self.model = model
+        self.data = data
+        self.autocast = autocast
+        # the first of several devices; what accelerate offloads is on meta, and comes to the GPU for its turn
+        self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self._sharded = is_sharded(model)
+        first = next(iter(data), None)
+        if first is None:
+            raise InputError("the data holds no batch.")
+        self.loss_fn = loss_fn or default_loss(model, data, on_device(first, self.device))
+        self.rows_limit: int | None = None  # rows a micro-batch may have, once memory ran out
+        if self._sharded:
+            if distributed.share().size > 1:
+                raise InputError(
+                    "a sharded model (fully_shard) is measured by all processes in step: not in shared_work."
+                )
+            if not agreed(describe_data(data)["digest"], model):
+                raise InputError(
+                    "the processes that hold the sharded model have different data; give every one the same."
+                )
+        if distributed.share().size > 1:
+            distributed.require_same(describe_data(data)["digest"], "data")
+            distributed.require_same([_bits(tensor) for tensor in model.parameters()], "weights")
+
+    @torch.no_grad()
+    def loss(self) -> Loss:
+        """The weighted mean over all batches, accumulated in float64."""
+
+        def part(share: Share) -> list[_Part]:
+            found = [(index, torch.stack(pair)) for index, pair in self.over_share(share, self.evaluate)]
+            values = torch.stack([pair for _, pair in found]).tolist() if found else []
+            return [_Part(index, *value) for (index, _), value in zip(found, values, strict=True)]
+
+        return _loss_of(distributed.gathered(part))
+
+    def loss_weight(self) -> float:
+        """The number of loss terms (supervised tokens), without evaluating where the data says it itself."""
+        own = getattr(self.data, "tokens", None)
+        return float(own) if isinstance(own, int) else self.loss().weight
+
+    def gradient(self, parameters: Parameters) -> tuple[Loss, dict[str, Tensor]]:
+        """The loss and its gradient by parameter name, in float32 or wider; `.grad` is not touched.
+
+        Parameters that do not take gradients take them here (`Parameters(frozen=True)`), and are as before afterwards.
+        """
+        tensors = parameters.tensors
+        gradient = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+
+        def measure(batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+            with torch.enable_grad():
+                loss_sum, weight = self.evaluate(batch)
+                return loss_sum.detach(), weight, gradients_of(loss_sum, tensors)
+
+        def part(share: Share) -> tuple[list[_Part], list[Tensor]]:
+            found = []
+            for index, (loss_sum, weight, parts) in self.over_share(share, measure):
+                for accumulated, added in zip(gradient, parts, strict=True):
+                    if added is not None:
+                        accumulated += added
+                found.append(_Part(index, float(loss_sum), float(weight)))
+            return found, gradient
+
+        gradients_of = _from_backward if self._sharded else _from_graph
+        with differentiable(tensors), _untouched(self.model) if self._sharded else contextlib.nullcontext():
+            losses, gradient = distributed.summed(part)
+        loss = _loss_of(losses)
+        named = {name: g.div_(loss.weight) for name, g in zip(parameters.names, gradient, strict=True)}
+        return loss, named
+
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss and weight of one batch that is on the device already, in the widest float."""
+        torch.clear_autocast_cache()  # inside a caller's autocast, casts of weights outlive the weights' moves
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast is not None):
+            loss_sum, weight = self.loss_fn(self.model, batch)
+        wide = wide_dtype(loss_sum.device)
+        return loss_sum.to(wide), torch.as_tensor(weight, dtype=wide, device=loss_sum.device)
+
+    def on_device(self, batch: Batch) -> Batch:
+        """`batch` with its tensors on the model's device."""
+        return on_device(batch, self.device)
+
+    def over_batches(self, measure: Callable[[Batch], T]) -> Iterator[T]:
+        """`measure` of every batch, moved to the device; one that does not fit in memory is halved, and those after it.
+
+        Sums over what this yields do not depend on where batches were cut, to rounding. Raises InputError where a
+        single row does not fit.
+        """
+        for _, result in self.over_share(Share(0, 1), measure):
+            yield result
+
+    def over_share(self, share: Share, measure: Callable[[Batch], T]) -> Iterator[tuple[int, T]]:
+        """As `over_batches`, of the batches that are this share's: the number of each, and `measure` of it."""
+        for index, batch in share.of(self.data):
+            pending = _pieces(on_device(batch, self.device), self.rows_limit)
+            while pending:
+                try:
+                    result = measure(pending[0])
+                except RuntimeError as error:
+                    if not _out_of_memory(error):
+                        raise
+                    if self._sharded:  # the other processes are in the midst of the same batch
+                        raise InputError("a batch does not fit in memory; lower batch_tokens.") from error
+                else:
+                    del pending[0]
+                    yield index, result
+                    continue
+                # outside the except clause, whose traceback would keep the failed attempt's tensors alive
+                rows = rows_of(pending[0]) or 1
+                if rows < 2:
+                    raise InputError("one example alone does not fit in memory; lower max_length.")
+                self.rows_limit = rows // 2
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                pending = [piece for left in pending for piece in _pieces(left, self.rows_limit)]
+
+
+def _from_graph(loss_sum: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(loss_sum, tensors, allow_unused=True)
+
+
+def _from_backward(loss_sum: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients of shards, which FSDP2 has for backward() alone."""
+    loss_sum.backward()
+    found = tuple(tensor.grad for tensor in tensors)
+    for tensor in tensors:
+        tensor.grad = None
+    return found
+
+
+@contextlib.contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model's `.grad`s are none; afterwards they are what they were."""
+    settle(model)
+    held = [(tensor, tensor.grad) for tensor in model.parameters()]
+    try:
+        for tensor, _ in held:
+            tensor.grad = None
+        yield
+    finally:
+        settle(model)
+        for tensor, gradient in held:
+            tensor.grad = gradient
+
+
+@contextlib.contextmanager
+def differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Inside the block `tensors` take gradients; their flags are as before afterwards."""
+    frozen = [t for t in tensors if not t.requires_grad]
+    try:
+        for tensor in frozen:
+            tensor.requires_grad_(True)
+        yield
+    finally:
+        for tensor in frozen:
+            tensor.requires_grad_(False)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _pieces(batch: Batch, limit: int | None) -> list[Batch]:
+    rows = rows_of(batch)
+    if limit is None or rows is None or rows <= limit:
+        return [batch]
+    return [take_rows(batch, slice(start, start + limit), rows) for start in range(0, rows, limit)]
+
+
+class _Part(NamedTuple):
+    """What a batch, or a piece of one, adds to the loss."""
+
+    batch: int
+    total: float
+    weight: float
+
+
+def _loss_of(shares: Iterable[list[_Part]]) -> Loss:
+    """The weighted mean, summed in the order of the batches: the same bits whoever measured which."""
+    parts = sorted((part for parts in shares for part in parts), key=lambda part: part.batch)
+    total, weight = torch.tensor([part[1:] for part in parts], dtype=torch.float64).reshape(-1, 2).sum(0).tolist()
+    if weight == 0:
+        raise InputError("the data has no supervised token: no loss can be taken over it.")
+    return Loss(total / weight if math.isfinite(total) else total, weight)
+
+
+def _bits(tensor: Tensor) -> int:
+    """A checksum of a tensor's bits, in whatever order they are added."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return int(tensor.detach().view(whole).sum(dtype=torch.int64))
+
+
+def provenance_of(
+    objective: Objective, settings: Mapping[str, Any], seed: int | None, checkpoint: dict | None, seconds: float
+) -> Provenance:
+    """Provenance of a measurement of `objective`; the weights' digest stands in for an unnamed checkpoint."""
+    model = objective.model
+    return Provenance(
+        settings=dict(settings),
+        seed=seed,
+        checkpoint=checkpoint or {"weights": vector_digest(Parameters(model, frozen=True).values())},
+        data=describe_data(objective.data),
+        device=str(objective.device),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        seconds=seconds,
+    )
+
+
+def journal_of(
+    path: Path | str, objective: Objective, parameters: Parameters, loss: str | None, settings: Mapping[str, Any]
+) -> Journal:
+    """The journal of a measurement that moves `parameters`: no other weights, data, loss or settings share it.
+
+    loss  the name of the loss function, see `losses.loss_name`
+    """
+    model = objective.model
+    identity = {
+        "weights": vector_digest(Parameters(model, frozen=True).values()),
+        "buffers": vector_digest({name: b.detach() for name, b in model.named_buffers() if not b.is_meta}),
+        "parameters": digest_of(list(parameters.names)),
+        "data": describe_data(objective.data)["digest"],
+        "device": str(objective.device),
+        "loss": loss,
+    }
+    by_first = functools.partial(by_first_holder, model=model) if is_sharded(model) else distributed.by_first
+    return Journal(path, identity | dict(settings), by_first)
+
+
+def describe_data(data: Iterable[Batch]) -> dict:
+    """What a result's provenance says of a data set: source and digest (of the batches, where it has none itself)."""
+    digest = getattr(data, "digest", None)
+    if digest is None:
+        hashed = hashlib.sha256()
+        for batch in data:
+            _hash_into(hashed, batch)
+        digest = hashed.hexdigest()
+    said = {"source": getattr(data, "source", type(data).__name__), "digest": digest}
+    return said | ({"supervised_tokens": data.tokens} if hasattr(data, "tokens") else {})
+
+
+def _hash_into(hashed: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        hashed.update(f"{value.dtype} {tuple(value.shape)} ".encode())
+        hashed.update(tensor_bytes(value))
+    elif isinstance(value, Mapping):
+        for key in value:
+            hashed.update(f"{key} ".encode())
+            _hash_into(hashed, value[key])
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _hash_into(hashed, item)
+    else:
+        hashed.update(repr(value).encode())

@@ -1,0 +1,63 @@
+"""What a measurement is of: a model, its data, the parameters in question; and how its progress is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from landscape.checkpoints import Checkpoint, identify
+from landscape.data.batches import Batch
+from landscape.objective.loss_functions import LossFunction, loss_name
+from landscape.objective.objective import Objective, provenance_of
+from landscape.weights.parameters import Parameters
+
+Globs = str | Sequence[str] | None
+
+
+class Subject:
+    """The model, data and parameters of one measurement, and what its result says of them."""
+
+    def __init__(
+        self, model: nn.Module | Checkpoint, data: Iterable[Batch], parameters: Globs, loss_fn: LossFunction | None
+    ):
+        self._started = time.perf_counter()
+        self.loss = loss_name(loss_fn)
+        self.module, self.name, self._described = identify(model)
+        self.objective = Objective(self.module, data, loss_fn)
+        self.parameters = Parameters(self.module, parameters)
+
+    def said(self, settings: dict, seed: int) -> dict[str, Any]:
+        """The fields that every result of it shares."""
+        seconds = time.perf_counter() - self._started
+        return {
+            "name": self.name,
+            "data": str(getattr(self.objective.data, "source", "data")),
+            "weight": self.objective.loss_weight(),
+            "provenance": provenance_of(self.objective, settings | {"loss": self.loss}, seed, self._described, seconds),
+        }
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int | None, unit: str, progress: bool) -> Iterator[tqdm]:
+    with tqdm(desc=title, total=total, unit=unit, disable=not progress) as bar:
+        yield bar
+
+
+def group_by_layer(names: Sequence[str]) -> dict[str, list[int]]:
+    """Indices of parameters by layer: the name up to its first number, or the module for those without one.
+
+    >>> group_by_layer(["model.embed.weight", "model.layers.0.q.weight", "model.layers.0.k.weight", "head.weight"])
+    {'model.embed': [0], 'model.layers.0': [1, 2], 'head': [3]}
+    """
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        numbered = re.match(r"(?:.*?\.)?\d+(?=\.|$)", name)
+        layer = numbered.group() if numbered else name.rpartition(".")[0] or name
+        groups.setdefault(layer, []).append(index)
+    return groups

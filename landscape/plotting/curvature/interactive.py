@@ -1,0 +1,202 @@
+"""Pages of curvature to zoom and read values from, drawn by plotly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from landscape.plotting.basics import COLORS, Places, clean, labels, log_ticks, shorten
+from landscape.plotting.curvature.shared import (
+    DensityPanel,
+    arrange_densities,
+    arrange_layers,
+    bar_range,
+    density_caption,
+    density_panel,
+    density_remarks,
+    extremes,
+    layer_bars,
+    layers_caption,
+)
+from landscape.plotting.page import html_page
+from landscape.plotting.surfaces.interactive import (
+    DASHES,
+    LINE_AXIS,
+    ROW,
+    add_heading,
+    new_figure,
+    plot_html,
+    plotly_text,
+)
+
+if TYPE_CHECKING:
+    from landscape.curvature.results import LayerCurvature, SpectralDensity
+
+_LEAST, _WIDEST = 700, 1200  # pixels of a plot and of its page
+
+
+def _legend(foot: float) -> dict[str, Any]:
+    return {"orientation": "h", "x": 0, "y": -foot, "yanchor": "top"}
+
+
+# --- spectral density ---------------------------------------------------------------------------------------
+
+
+def density_page(densities: Sequence[SpectralDensity], caption: str | None, title: str) -> str:
+    """See `landscape.plotting.density_html`."""
+    places = arrange_densities(densities)
+    panels = {data: density_panel(places.of_data(data)) for data in places.data}
+    rows = []
+    for density in places.cells.values():
+        mean, spread = (density.parameters * value for value in density.moment(1))
+        rows.append([density.name, density.data, f"{mean:.5g} +- {spread:.2g}", ", ".join(density_remarks(density))])
+    text = density_caption(places, panels) if caption is None else caption
+    plot = plot_html(density_figure(places, panels))
+    return html_page(title, plot, text, ["checkpoint", "data", "trace", "nodes"], rows, (_LEAST, _WIDEST))
+
+
+def density_figure(places: Places[SpectralDensity], panels: dict[str, DensityPanel]) -> go.Figure:
+    """The plotly figure of comparable densities: a panel per data set below one another, a line per checkpoint."""
+    count = len(panels)
+    figure = new_figure()
+    margin = {"l": 80, "r": 20, "t": 40, "b": 20}
+    figure.update_layout(height=ROW * count, margin=margin, hovermode="closest", legend=_legend(0.16 / count))
+    listed: set[str] = set()
+    for index, (data, panel) in enumerate(panels.items()):
+        suffix = str(index + 1) if index else ""
+        bottom, top = 1 - (index + 1) / count + 0.12 / count, 1 - index / count - (0.08 / count if index else 0)
+        span = [float(np.log10(panel.floor)), float(np.log10(panel.top))]
+        ticks = log_ticks(span[0], span[1], 6)
+        figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
+            "anchor": f"y{suffix}",
+            "range": [panel.low, panel.high],
+            "title": {"text": "eigenvalue", "standoff": 8},
+            "showgrid": False,
+        }
+        figure.layout[f"yaxis{suffix}"] = LINE_AXIS | {
+            "domain": [bottom, top],
+            "anchor": f"x{suffix}",
+            "type": "log",
+            "range": span,
+            "tickvals": ticks,
+            "ticktext": labels(ticks),
+            "title": {"text": "density (log scale)"},
+        }
+        for row, (density, curve) in enumerate(zip(panel.densities, panel.curves, strict=True)):
+            order, name = places.names.index(density.name), plotly_text(density.name)
+            color = COLORS[order % len(COLORS)]
+            shared = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legendgroup": str(order)}
+            line = {"color": color, "dash": DASHES[order % len(DASHES)], "width": 2}
+            listing = {
+                "name": plotly_text(shorten(clean(density.name), 100)),
+                "showlegend": density.name not in listed,
+            }
+            words = f"{name}<br>eigenvalue: %{{x:.4g}}<br>density: %{{y:.3g}}<extra></extra>"
+            figure.add_scatter(
+                x=curve[0], y=curve[1], mode="lines", line=line, hovertemplate=words, **listing, **shared
+            )
+            listed.add(density.name)
+            nodes = extremes(density)
+            height = 10 ** (span[0] + (0.03 + 0.05 * row) * (span[1] - span[0]))  # a row of ticks for each checkpoint
+            figure.add_scatter(
+                x=nodes,
+                y=np.full(len(nodes), height),
+                mode="markers",
+                marker={"symbol": "line-ns-open", "size": 9, "color": color, "line": {"width": 1.5}},
+                hovertemplate=f"{name}<br>extreme node: %{{x:.6g}}<extra></extra>",
+                showlegend=False,
+                **shared,
+            )
+        if count > 1:
+            heading = [f"<b>{plotly_text(shorten(clean(data), 50))}</b>"]
+            add_heading(figure, heading, 0, top, xanchor="left", yanchor="bottom", yshift=6)
+    return figure
+
+
+# --- layers -------------------------------------------------------------------------------------------------
+
+
+def layers_page(tables: Sequence[LayerCurvature], caption: str | None, title: str) -> str:
+    """See `landscape.plotting.layers_html`."""
+    places = arrange_layers(tables)
+    rows = [
+        [
+            table.name,
+            table.data,
+            row.name,
+            f"{row.trace:.5g} +- {row.trace_stderr:.2g}",
+            f"{row.top:.5g} +- {row.residual:.1g}" + ("" if row.converged else ", not converged"),
+        ]
+        for table in places.cells.values()
+        for row in table.layers
+    ]
+    text = layers_caption(places) if caption is None else caption
+    header = ["checkpoint", "data", "layer", "trace", "largest eigenvalue"]
+    return html_page(title, plot_html(layers_figure(places)), text, header, rows, (_LEAST, _WIDEST))
+
+
+def layers_figure(places: Places[LayerCurvature]) -> go.Figure:
+    """The plotly figure of comparable tables: a row per data set, traces to the left of the eigenvalues."""
+    first = next(iter(places.cells.values()))
+    names = [plotly_text(shorten(clean(row.name), 40)) for row in first.layers]
+    row_height = 136 + max(24, 14 * len(places.names)) * len(names)
+    count = len(places.data)
+    figure = new_figure()
+    margin = {"l": 40 + 7 * min(40, max(map(len, names))), "r": 20, "t": 40, "b": 20}
+    figure.update_layout(height=row_height * count, margin=margin, barmode="group", bargap=0.2)
+    figure.update_layout(legend=_legend(70 / (row_height * count)), hovermode="closest")
+    listed: set[str] = set()
+    for index, data in enumerate(places.data):
+        tables = places.of_data(data)
+        bottom = 1 - (index + 1) / count + 60 / (row_height * count)
+        top = 1 - index / count - (36 / (row_height * count) if index else 0)
+        for column, label in enumerate(("trace", "largest eigenvalue")):
+            number = 2 * index + column
+            suffix = str(number + 1) if number else ""
+            found = [layer_bars(table)[column] for table in tables]
+            figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
+                "domain": [0.52 * column, 0.48 + 0.52 * column],
+                "anchor": f"y{suffix}",
+                "range": list(bar_range(found)),
+                "title": {"text": label, "standoff": 8},
+                "zeroline": True,
+                "zerolinecolor": "#555",
+            }
+            figure.layout[f"yaxis{suffix}"] = LINE_AXIS | {
+                "domain": [bottom, top],
+                "anchor": f"x{suffix}",
+                "range": [len(names) - 0.5, -0.5],  # the first layer at the top
+                "tickvals": list(range(len(names))),
+                "ticktext": names if column == 0 else [""] * len(names),
+                "showgrid": False,
+            }
+            for table, bars in zip(tables, found, strict=True):
+                order = places.names.index(table.name)
+                color = COLORS[order % len(COLORS)]
+                said = [f"{plotly_text(table.name)}<br>{name}" for name in names]
+                said = [text + ("<br>not converged" if h else "") for text, h in zip(said, bars.hollow, strict=True)]
+                fill = ["white" if hollow else color for hollow in bars.hollow]
+                figure.add_bar(
+                    orientation="h",
+                    y=list(range(len(names))),
+                    x=bars.values,
+                    error_x={"type": "data", "array": bars.errors, "color": "#444", "thickness": 1, "width": 2},
+                    marker={"color": fill, "line": {"color": color, "width": 1.5}},
+                    text=said,
+                    textposition="none",
+                    hovertemplate=f"%{{text}}<br>{label}: %{{x:.5g}}<extra></extra>",
+                    name=plotly_text(shorten(clean(table.name), 100)),
+                    showlegend=table.name not in listed,
+                    legendgroup=str(order),
+                    offsetgroup=str(order),
+                    xaxis=f"x{suffix}",
+                    yaxis=f"y{suffix}",
+                )
+                listed.add(table.name)
+        if count > 1:
+            heading = [f"<b>{plotly_text(shorten(clean(data), 50))}</b>"]
+            add_heading(figure, heading, 0, top, xanchor="left", yanchor="bottom", yshift=6)
+    return figure

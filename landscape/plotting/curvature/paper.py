@@ -1,0 +1,218 @@
+"""Figures of curvature for papers, drawn by matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from landscape.plotting.basics import COLORS, Places, clean, labels, log_ticks, shorten
+from landscape.plotting.curvature.shared import (
+    Bars,
+    DensityPanel,
+    arrange_densities,
+    arrange_layers,
+    bar_range,
+    density_caption,
+    density_panel,
+    density_remarks,
+    eigenvalues_caption,
+    extremes,
+    layer_bars,
+    layers_caption,
+    trace_caption,
+)
+from landscape.plotting.surfaces.paper import LINES, Sheet, legend_text, set_round_ticks, set_ticks, style
+
+if TYPE_CHECKING:
+    from landscape.curvature.results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
+
+_WIDTH, _HEIGHT = 2.75, 2.1  # inches of a panel, as of lines through a surface
+_PLAIN: dict[str, Any] = {"ms": 4, "markeredgewidth": 1.0, "capsize": 2, "elinewidth": 0.8}
+
+
+# --- spectral density ---------------------------------------------------------------------------------------
+
+
+def density_figure(densities: Sequence[SpectralDensity], caption: str | None) -> Figure:
+    """See `landscape.plotting.plot_density`."""
+    places = arrange_densities(densities)
+    panels = {data: density_panel(places.of_data(data)) for data in places.data}
+    text = density_caption(places, panels) if caption is None else clean(caption)
+    with style():
+        return _draw_densities(places, panels, text)
+
+
+def _draw_densities(places: Places[SpectralDensity], panels: dict[str, DensityPanel], caption: str) -> Figure:
+    gap, left, right = 0.78, 0.68, 0.1
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    legends = {
+        data: [legend_text(d.name, density_remarks(d)) for d in panel.densities] for data, panel in panels.items()
+    }
+    lines = max(sum(text.count("\n") + 1 for text in texts) for texts in legends.values())
+    top = 0.28 if len(panels) > 1 else 0.1
+    block = top + _HEIGHT + 0.42 + 0.135 * lines
+    sheet = Sheet(left + columns * _WIDTH + (columns - 1) * gap + right, rows * block, caption)
+    for index, (data, panel) in enumerate(panels.items()):
+        row, column = divmod(index, columns)
+        axes = sheet.axes(left + column * (_WIDTH + gap), row * block + top, _WIDTH, _HEIGHT)
+        orders = [places.names.index(density.name) for density in panel.densities]
+        handles = _draw_density_panel(axes, panel, orders)
+        if len(panels) > 1:
+            axes.set_title(shorten(clean(data), 40), fontweight="bold", loc="left")
+        _legend_below(axes, handles, legends[data], _HEIGHT)
+    return sheet.figure
+
+
+def _draw_density_panel(axes: Axes, panel: DensityPanel, orders: Sequence[int]) -> list[Any]:
+    axes.set_yscale("log")
+    handles = []
+    for row, (density, (x, y), order) in enumerate(zip(panel.densities, panel.curves, orders, strict=True)):
+        color = COLORS[order % len(COLORS)]
+        handles += axes.plot(x, y, color=color, linestyle=LINES[order % len(LINES)], linewidth=1.1)
+        # A line of ticks for each checkpoint, at the foot of the panel: they would hide each other in one.
+        height = np.full(2 * len(density.nodes), 0.03 + 0.05 * row)
+        axes.plot(extremes(density), height, "|", color=color, ms=5, mew=0.9, transform=axes.get_xaxis_transform())
+    axes.set(xlim=(panel.low, panel.high), ylim=(panel.floor, panel.top), xlabel="eigenvalue")
+    axes.set_ylabel("density (log scale)")
+    set_round_ticks(axes.xaxis, panel.low, panel.high, 5)
+    ticks = log_ticks(np.log10(panel.floor), np.log10(panel.top), 6)
+    set_ticks(axes.yaxis, ticks, labels(ticks))
+    axes.grid(axis="y")
+    _open(axes)
+    return handles
+
+
+# --- layers -------------------------------------------------------------------------------------------------
+
+
+def layers_figure(tables: Sequence[LayerCurvature], caption: str | None) -> Figure:
+    """See `landscape.plotting.plot_layers`."""
+    places = arrange_layers(tables)
+    text = layers_caption(places) if caption is None else clean(caption)
+    with style():
+        return _draw_layers(places, text)
+
+
+def _draw_layers(places: Places[LayerCurvature], caption: str) -> Figure:
+    names = [shorten(clean(row.name), 30) for row in next(iter(places.cells.values())).layers]
+    several = len(places.data) > 1
+    pitch = max(0.17, 0.09 * len(places.names) + 0.06)  # inches to a layer
+    width, height, gap, right = 2.3, pitch * len(names), 0.2, 0.12
+    left = 0.15 + 0.062 * max(len(name) for name in names)
+    top = 0.3 if several else 0.1
+    block = top + height + 0.45
+    legend = [legend_text(name, []) for name in places.names]
+    foot = 0.135 * sum(text.count("\n") + 1 for text in legend)
+    sheet = Sheet(left + 2 * width + gap + right, block * len(places.data) + foot, caption)
+    for index, data in enumerate(places.data):
+        y = index * block
+        if several:
+            sheet.text(0.1, y + 0.06, shorten(clean(data), 60), fontsize=9, fontweight="bold")
+        tables = places.of_data(data)
+        orders = [places.names.index(table.name) for table in tables]
+        columns = zip(*(layer_bars(table) for table in tables), strict=True)
+        for column, (bars, label) in enumerate(zip(columns, ("trace", "largest eigenvalue"), strict=True)):
+            axes = sheet.axes(left + column * (width + gap), y + top, width, height)
+            _draw_bars(axes, bars, orders, len(places.names))
+            axes.set_xlabel(label)
+            set_ticks(axes.yaxis, range(len(names)), names if column == 0 else [""] * len(names))
+            if column == 0 and index == len(places.data) - 1:
+                _legend_below(axes, _patches(len(places.names)), legend, height)
+    return sheet.figure
+
+
+def _draw_bars(axes: Axes, bars: Sequence[Bars], orders: Sequence[int], checkpoints: int) -> None:
+    thick = 0.8 / checkpoints
+    for order, these in zip(orders, bars, strict=True):
+        at = np.arange(len(these.values)) + (order - (checkpoints - 1) / 2) * thick
+        color = COLORS[order % len(COLORS)]
+        faces = ["white" if hollow else color for hollow in these.hollow]
+        axes.barh(at, these.values, height=0.85 * thick, color=faces, edgecolor=color, linewidth=0.8)
+        axes.errorbar(these.values, at, xerr=these.errors, fmt="none", ecolor="0.25", elinewidth=0.7, capsize=1.3)
+    low, high = bar_range(bars)
+    axes.set(xlim=(low, high), ylim=(len(bars[0].values) - 0.5, -0.5))  # the first layer at the top
+    set_round_ticks(axes.xaxis, low, high, 4)
+    axes.axvline(0, color="0.2", linewidth=0.6)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    _open(axes)
+
+
+def _patches(count: int) -> list[Any]:
+    return [Patch(color=COLORS[index % len(COLORS)]) for index in range(count)]
+
+
+# --- single results -----------------------------------------------------------------------------------------
+
+
+def eigenvalues_figure(result: Eigenvalues, caption: str | None) -> Figure:
+    """See `landscape.plotting.plot_eigenvalues`."""
+    text = eigenvalues_caption(result) if caption is None else clean(caption)
+    with style():
+        sheet, axes = _small_sheet(result.name, result.data, text)
+        for order, (value, residual, good) in enumerate(
+            zip(result.values, result.residuals, result.converged, strict=True), start=1
+        ):
+            if np.isfinite(value):
+                options: dict[str, Any] = {"color": COLORS[0], "markerfacecolor": COLORS[0] if good else "white"}
+                axes.errorbar(order, value, yerr=np.nan_to_num(residual), fmt="o", **_PLAIN, **options)
+        axes.axhline(0, color="0.45", linewidth=0.6)
+        axes.set(xlim=(0.5, len(result.values) + 0.5), xlabel="eigenvalue number", ylabel="eigenvalue")
+        step = -(-len(result.values) // 10)
+        numbers = range(1, len(result.values) + 1, step)
+        set_ticks(axes.xaxis, numbers, [str(number) for number in numbers])
+        set_round_ticks(axes.yaxis, *axes.get_ylim(), 5)
+        axes.grid(axis="y")
+        _open(axes)
+        return sheet.figure
+
+
+def trace_figure(result: TraceEstimate, caption: str | None) -> Figure:
+    """See `landscape.plotting.plot_trace`."""
+    text = trace_caption(result) if caption is None else clean(caption)
+    samples = result.samples[np.isfinite(result.samples)]
+    with style():
+        sheet, axes = _small_sheet(result.name, result.data, text)
+        if len(samples):
+            axes.hist(samples, bins="sturges", color=COLORS[0], alpha=0.55, edgecolor="white", linewidth=0.6)
+        interval = result.confidence_interval
+        if np.isfinite(interval).all():
+            axes.axvspan(*interval, color=COLORS[1], alpha=0.25, linewidth=0)
+        if np.isfinite(result.value):
+            axes.axvline(result.value, color=COLORS[1], linewidth=1.2)
+        weighted = f"{clean(result.weighting)} " if result.weighting else ""
+        axes.set(xlabel=f"{weighted}trace by one probe", ylabel="probes")
+        set_round_ticks(axes.xaxis, *axes.get_xlim(), 5)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _open(axes)
+        return sheet.figure
+
+
+def _small_sheet(name: str, data: str, caption: str) -> tuple[Sheet, Axes]:
+    """A sheet with one panel, the checkpoint and its data above it."""
+    left, top = 0.68, 0.28
+    sheet = Sheet(left + _WIDTH + 0.1, top + _HEIGHT + 0.42, caption)
+    axes = sheet.axes(left, top, _WIDTH, _HEIGHT)
+    axes.set_title(f"{shorten(clean(name), 28)} on {shorten(clean(data), 20)}", fontweight="bold", loc="left")
+    return sheet, axes
+
+
+# --- both ---------------------------------------------------------------------------------------------------
+
+
+def _open(axes: Axes) -> None:
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend_below(axes: Axes, handles: Sequence[Any], texts: Sequence[str], height: float) -> None:
+    """A legend under the label of the horizontal axis; `height` is the panel's, in inches."""
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.34 / height), "borderaxespad": 0}
+    axes.legend(handles, texts, handlelength=2.6, labelspacing=0.3, **place)

@@ -1,0 +1,382 @@
+"""Figures for papers, drawn by matplotlib. No pyplot: nothing here touches global state or starts a GUI."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from mpl_toolkits.mplot3d import Axes3D
+
+from landscape.plotting.basics import COLORS, clean, labels, round_ticks, shorten
+from landscape.plotting.surfaces.shared import (
+    Arrangement,
+    LossScale,
+    arrange,
+    aspect,
+    caption_for,
+    center_text,
+    differ_in_eigenvectors,
+    loss_scale,
+    marked_places,
+    notes,
+    shared_label,
+)
+
+if TYPE_CHECKING:
+    from landscape.surfaces.surface import Surface
+
+STYLE: dict[str, Any] = {
+    "font.family": ["sans-serif", "DejaVu Sans"],  # the second lends the glyphs that the first lacks
+    "font.sans-serif": ["Arial", "Helvetica", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "0.2",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "grid.color": "0.88",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.4,
+    "hatch.linewidth": 0.5,
+    "image.cmap": "viridis",  # perceptually uniform, safe for colour-blind readers and in grey
+    "text.parse_math": False,  # a checkpoint called "a$b$" is a name, not a formula
+    "figure.dpi": 150,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, and no journal refuses it
+    "ps.fonttype": 42,
+}
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # 7 x 5 lines before one comes twice
+CAMERA = {"elev": 30, "azim": -60}
+_HALO = [withStroke(linewidth=2, foreground="white")]
+_RASTER_CELLS = 10_000  # from here on a surface goes into the PDF as pixels, or viewers crawl
+
+
+class PaperFigure(Figure):
+    """A figure that keeps its look, and embeds its fonts, however the settings stand when it is saved."""
+
+    def savefig(self, *args: Any, **options: Any) -> None:
+        with style():
+            super().savefig(*args, **options)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
+
+
+def style() -> Any:
+    return matplotlib.style.context(["default", STYLE])
+
+
+def surface_figure(
+    surfaces: Sequence[Surface], *, log: bool, levels: int | Sequence[float], caption: str | None
+) -> Figure:
+    """See `landscape.plotting.plot_surfaces`."""
+    arrangement = arrange(surfaces, log)
+    scales = {data: loss_scale(arrangement.of_data(data), log, levels) for data in arrangement.data}
+    text = caption_for(surfaces, log=log) if caption is None else clean(caption)
+    with style():
+        draw = _draw_lines if arrangement.dim == 1 else _draw_planes
+        return draw(arrangement, scales, text)
+
+
+# --- layout -------------------------------------------------------------------------------------------------
+
+
+class Sheet:
+    """A figure addressed in inches from its top left corner."""
+
+    def __init__(self, width: float, height: float, caption: str):
+        lines = textwrap.wrap(caption, int((width - 0.2) * 22))  # characters of the caption's size to an inch
+        self.width, self.height = width, height + 0.135 * len(lines) + (0.12 if lines else 0)
+        self.figure = PaperFigure(figsize=(self.width, self.height))
+        FigureCanvasAgg(self.figure)
+        if lines:
+            self.text(0.1, height + 0.02, "\n".join(lines), fontsize=7, color="0.25", linespacing=1.25)
+
+    def axes(self, left: float, top: float, width: float, height: float, **options: Any) -> Any:
+        bottom = self.height - top - height
+        rectangle = (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(rectangle, **options)
+
+    def text(self, left: float, top: float, text: str, **options: Any) -> None:
+        options = {"va": "top", "ha": "left"} | options
+        self.figure.text(left / self.width, 1 - top / self.height, text, **options)
+
+
+def _title_lines(name: str, width: int) -> list[str]:
+    return textwrap.wrap(shorten(clean(name), 3 * width), width) or [" "]
+
+
+# --- two dimensions -----------------------------------------------------------------------------------------
+
+
+def _draw_planes(arrangement: Arrangement, scales: dict[str, LossScale], caption: str) -> Figure:
+    several = len(arrangement.data) > 1
+    side = 2.1 if several else 2.5  # so that the rows of two data sets still fit on a page
+    columns = len(arrangement.names)
+    first = next(iter(arrangement.cells.values()))
+    own_axes = differ_in_eigenvectors(list(arrangement.cells.values()))
+    gap, left, right = 0.42 if own_axes else 0.3, 0.62, 0.8
+    titles = {name: _title_lines(name, int(15 * side)) for name in arrangement.names}
+    name_lines = max(len(lines) for lines in titles.values())
+    note_lines = max(len(notes(surface)) for surface in arrangement.cells.values())
+    names_end = (0.28 if several else 0.05) + 0.14 * name_lines
+    view_top = names_end + 0.14 * (1 + note_lines)
+    view_top -= 0.04 * side  # the upper corners of a view are empty
+    view, flat_height = 0.96 * side, side * aspect(first)
+    flat_top = view_top + view + 0.08
+    block = flat_top + flat_height + 0.45
+
+    width = left + columns * side + (columns - 1) * gap + right
+    sheet = Sheet(width, block * len(arrangement.data), caption)
+    for row, data in enumerate(arrangement.data):
+        top, scale = row * block, scales[data]
+        if several:
+            sheet.text(0.1, top + 0.05, shorten(clean(data), int(10 * width)), fontsize=9, fontweight="bold")
+        norm = Normalize(scale.levels[0], scale.levels[-1])
+        outer, filled = True, None
+        for column, name in enumerate(arrangement.names):
+            surface = arrangement.cells.get((name, data))
+            if surface is None:
+                continue
+            x = left + column * (side + gap)
+            _draw_title(sheet, x + side / 2, top + names_end, titles[name], surface)
+            box = sheet.axes(x - 0.15, top + view_top, side + 0.3, view, projection="3d")
+            _draw_view(box, surface, scale, norm)
+            flat = sheet.axes(x, top + flat_top, side, flat_height)
+            filled = _draw_contours(flat, surface, scale, norm) or filled
+            if not outer:  # the first panel of a row speaks for the others
+                flat.set_ylabel("" if surface.axis_labels[1] == first.axis_labels[1] else flat.get_ylabel())
+                flat.tick_params(labelleft=False)
+            outer = False
+        if filled is not None:
+            x = left + columns * side + (columns - 1) * gap + 0.12
+            _draw_bar(sheet.figure, sheet.axes(x, top + flat_top, 0.1, flat_height), filled, scale)
+    return sheet.figure
+
+
+def _draw_title(sheet: Sheet, center: float, names_end: float, name: list[str], surface: Surface) -> None:
+    sheet.text(center, names_end, "\n".join(name), ha="center", va="bottom", fontweight="bold")
+    below = "\n".join([center_text(surface), *notes(surface)])
+    sheet.text(center, names_end + 0.02, below, ha="center", fontsize=7)
+
+
+def _draw_view(axes: Axes3D, surface: Surface, scale: LossScale, norm: Normalize) -> None:
+    (x, y), heights = surface.axes, scale.heights(surface.loss)
+    if np.isfinite(heights).any():
+        axes.plot_surface(
+            *np.meshgrid(x, y, indexing="ij"),
+            heights,
+            rcount=len(x),
+            ccount=len(y),
+            cmap="viridis",
+            norm=norm,
+            linewidth=0.2,
+            edgecolor=(0, 0, 0, 0.25),
+            rasterized=heights.size > _RASTER_CELLS,
+        )
+    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), zlim=(scale.low, scale.high))
+    axes.view_init(**CAMERA)
+    axes.set_box_aspect((1, aspect(surface), 0.72), zoom=1.02)
+    for axis, label, grid in (
+        (axes.xaxis, surface.axis_labels[0], x),
+        (axes.yaxis, surface.axis_labels[1], y),
+    ):
+        axis.set_label_text(shorten(clean(label), 38), fontsize=7 if len(label) <= 20 else 5.5)
+        axis.labelpad = -9
+        edge = 0.1 * (grid[-1] - grid[0])  # ticks of both axes would collide in the corner
+        set_round_ticks(axis, grid[0] + edge, grid[-1] - edge, 3)
+    axes.zaxis.set_rotate_label(False)
+    axes.set_zlabel("loss", fontsize=7, labelpad=-9, rotation=90)
+    set_ticks(axes.zaxis, *scale.ticks(4))
+    axes.tick_params(labelsize=6, pad=-3.5)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.pane.set(facecolor="white", edgecolor="0.8", linewidth=0.5)
+        axis.line.set(color="0.5", linewidth=0.5)
+    axes.computed_zorder = False
+    # Of the panes' edges, matplotlib leaves out the one to the left.
+    axes.plot([x[0]] * 2, [y[0]] * 2, [scale.low, scale.high], color="0.9", linewidth=0.5, zorder=0)
+    axes.patch.set_visible(False)  # the view reaches over its cell
+
+
+def _draw_contours(axes: Axes, surface: Surface, scale: LossScale, norm: Normalize) -> Any:
+    """Draw a contour panel; returns what the colour bar explains, None where nothing was finite."""
+    (x, y), heights = surface.axes, scale.heights(surface.loss).T  # contour's rows are y
+    axes.patch.set(facecolor="0.9", hatch="////", edgecolor="0.6")  # seen through the holes only
+    filled = None
+    if np.isfinite(heights).any():
+        masked = np.ma.masked_invalid(heights)
+        filled = axes.contourf(x, y, masked, scale.levels, cmap="viridis", norm=norm, extend=_extend(scale))
+        inside = [level for level in scale.levels if masked.min() < level < masked.max()]
+        if inside:
+            axes.contour(x, y, masked, inside, colors="white", linewidths=0.35, linestyles="solid", alpha=0.7)
+    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    axes.set_xlabel(shorten(clean(surface.axis_labels[0]), 40))
+    axes.set_ylabel(shorten(clean(surface.axis_labels[1]), 40))
+    set_round_ticks(axes.xaxis, x[0], x[-1], 5)
+    set_round_ticks(axes.yaxis, y[0], y[-1], 5)
+    if surface.kind == "plane":
+        _draw_markers(axes, surface, range(len(surface.markers)))
+    if surface.kind == "trajectory":
+        places = np.array([marker.coordinates for marker in surface.markers])
+        (line,) = axes.plot(*places.T, "-", color="black", linewidth=0.9, scalex=False, scaley=False)
+        line.set(path_effects=_HALO, zorder=3)
+        _draw_markers(axes, surface, (0, len(surface.markers) - 1))
+    if not any(marker.coordinates == (0, 0) for marker in surface.markers):
+        halo = [withStroke(linewidth=2, foreground="0.2")]
+        (cross,) = axes.plot(0, 0, "+", color="white", markersize=6, scalex=False, scaley=False)
+        cross.set(markeredgewidth=1.1, path_effects=halo)
+    return filled
+
+
+def _draw_markers(axes: Axes, surface: Surface, named: Sequence[int]) -> None:
+    """A point where each checkpoint lies, with its name where it is among the `named`."""
+    (x, y) = surface.axes
+    for index, marker in enumerate(surface.markers):
+        at_x, at_y = marker.coordinates
+        (point,) = axes.plot(at_x, at_y, "o", color="white", markersize=4, scalex=False, scaley=False)
+        point.set(markeredgecolor="black", markeredgewidth=0.8, zorder=4)
+        if index not in named:
+            continue
+        right = at_x > (x[0] + x[-1]) / 2  # the label goes to the side where there is room
+        axes.annotate(
+            shorten(clean(marker.name), 26),
+            (at_x, at_y),
+            xytext=(-5 if right else 5, 4 if at_y < y[0] + 0.9 * (y[-1] - y[0]) else -10),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            fontsize=7,
+            path_effects=_HALO,
+            zorder=5,
+        )
+
+
+def _extend(scale: LossScale) -> str:
+    below, above = scale.low < scale.levels[0], scale.high > scale.levels[-1]
+    return {(False, False): "neither", (True, False): "min", (False, True): "max"}.get((below, above), "both")
+
+
+def _draw_bar(figure: Figure, axes: Axes, filled: Any, scale: LossScale) -> None:
+    bar = figure.colorbar(filled, cax=axes, label=scale.name, spacing="proportional")
+    if bar.solids is not None:
+        bar.solids.set_edgecolor("face")  # or PDF viewers show seams between the colours
+    bar.outline.set_linewidth(0.4)
+    set_ticks(axes.yaxis, *scale.bar_ticks())
+
+
+def set_ticks(axis: Any, positions: Sequence[float], texts: Sequence[str]) -> None:
+    axis.set_major_locator(FixedLocator(positions))
+    axis.set_major_formatter(FixedFormatter(texts))
+    axis.set_minor_locator(NullLocator())
+
+
+def set_round_ticks(axis: Any, low: float, high: float, count: int) -> None:
+    ticks = round_ticks(low, high, count)
+    set_ticks(axis, ticks, labels(ticks))
+
+
+# --- one dimension ------------------------------------------------------------------------------------------
+
+
+def _draw_lines(arrangement: Arrangement, scales: dict[str, LossScale], caption: str) -> Figure:
+    width, height, gap, left, right = 2.75, 2.1, 0.72, 0.62, 0.1
+    count = len(arrangement.data)
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    names = {data: _line_labels(arrangement.of_data(data)) for data in arrangement.data}
+    lines = max(sum(text.count("\n") + 1 for text in texts) for texts in names.values())
+    top = 0.28 if count > 1 else 0.1
+    block = top + height + 0.42 + 0.135 * lines
+
+    sheet = Sheet(left + columns * width + (columns - 1) * gap + right, rows * block, caption)
+    for index, data in enumerate(arrangement.data):
+        row, column = divmod(index, columns)
+        axes = sheet.axes(left + column * (width + gap), row * block + top, width, height)
+        surfaces = arrangement.of_data(data)
+        handles = [_draw_line(axes, s, arrangement.names.index(s.name), scales[data].log) for s in surfaces]
+        _finish_lines(axes, surfaces, scales[data])
+        if count > 1:
+            axes.set_title(shorten(clean(data), 40), fontweight="bold", loc="left")
+        axes.legend(
+            handles,
+            names[data],
+            loc="upper left",
+            bbox_to_anchor=(-0.02, -0.34 / height),
+            borderaxespad=0,
+            handlelength=2.6,
+            labelspacing=0.3,
+        )
+    return sheet.figure
+
+
+def _line_labels(surfaces: Sequence[Surface]) -> list[str]:
+    own = differ_in_eigenvectors(surfaces)
+    return [
+        legend_text(s.name, [*([clean(s.axis_labels[0])] if own else []), center_text(s), *notes(s)]) for s in surfaces
+    ]
+
+
+def legend_text(name: str, remarks: Sequence[str]) -> str:
+    """A name and remarks as the lines of a legend; each remark stays on one line."""
+    said = [text.replace(" ", "\xa0") for text in remarks]  # spaces that do not break
+    lines = textwrap.wrap(", ".join([shorten(clean(name), 100), *said]), 50)
+    return "\n".join(lines).replace("\xa0", " ")
+
+
+def _draw_line(axes: Axes, surface: Surface, index: int, log: bool) -> Any:
+    color, line = COLORS[index % len(COLORS)], LINES[index % len(LINES)]
+    losses = np.where(np.isfinite(surface.loss), surface.loss, np.nan)
+    (handle,) = axes.plot(surface.axes[0], losses, color=color, linestyle=line)
+    spots = [(marker.coordinates[0], marker.loss) for marker in surface.markers] or [(0.0, surface.center)]
+    for x, loss in spots:
+        if np.isfinite(loss) and (loss > 0 or not log):
+            axes.plot(x, loss, "o", color=color, markersize=3.5, markeredgecolor="white", markeredgewidth=0.6)
+    return handle
+
+
+def _finish_lines(axes: Axes, surfaces: Sequence[Surface], scale: LossScale) -> None:
+    x = surfaces[0].axes[0]
+    pad = 0.04 * (scale.high - scale.low)
+    low, high = scale.low - pad, scale.high + pad
+    axes.set(xlim=(x[0], x[-1]), xlabel=shorten(shared_label(surfaces, 0), 48), ylabel=scale.name)
+    set_round_ticks(axes.xaxis, x[0], x[-1], 5)
+    if scale.log:
+        axes.set_yscale("log")
+    axes.set_ylim(*scale.losses([low, high]))
+    positions, texts = scale.ticks(6)
+    set_ticks(axes.yaxis, scale.losses(positions), texts)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    for at, names in marked_places(surfaces).items():
+        axes.axvline(at, color="0.45", linewidth=0.8, linestyle=":", zorder=0)
+        axes.annotate(
+            shorten(" / ".join(names), 40),
+            (at, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-2, -2),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            va="top",
+            fontsize=7,
+            path_effects=_HALO,
+        )

@@ -1,0 +1,330 @@
+"""What pictures of surfaces share, whichever library draws them: order, loss scale, words."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from landscape.errors import InputError
+from landscape.plotting.basics import (
+    Places,
+    amount,
+    clean,
+    label_of,
+    labels,
+    listing,
+    log_ticks,
+    number,
+    of_tokens,
+    places_of,
+    require_same_data,
+    round_ticks,
+)
+
+if TYPE_CHECKING:  # a picture needs no more of a result than its fields, so importing this stays cheap
+    from landscape.surfaces.surface import Surface
+
+
+# --- names and order ----------------------------------------------------------------------------------------
+
+
+def shared_label(surfaces: Sequence[Surface], axis: int) -> str:
+    """The label of an axis that several surfaces share, though lines to other checkpoints have others."""
+    found = list(dict.fromkeys(clean(surface.axis_labels[axis]) for surface in surfaces))
+    if len(found) > 1 and surfaces[0].kind == "interpolate":
+        return "position between checkpoints (0 to 1)"
+    return "distance along the eigenvector" if differ_in_eigenvectors(surfaces) else " / ".join(found)
+
+
+def differ_in_eigenvectors(surfaces: Sequence[Surface]) -> bool:
+    """Whether every checkpoint has eigenvectors of its own along the axes, so that each has to say which."""
+    return surfaces[0].kind == "eigen" and len({surface.axis_labels for surface in surfaces}) > 1
+
+
+def marked_places(surfaces: Sequence[Surface]) -> dict[float, list[str]]:
+    """The names of the checkpoints that lie at each place of a line."""
+    places: dict[float, dict[str, None]] = {}
+    for surface in surfaces:
+        for marker in surface.markers:
+            places.setdefault(marker.coordinates[0], {})[clean(marker.name)] = None
+    return {place: list(names) for place, names in places.items()}
+
+
+def aspect(surface: Surface) -> float:
+    """Height over width of a plane: steps along both axes look equally long unless that makes a strip."""
+    wide, high = (axis[-1] - axis[0] for axis in surface.axes)
+    return float(np.clip(high / wide, 0.6, 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement(Places["Surface"]):
+    """The surfaces of a figure and how they are drawn."""
+
+    dim: int
+    log: bool
+
+
+def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
+    """Check that `surfaces` fit in one figure, and find the place of each.
+
+    Raises InputError where there are none, where they are not comparable, where two claim the same place,
+    where they have neither one nor two dimensions, and where `log` is asked for losses that are not positive.
+    """
+    if not surfaces:
+        raise InputError("no surface to plot; give at least one.")
+    require_comparable(surfaces)
+    if not 1 <= (dim := len(surfaces[0].axes)) <= 2:
+        raise InputError(f"{label_of(surfaces[0])} has {dim} dimensions; only one or two can be drawn.")
+    if min(len(axis) for axis in surfaces[0].axes) < 2:
+        raise InputError(f"{label_of(surfaces[0])} has an axis of one point; a picture needs at least two.")
+    places = places_of(surfaces, "surfaces")
+    for surface in surfaces:
+        if log and len(finite := finite_losses([surface])) and finite.min() <= 0:
+            raise InputError(
+                f"a logarithmic scale needs losses above 0, but {label_of(surface)} reaches {finite.min():.4g}."
+            )
+    return Arrangement(places.names, places.data, places.cells, dim, log)
+
+
+def require_comparable(surfaces: Sequence[Surface]) -> None:
+    """Raise InputError unless all `surfaces` may stand in one figure.
+
+    They have to agree in dimension, kind, normalization, seed and grid, in what moved and in the loss; and two that
+    name their data alike have to have been measured on the same data.
+    """
+    for first, other in itertools.pairwise(surfaces):
+        for what, a, b in (
+            ("dimension", len(first.axes), len(other.axes)),
+            ("kind", first.kind, other.kind),
+            ("normalization", first.normalize, other.normalize),
+            ("seed", first.seed, other.seed),
+            *((name, value, other.conventions[name]) for name, value in first.conventions.items()),
+        ):
+            if a != b:
+                raise InputError(f"{label_of(first)} and {label_of(other)} differ in {what}: {a} against {b}.")
+        if not all(np.array_equal(a, b) for a, b in zip(first.axes, other.axes, strict=True)):
+            raise InputError(
+                f"{label_of(first)} and {label_of(other)} differ in their axes: {_grid(first)} with "
+                f"{_extent(first)} against {_grid(other)} with {_extent(other)}; measure both on one grid."
+            )
+    require_same_data(surfaces)
+
+
+def _grid(surface: Surface) -> str:
+    return "\N{MULTIPLICATION SIGN}".join(str(len(axis)) for axis in surface.axes) + " points"
+
+
+def _extent(surface: Surface) -> str:
+    spans = [f"{number(axis[0])} to {number(axis[-1])}" for axis in surface.axes]
+    return f"{spans[0]} on both axes" if len(spans) == 2 and spans[0] == spans[1] else " and ".join(spans)
+
+
+# --- the loss scale -----------------------------------------------------------------------------------------
+
+
+def finite_losses(surfaces: Iterable[Surface]) -> np.ndarray:
+    """All finite losses of `surfaces`, flat."""
+    losses = [surface.loss[np.isfinite(surface.loss)] for surface in surfaces]
+    return np.concatenate(losses) if losses else np.empty(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossScale:
+    """One scale for the losses of several surfaces: a loss is drawn at the height `heights(loss)`."""
+
+    low: float  # heights
+    high: float
+    levels: np.ndarray  # heights of the contours, increasing
+    chosen: bool  # whether a person chose the levels
+    log: bool
+    empty: bool  # there is no finite loss to draw
+
+    @property
+    def name(self) -> str:
+        """What to write along it."""
+        return "loss (log scale)" if self.log else "loss"
+
+    def heights(self, loss: np.ndarray | float) -> np.ndarray:
+        """Where `loss` is drawn: the loss itself or its log10, NaN where it is not finite."""
+        loss = np.asarray(loss, dtype=np.float64)
+        drawable = np.isfinite(loss) & ((loss > 0) | (not self.log))
+        heights = np.where(drawable, loss, np.nan)
+        return np.log10(heights) if self.log else heights
+
+    def losses(self, heights: Sequence[float] | np.ndarray) -> list[float]:
+        """The inverse of `heights`, for an axis that is logarithmic by itself."""
+        return [float(10**height if self.log else height) for height in heights]
+
+    def ticks(self, count: int = 5) -> tuple[list[float], list[str]]:
+        """Heights of round losses, about `count` of them, and their labels in units of loss."""
+        if self.empty:
+            return [], []
+        choose = log_ticks if self.log else round_ticks
+        losses = choose(self.low, self.high, count)
+        return [float(self.heights(loss)) for loss in losses], labels(losses)
+
+    def bar_ticks(self) -> tuple[list[float], list[str]]:
+        """Ticks of the colour bar: the levels where a person chose them, else round losses between them."""
+        if self.chosen and len(self.levels) <= 12:
+            return list(self.levels), [f"{loss:.6g}" for loss in self.losses(self.levels)]
+        low, high = self.levels[0], self.levels[-1]
+        inside = [(at, text) for at, text in zip(*self.ticks(6), strict=True) if low <= at <= high]
+        return [at for at, _ in inside], [text for _, text in inside]
+
+
+def loss_scale(surfaces: Sequence[Surface], log: bool, levels: int | Sequence[float] = 20) -> LossScale:
+    """The scale that `surfaces` share; `levels` are a number of contours or the losses to draw them at.
+
+    Raises InputError for `levels` that are neither.
+    """
+    finite = finite_losses(surfaces)
+    empty = len(finite) == 0
+    bounds = (1.0, 10.0) if empty else (float(finite.min()), float(finite.max()))
+    low, high = (math.log10(bound) for bound in bounds) if log else bounds
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # all alike up to rounding: give it room to be seen in
+        pad = 0.05 * max(abs(low), 1.0 if log or low == 0 else 0.0)
+        low, high = low - pad, high + pad
+    if isinstance(levels, int):
+        if levels < 2:
+            raise InputError(f"levels={levels} is too few; give at least 2, or an increasing list of losses.")
+        heights = np.linspace(low, high, levels)
+    else:
+        heights = np.asarray(levels, dtype=np.float64)
+        is_list = heights.ndim == 1 and len(heights) >= 2 and bool(np.isfinite(heights).all())
+        if not is_list or (np.diff(heights) <= 0).any():
+            raise InputError(f"levels={levels!r} is neither a number nor an increasing list of losses.")
+        if log:
+            if heights[0] <= 0:
+                raise InputError(f"levels={levels!r} do not fit a logarithmic scale; give losses above 0.")
+            heights = np.log10(heights)
+    return LossScale(low, high, heights, not isinstance(levels, int), log, empty)
+
+
+# --- words --------------------------------------------------------------------------------------------------
+
+
+def center_name(surface: Surface) -> str:
+    """What to call the place of the unperturbed model: paths and planes start there."""
+    if surface.kind == "trajectory":
+        return "end of path"
+    return "origin" if surface.kind in ("interpolate", "plane") else "centre"
+
+
+def center_text(surface: Surface) -> str:
+    """The loss of the unperturbed model, in words."""
+    place = center_name(surface)
+    value = f"{surface.center:.3f}" if math.isfinite(surface.center) else "not finite"
+    return f"loss at {place} {value}".replace("-", "\N{MINUS SIGN}")
+
+
+def notes(surface: Surface) -> list[str]:
+    """What limits the use of a surface and has to be said beside it; usually nothing."""
+    found = []
+    if surface.nonfinite:
+        found.append(f"{surface.nonfinite} of {surface.loss.size} points not finite")
+    if surface.path:
+        found.append(f"plane explains {sum(surface.path.explained):.1%} of the path's variance")
+    if not surface.fidelity.faithful:
+        which, value = ("norm ratio", surface.fidelity.norm_ratio)
+        if not surface.fidelity.cosine >= 0.99:  # NaN is not good enough either
+            which, value = ("cosine", surface.fidelity.cosine)
+        found.append(f"perturbation rounded ({which} {value:.2f})")
+    return found
+
+
+def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
+    """What a reader has to know about a figure of `surfaces`. Raises InputError where they make no figure."""
+    arrangement = arrange(surfaces, log)
+    dim, shown = arrangement.dim, list(arrangement.cells.values())
+    first = shown[0]
+    data = listing([f"{clean(d)} ({amount(arrangement.of_data(d)[0])})" for d in arrangement.data])
+    several = len(arrangement.names) > 1
+    unit = " (nats per supervised token)" if all(of_tokens(surface) for surface in shown) else ""
+    sentences = [f"Loss{unit} on {data}, {_region(first)}"]
+    if first.kind == "eigen":
+        sentences.append(_eigenvectors(arrangement))
+    if first.path:
+        sentences.append(_path(first))
+
+    draw = []
+    if first.kind == "random" and first.seed is not None:
+        own = "" if first.normalize in (None, "none") else ", normalized to its own weights"
+        subject = "Each checkpoint" if several else "The checkpoint"
+        draw.append(f"{subject} along {'the same' if several else 'a'} random draw{own}")
+    if several or len(arrangement.data) > 1:
+        colours = "" if dim == 1 else " and colour scale" if len(arrangement.data) == 1 else ""
+        draw.append(f"shared axes{colours}")
+    if dim == 2 and len(arrangement.data) > 1:
+        draw.append("one colour scale per data set")
+    if first.kind == "random" and first.seed is not None:
+        draw.append(f"one draw of {'directions' if dim == 2 else 'the direction'}")
+    if draw:
+        sentences.append("; ".join(draw))
+        sentences[-1] = sentences[-1][0].upper() + sentences[-1][1:]
+
+    cosines = [abs(s.direction_cosine) for s in shown if s.direction_cosine is not None]
+    if cosines and max(cosines) > 0.1:
+        sentences.append(f"The two directions are not orthogonal (cosine up to {max(cosines):.2f})")
+    if log:
+        sentences.append("Logarithmic loss scale")
+    if any(surface.nonfinite for surface in shown):
+        sentences.append("Holes: loss not finite" if dim == 2 else "Gaps: loss not finite")
+    sentences.append(f"Weights in {listing(list(dict.fromkeys(s.provenance.dtype for s in shown)))}")
+    return ". ".join(sentences) + "."
+
+
+def _region(surface: Surface) -> str:
+    """The grid in words, with kind, normalization and seed."""
+    one = len(surface.axes) == 1
+    grid = f"{_grid(surface)}, {_extent(surface)}"
+    if surface.kind == "interpolate":
+        return f"on the straight line between two checkpoints ({grid})"
+    if surface.kind == "plane":
+        return f"over the plane through the marked checkpoints ({grid}; axes are distances in parameter space)"
+    if surface.kind == "trajectory":
+        return (
+            f"over the plane of the path's first two principal directions (PC) through its end ({grid}; axes are "
+            "distances in parameter space)"
+        )
+    if surface.kind == "eigen":
+        return f"{'along a Hessian eigenvector' if one else 'over two Hessian eigenvectors'} ({grid})"
+    normalized = "not normalized" if surface.normalize == "none" else f"{surface.normalize}-normalized"
+    said = [normalized] if surface.normalize else []
+    said += [f"seed {surface.seed}"] if surface.seed is not None else []
+    moved = surface.conventions["parameters"]
+    said += [f"only {clean(moved if isinstance(moved, str) else ', '.join(moved))} moved"] if moved else []
+    said += ["1-D tensors too"] if surface.conventions["include_1d"] else []
+    drawn = "random" if surface.kind == "random" else "given"
+    directions = f"along one {drawn} direction" if one else f"over two {drawn} directions"
+    return f"{directions} ({'; '.join([*([', '.join(said)] if said else []), grid])})"
+
+
+def _path(surface: Surface) -> str:
+    """What the plane of a path leaves out, and what it would explain of a path that went nowhere."""
+    path = surface.path
+    assert path is not None
+    return (
+        f"The plane explains {sum(path.explained):.1%} of the path's variance about its end "
+        f"({path.explained[0]:.1%} the first direction); a random walk of as many steps gives "
+        f"{sum(path.random_walk):.0%} ({path.random_walk[0]:.0%}; about its mean a long one gives 61%, Antognini & "
+        f"Sohl-Dickstein 2018). Points are projections of checkpoints up to {number(max(path.residuals))} beside the "
+        f"plane, of up to {number(max(path.distances))} from the end"
+    )
+
+
+def _eigenvectors(arrangement: Arrangement) -> str:
+    """Whose eigenvectors the axes of a figure are."""
+    first = next(iter(arrangement.cells.values()))
+    several, sides = len(arrangement.names) > 1, all(axis[0] < 0 < axis[-1] for axis in first.axes)
+    axes = "axis is the distance along a" if len(first.axes) == 1 else "axes are distances along"
+    plural = "" if len(first.axes) == 1 else "s"
+    said = f"The {axes} unit Hessian eigenvector{plural} of {'each' if several else 'the'} checkpoint's own loss"
+    drawn = {(s.name, str(s.provenance.settings.get("directions"))) for s in arrangement.cells.values()}
+    if len(drawn) < len(arrangement.cells):
+        said += " (the same on more than one data set)"
+    return said + (f"; both signs of the direction{plural} are shown" if sides else "")

@@ -1,0 +1,1 @@
+"""Several checkpoints, several data sets, several measurements: each result kept in a file of its own."""

@@ -1,0 +1,156 @@
+"""The whole story on built-in data: a tiny Llama learns the docs, then code with AdamW or SAM, and what it forgets."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from landscape.checkpoints import load_checkpoint, save_checkpoint
+from landscape.data.corpora import builtin_corpus
+from landscape.data.tokens import load_data
+from landscape.objective.objective import Objective
+from landscape.plotting import write_figures
+from landscape.results import installed_versions, results_folder, write_json
+from landscape.study.comparison import open_comparison
+from landscape.study.surfaces import compare_surfaces, summarize
+from landscape.surfaces.surface import Surface
+from landscape.training.finetuning import finetune
+from landscape.weights.parameters import preserved
+
+VOCABULARY = 1024
+LENGTH = 128  # tokens of an example
+PRETRAIN_STEPS, TUNE_STEPS = 260, 50
+BATCH = 32
+RHO = 0.05  # Foret et al. 2021
+GRID, SPAN = 11, 1.0
+EVALUATED = 20  # examples behind each point of a surface
+
+
+def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
+    """Make everything under `folder`, printing what happens; what is there already is not made again."""
+    started = time.perf_counter()
+    settings = {"command": "demo", "seed": seed, "versions": installed_versions()}
+    with results_folder(folder, settings):
+        _say(f"1. A tiny Llama with random weights and a tokenizer trained on builtin:docs -> {folder / 'random'}")
+        if not (folder / "random").exists():
+            tokenizer = train_tokenizer()
+            save_checkpoint(tiny_llama(len(tokenizer), seed), tokenizer, folder / "random")
+        common: dict[str, Any] = {"batch_size": BATCH, "max_length": LENGTH, "seed": seed, "save_every": 50}
+        common |= {"device": "cpu", "progress": progress}
+        _say(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
+        finetune(folder / "random", "builtin:docs", folder / "base", lr=3e-3, steps=PRETRAIN_STEPS, **common)
+        for optimizer, title in (("adamw", "AdamW"), ("sam", f"SAM, rho={RHO}")):
+            _say(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
+            finetune(
+                folder / "base", "builtin:code", folder / optimizer,
+                optimizer=optimizer, rho=RHO, lr=1e-3, steps=TUNE_STEPS, **common,
+            )  # fmt: skip
+        _say(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
+        surfaces = _surfaces(folder, seed, progress)
+        _say("5. What each forgot of the docs, and how flat it is\n")
+        rows = _table(folder, surfaces)
+        write_json(folder / "demo.json", rows)
+    print(_formatted(rows))
+    print(
+        "\nForgetting is the rise of the loss on held-out docs, in nats per token. Surface curvature is our "
+        f"reconstruction of the metric\nLi et al. 2024 name, on one {GRID} x {GRID} plane of random directions: one "
+        "draw, one seed, so no evidence for or against flatness yet."
+    )
+    print(f"\nDone in {time.perf_counter() - started:.0f} s. Look at:")
+    for name in ("plot/surface.html", "plot/surface.png", "plot/surface.pdf", "plot/summary.json", "demo.json"):
+        print(f"  {folder / name}")
+    print(f"Checkpoints: {folder / 'base'}  {folder / 'adamw'}  {folder / 'sam'}; try")
+    print(f"  landscape plot {folder / 'adamw'} {folder / 'sam'} --kind interpolate --data builtin:docs")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # as it goes, also into a pipe
+
+
+def train_tokenizer() -> Any:
+    """A byte-level BPE tokenizer trained on the train part of the built-in docs."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    _, texts = builtin_corpus("builtin:docs", "train")
+    trained.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=["<|end|>"], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def tiny_llama(vocabulary: int, seed: int) -> Any:
+    """A Llama of under 1M parameters with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def _surfaces(folder: Path, seed: int, progress: bool) -> list[Surface]:
+    comparison = open_comparison(
+        [str(folder / "adamw"), str(folder / "sam")],
+        ["docs=builtin:docs", "code=builtin:code"],
+        limit=EVALUATED,
+        max_length=LENGTH,
+        seed=seed,
+    )
+    settings = {"command": "plot", **comparison.settings(), "points": GRID, "span": SPAN, "seed": seed}
+    with results_folder(folder / "plot", settings):
+        found = compare_surfaces(
+            comparison, folder / "plot", points=(GRID, GRID), span=SPAN, seed=seed, progress=progress
+        )
+        surfaces = list(found.values())
+        write_figures(surfaces, folder / "plot" / "surface")
+        summaries = [summarize(name, surface) for name, surface in found.items()]
+        write_json(folder / "plot" / "summary.json", {"settings": settings, "surfaces": summaries})
+    return surfaces
+
+
+def _table(folder: Path, surfaces: list[Surface]) -> list[dict]:
+    """A row per checkpoint: held-out losses on docs and code, what was forgotten, and surface curvature of both."""
+    curvature = {(s.name, s.data): s.metrics().surface_curvature for s in surfaces}
+    rows: list[dict] = []
+    for name in ("base", "adamw", "sam"):
+        checkpoint = load_checkpoint(folder / name, device="cpu")
+        losses = {}
+        for corpus in ("docs", "code"):
+            held_out = load_data(f"builtin:{corpus}@heldout", checkpoint.tokenizer, max_length=LENGTH, limit=256)
+            with preserved(checkpoint.model):
+                losses[corpus] = Objective(checkpoint.model, held_out).loss().mean
+        rows.append(
+            {
+                "checkpoint": name,
+                "docs_loss": losses["docs"],
+                "code_loss": losses["code"],
+                "forgotten": losses["docs"] - rows[0]["docs_loss"] if rows else 0.0,
+                "surface_curvature_docs": curvature.get((name, "docs")),
+                "surface_curvature_code": curvature.get((name, "code")),
+            }
+        )
+    return rows
+
+
+def _formatted(rows: list[dict]) -> str:
+    headings = [name.replace("_", " ") for name in rows[0]]
+    lines = [[str(v) if isinstance(v, str) else "-" if v is None else f"{v:.4f}" for v in r.values()] for r in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in [headings, *lines]
+    )

@@ -1,0 +1,116 @@
+"""What a surface is: losses over a grid, and what was on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+
+from landscape.results import Provenance, Result
+from landscape.surfaces.metrics import SurfaceMetrics, surface_metrics
+from landscape.surfaces.sweep import Autocast
+from landscape.weights.perturbation import Fidelity
+
+
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """A checkpoint at its place on the surface."""
+
+    name: str
+    coordinates: tuple[float, ...]
+    loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PathFit:
+    """What a plane through the end of a path holds of it. Variances are mean squared distances from the end."""
+
+    names: tuple[str, ...]  # of the checkpoints along the path, the end last
+    explained: tuple[float, ...]  # fraction of the variance along each axis
+    random_walk: tuple[float, ...]  # the same of a random walk of as many even steps, see `random_walk_variance`
+    distances: tuple[float, ...]  # of each checkpoint from the end
+    residuals: tuple[float, ...]  # of each checkpoint from the plane
+
+
+@dataclasses.dataclass(frozen=True)
+class Surface(Result):
+    """Loss over a grid: `loss[i, j]` belongs to `(axes[0][i], axes[1][j])` (`loss[i]` in one dimension)."""
+
+    kind_of_result: ClassVar[str] = "surface"
+
+    name: str  # of the checkpoint, or "a to b"
+    data: str  # name of the data set
+    kind: str  # "random" | "interpolate" | "plane" | "trajectory" | "eigen" | "given"
+    axes: tuple[np.ndarray, ...]  # one or two increasing 1-D arrays
+    axis_labels: tuple[str, ...]
+    loss: np.ndarray  # shape tuple(len(axis) for axis in axes); nats per supervised token; NaN/inf as computed
+    center: float  # loss of the unperturbed model (at the origin, whether or not the grid contains it)
+    markers: tuple[Marker, ...]
+    normalize: str | None  # of random directions: "filter" | "unit" | "head" | "layer" | "none"
+    seed: int | None
+    direction_cosine: float | None  # between the two directions as used
+    fidelity: Fidelity  # the worst over the grid
+    weight: float  # number of loss terms (supervised tokens) behind each loss
+    provenance: Provenance
+    path: PathFit | None = None  # of a trajectory
+    autocast: Autocast | None = None  # where forward passes ran in a lower precision than the weights
+
+    @property
+    def coordinates(self) -> np.ndarray:
+        """Array of shape `loss.shape + (dim,)`: the coordinates of every grid point."""
+        return np.stack(np.meshgrid(*self.axes, indexing="ij"), axis=-1)
+
+    @property
+    def nonfinite(self) -> int:
+        """Number of grid points whose loss is NaN or infinite."""
+        return int((~np.isfinite(self.loss)).sum())
+
+    @property
+    def conventions(self) -> dict[str, Any]:
+        """What else two surfaces have to agree in to compare: what moved, along which draws, and the loss."""
+        settings = self.provenance.settings
+        said = {key: settings.get(key) for key in ("parameters", "include_1d", "tensors", "loss", "autocast")}
+        return said | {"draws": list(self.axis_labels) if self.kind == "random" else None}
+
+    def metrics(self) -> SurfaceMetrics:
+        """Curvature and gradient of the surface; see `surface_metrics.SurfaceMetrics` for the definitions."""
+        grid = {
+            "kind": self.kind,
+            "axes": [[float(axis[0]), float(axis[-1]), len(axis)] for axis in self.axes],
+            "normalize": self.normalize,
+            "seed": self.seed,
+            **self.conventions,
+        }
+        ends_of_line = (self.markers[0].loss, self.markers[1].loss) if self.kind == "interpolate" else None
+        return surface_metrics(self.axes, self.loss, grid, ends_of_line)
+
+    def rows(self) -> list[tuple[str, str]]:
+        finite = self.loss[np.isfinite(self.loss)]
+        shape = " x ".join(str(len(axis)) for axis in self.axes)
+        spans = ", ".join(f"[{axis[0]:.4g}, {axis[-1]:.4g}]" for axis in self.axes)
+        seen = f"{finite.min():.4f} to {finite.max():.4f}" if finite.size else "nowhere finite"
+        if self.nonfinite:
+            seen += f" ({self.nonfinite} of {self.loss.size} points not finite)"
+        rows = [
+            ("surface", f"{self.name} on {self.data}, {self.kind}"),
+            ("grid", f"{shape} over {spans}, normalize={self.normalize}, seed={self.seed}"),
+            ("loss at centre", f"{self.center:.6f} nats per token over {self.weight:.0f} tokens"),
+            ("loss", seen),
+            *((m.name, f"{m.loss:.6f} at {', '.join(f'{c:.4g}' for c in m.coordinates)}") for m in self.markers),
+        ]
+        if self.autocast:
+            rows.append(
+                ("autocast", f"{self.autocast.dtype}, which moves the loss at centre by {self.autocast.deviation:+.1e}")
+            )
+        if self.path:
+            off = max(self.path.residuals)
+            rows.append(("plane", f"{sum(self.path.explained):.1%} of the path's variance, up to {off:.4g} beside it"))
+        if not self.fidelity.faithful:
+            rows.append(
+                (
+                    "rounding",
+                    f"steps were rounded: cosine {self.fidelity.cosine:.4f}, norm x{self.fidelity.norm_ratio:.4f}",
+                )
+            )
+        return rows + (self.metrics().rows() if min(self.loss.shape) >= 3 else [])

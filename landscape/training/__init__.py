@@ -1,0 +1,1 @@
+"""Fine-tuning with AdamW or sharpness-aware minimization (SAM)."""

@@ -1,0 +1,126 @@
+"""Filters: the parts of a weight that filter normalization scales together (Li et al. 2018, sec. 4; SCIENCE 2.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from landscape.errors import InputError
+from landscape.parallel.sharding import whole
+
+if TYPE_CHECKING:
+    from landscape.weights.parameters import NamedParameter
+
+NORMALIZATIONS = ("filter", "unit", "head", "layer", "none")
+
+# Linear maps that write into the residual stream: their units are inputs (SCIENCE 2.2: the input unit is what a
+# function-preserving rescaling of the preceding value or up projection divides).
+_OUTPUT_PROJECTIONS = {
+    "o_proj",
+    "out_proj",
+    "c_proj",
+    "dense_4h_to_h",
+    "down_proj",
+    "fc2",
+    "fc_out",
+    "wo",
+    "w2",
+}
+_HEAD_INPUTS = {
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "c_attn",
+    "query_key_value",
+    "query",
+    "key",
+    "value",
+    "Wqkv",
+}
+_HEAD_OUTPUTS = {"o_proj", "out_proj", "c_proj", "dense", "wo"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """How one tensor divides into filters: one filter per index of `axes`, or per `block` indices of a single axis.
+
+    `axes=()` is one filter for the whole tensor.
+    """
+
+    axes: tuple[int, ...]
+    block: int = 1
+
+    def norms(self, tensor: Tensor) -> Tensor:
+        """l2 norm of each filter, shaped to broadcast against `tensor`; of a sharded tensor, whole on every process."""
+        others = [axis for axis in range(tensor.ndim) if axis not in self.axes]
+        norms = whole(torch.linalg.vector_norm(tensor, dim=others, keepdim=True) if others else tensor.abs())
+        if self.block > 1:
+            (axis,) = self.axes
+            blocks = norms.unflatten(axis, (-1, self.block))
+            merged = torch.linalg.vector_norm(blocks, dim=axis + 1, keepdim=True)
+            norms = merged.expand_as(blocks).flatten(axis, axis + 1)
+        return norms
+
+
+def filters_of(entry: NamedParameter, mode: str, head_dimension: int | None = None) -> Filters:
+    """The filters of one tensor.
+
+    filter  output units: rows of Linear, tokens of embeddings and heads, columns of GPT-2's Conv1D, output
+            channels of convolutions; (expert, row) of stacked experts.
+    unit    as filter, but input units of projections into the residual stream (o_proj, down_proj).
+    head    as unit, but attention heads: blocks of `head_dimension` output units of q, k, v and of input units
+            of the attention output. A tensor that does not divide into such blocks keeps its units.
+    layer   the whole tensor.
+
+    1-D tensors (gains, biases) are one filter in every mode. Raises InputError for an unknown mode.
+    """
+    if mode not in ("filter", "unit", "head", "layer"):
+        raise InputError(f"normalize={mode!r} is none of {', '.join(NORMALIZATIONS)}.")
+    tensor = entry.tensor
+    if tensor.ndim < 2 or mode == "layer":
+        return Filters(())
+    out_axis, in_axis = _matrix_axes(entry)
+    stack = (0,) if tensor.ndim == 3 and 0 not in (out_axis, in_axis) else ()  # stacked experts
+    path = entry.name.split(".")
+    leaf = path[-2] if path[-1] in ("weight", "bias") and len(path) > 1 else path[-1]
+    parent = path[-3] if path[-1] in ("weight", "bias") and len(path) > 2 else ""
+    in_attention = "att" in parent.lower()  # self_attn, attn, attention, SelfAttention
+    writes_residual = leaf in _OUTPUT_PROJECTIONS or (leaf == "dense" and in_attention)
+    if mode == "head" and head_dimension and not stack:
+        axis = None
+        if leaf in _HEAD_INPUTS:
+            axis = out_axis
+        elif leaf in _HEAD_OUTPUTS and in_attention:
+            axis = in_axis
+        if axis is not None and tensor.shape[axis] % head_dimension == 0:
+            return Filters((axis,), head_dimension)
+    if mode in ("unit", "head") and writes_residual:
+        return Filters((*stack, in_axis))
+    return Filters((*stack, out_axis))
+
+
+def _matrix_axes(entry: NamedParameter) -> tuple[int, int]:
+    """(output axis, input axis) of a tensor of two or more dimensions."""
+    owner, tensor = entry.owner, entry.tensor
+    if isinstance(owner, Conv1D):
+        return 1, 0
+    if isinstance(owner, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return 1, 0
+    is_convolution = isinstance(owner, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    if tensor.ndim == 3 and not is_convolution and hasattr(owner, "num_experts"):
+        # transformers stacks experts as (E, out, in), or (E, in, out) where it says is_transposed
+        return (2, 1) if getattr(owner, "is_transposed", False) else (1, 2)
+    return 0, 1
+
+
+def head_dimension_of(model: nn.Module) -> int:
+    config = getattr(model, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise InputError("normalize='head' needs a transformers model whose config has num_attention_heads.")
+    return getattr(config, "head_dim", None) or config.hidden_size // heads  # type: ignore[union-attr]
