@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from landscape.errors import InputError, first_line
 from landscape.results import digest_of, read_json
-from landscape.weights.parameters import tensor_bytes
+from landscape.weights.vectors import tensor_bytes
 
 METADATA_FILE = "landscape.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

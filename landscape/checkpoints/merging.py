@@ -19,7 +19,7 @@ from torch import Tensor
 from landscape.checkpoints import METADATA_FILE, CheckpointFiles, inspect_checkpoint, load_files, save_checkpoint
 from landscape.errors import InputError, MeasurementWarning
 from landscape.results import installed_versions, read_json, to_plain, write_json
-from landscape.weights.parameters import tensor_bytes
+from landscape.weights.vectors import tensor_bytes
 
 _CHUNK = 2**22  # elements in float64 at a time: 32 MiB for each temporary
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")  # configuration and tokenizer; weights and records are not

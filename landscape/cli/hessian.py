@@ -107,7 +107,8 @@ def hessian(
     from landscape.checkpoints import resolve_device
     from landscape.curvature import results as results
     from landscape.curvature.checks import CurvatureCheck, check_curvature
-    from landscape.curvature.hessian import hessian_density, hessian_eigenvalues
+    from landscape.curvature.density import hessian_density
+    from landscape.curvature.eigenvalues import hessian_eigenvalues
     from landscape.curvature.layers import hessian_layers
     from landscape.curvature.trace import hessian_trace
     from landscape.linalg.sampling import check_precision

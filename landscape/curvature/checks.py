@@ -19,7 +19,8 @@ from landscape.objective.loss_functions import LossFunction
 from landscape.objective.objective import Objective
 from landscape.objective.subject import Subject
 from landscape.results import Provenance, Result
-from landscape.weights.parameters import Parameters, preserved
+from landscape.weights.parameters import Parameters
+from landscape.weights.preservation import preserved
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,9 @@ from landscape.errors import InputError
 from landscape.objective.objective import Objective
 from landscape.parallel.sharding import whole
 from landscape.weights.flat import Layout
-from landscape.weights.parameters import Parameters, vector_norm
+from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import EXACT, Excursion, Fidelity, excursion
+from landscape.weights.vectors import vector_norm
 
 
 @dataclasses.dataclass(frozen=True)

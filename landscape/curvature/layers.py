@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from landscape.checkpoints import Checkpoint
-from landscape.curvature.hessian import hessian_eigenvalues
+from landscape.curvature.eigenvalues import hessian_eigenvalues
 from landscape.curvature.results import LayerCurvature, LayerRow
 from landscape.curvature.trace import hessian_trace
 from landscape.data.batches import Batch

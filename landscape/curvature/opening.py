@@ -21,7 +21,8 @@ from landscape.objective.objective import Objective
 from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
 from landscape.parallel.sharding import is_sharded, own_part
-from landscape.weights.parameters import Parameters, preserved
+from landscape.weights.parameters import Parameters
+from landscape.weights.preservation import preserved
 
 HVPS = ("auto", "exact", "forward_over_reverse", "finite_difference")
 CURVATURES = ("hessian", "ggn")

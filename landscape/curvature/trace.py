@@ -21,14 +21,16 @@ from landscape.curvature.results import LayerTrace, TraceEstimate
 from landscape.data.batches import Batch
 from landscape.errors import InputError, MeasurementWarning
 from landscape.linalg.sampling import SampleMean, check_precision, interval_of, sample_mean
+from landscape.objective.identity import journal_of
 from landscape.objective.loss_functions import LossFunction
-from landscape.objective.objective import Objective, journal_of
+from landscape.objective.objective import Objective
 from landscape.objective.subject import Globs, Subject, group_by_layer, progress_bar
 from landscape.parallel.sharding import whole
 from landscape.results import Journal
 from landscape.weights.flat import Layout, probe_scale
-from landscape.weights.parameters import Parameters, preserved
+from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import excursion
+from landscape.weights.preservation import preserved
 
 BLOCK = 8  # probes that share a graph
 WEIGHTINGS = ("adaptive", "filter", "unit", "head", "layer")

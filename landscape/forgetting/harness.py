@@ -20,7 +20,7 @@ import numpy as np
 from torch import nn
 
 from landscape.errors import InputError, first_line
-from landscape.weights.parameters import preserved
+from landscape.weights.preservation import preserved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer

@@ -20,9 +20,11 @@ from landscape.errors import InputError, MeasurementWarning
 from landscape.forgetting.answers import ChoiceForgetting, measure_answers
 from landscape.forgetting.harness import BenchmarkForgetting
 from landscape.forgetting.paired import compare_examples, paired_interval
-from landscape.objective.objective import describe_data
+from landscape.objective.identity import describe_data
 from landscape.results import Provenance, Result
-from landscape.weights.parameters import Parameters, preserved, vector_digest
+from landscape.weights.parameters import Parameters
+from landscape.weights.preservation import preserved
+from landscape.weights.vectors import vector_digest
 
 FEW_EXAMPLES = 10  # below it a bootstrap over examples covers less than it says
 

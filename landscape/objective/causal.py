@@ -14,7 +14,7 @@ from landscape.data.tokens import IGNORED
 from landscape.errors import InputError
 from landscape.objective.head import linear_cross_entropy
 from landscape.parallel.sharding import is_sharded
-from landscape.weights.parameters import wide_dtype
+from landscape.weights.vectors import wide_dtype
 
 
 def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:

@@ -16,7 +16,7 @@ from landscape.data.batches import Batch, on_device
 from landscape.data.tokens import IGNORED
 from landscape.errors import InputError
 from landscape.objective.causal import CausalLoss, check_token_batches
-from landscape.weights.parameters import vector_digest, wide_dtype
+from landscape.weights.vectors import vector_digest, wide_dtype
 
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Tensor | float]]  # -> (loss_sum, weight)
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError
+from landscape.objective.identity import describe_data
 from landscape.objective.loss_functions import LossFunction, default_loss
 from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
-from landscape.parallel.sharding import agreed, by_first_holder, is_sharded, settle
-from landscape.results import Journal, Provenance, digest_of
-from landscape.weights.parameters import Parameters, tensor_bytes, vector_digest, wide_dtype
+from landscape.parallel.sharding import agreed, is_sharded, settle
+from landscape.weights.parameters import Parameters
+from landscape.weights.vectors import wide_dtype
 
 T = TypeVar("T")
 
@@ -255,66 +253,3 @@ def _bits(tensor: Tensor) -> int:
     """A checksum of a tensor's bits, in whatever order they are added."""
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return int(tensor.detach().view(whole).sum(dtype=torch.int64))
-
-
-def provenance_of(
-    objective: Objective, settings: Mapping[str, Any], seed: int | None, checkpoint: dict | None, seconds: float
-) -> Provenance:
-    """Provenance of a measurement of `objective`; the weights' digest stands in for an unnamed checkpoint."""
-    model = objective.model
-    return Provenance(
-        settings=dict(settings),
-        seed=seed,
-        checkpoint=checkpoint or {"weights": vector_digest(Parameters(model, frozen=True).values())},
-        data=describe_data(objective.data),
-        device=str(objective.device),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        seconds=seconds,
-    )
-
-
-def journal_of(
-    path: Path | str, objective: Objective, parameters: Parameters, loss: str | None, settings: Mapping[str, Any]
-) -> Journal:
-    """The journal of a measurement that moves `parameters`: no other weights, data, loss or settings share it.
-
-    loss  the name of the loss function, see `losses.loss_name`
-    """
-    model = objective.model
-    identity = {
-        "weights": vector_digest(Parameters(model, frozen=True).values()),
-        "buffers": vector_digest({name: b.detach() for name, b in model.named_buffers() if not b.is_meta}),
-        "parameters": digest_of(list(parameters.names)),
-        "data": describe_data(objective.data)["digest"],
-        "device": str(objective.device),
-        "loss": loss,
-    }
-    by_first = functools.partial(by_first_holder, model=model) if is_sharded(model) else distributed.by_first
-    return Journal(path, identity | dict(settings), by_first)
-
-
-def describe_data(data: Iterable[Batch]) -> dict:
-    """What a result's provenance says of a data set: source and digest (of the batches, where it has none itself)."""
-    digest = getattr(data, "digest", None)
-    if digest is None:
-        hashed = hashlib.sha256()
-        for batch in data:
-            _hash_into(hashed, batch)
-        digest = hashed.hexdigest()
-    said = {"source": getattr(data, "source", type(data).__name__), "digest": digest}
-    return said | ({"supervised_tokens": data.tokens} if hasattr(data, "tokens") else {})
-
-
-def _hash_into(hashed: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        hashed.update(f"{value.dtype} {tuple(value.shape)} ".encode())
-        hashed.update(tensor_bytes(value))
-    elif isinstance(value, Mapping):
-        for key in value:
-            hashed.update(f"{key} ".encode())
-            _hash_into(hashed, value[key])
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _hash_into(hashed, item)
-    else:
-        hashed.update(repr(value).encode())

@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,8 +14,12 @@ from tqdm.auto import tqdm
 
 from landscape.checkpoints import Checkpoint, identify
 from landscape.data.batches import Batch
+from landscape.errors import InputError
+from landscape.objective.identity import journal_of, provenance_of
 from landscape.objective.loss_functions import LossFunction, loss_name
-from landscape.objective.objective import Objective, provenance_of
+from landscape.objective.objective import Objective
+from landscape.parallel.sharding import is_sharded
+from landscape.results import Journal
 from landscape.weights.parameters import Parameters
 
 Globs = str | Sequence[str] | None
@@ -41,6 +46,21 @@ class Subject:
             "weight": self.objective.loss_weight(),
             "provenance": provenance_of(self.objective, settings | {"loss": self.loss}, seed, self._described, seconds),
         }
+
+    @contextlib.contextmanager
+    def open_journal(self, path: Path | str | None, settings: dict, seed: int) -> Iterator[Journal | None]:
+        """The journal of one computation on the subject, which other settings, weights or data do not share.
+
+        None without a path. Raises InputError for a sharded model, whose vectors no journal keeps.
+        """
+        if path is None:
+            yield None
+            return
+        if is_sharded(self.module):
+            raise InputError("the vectors of a sharded model (fully_shard) are kept in no journal; leave journal out.")
+        said = {"settings": settings, "seed": seed}
+        with journal_of(path, self.objective, self.parameters, self.loss, said) as journal:
+            yield journal
 
 
 @contextlib.contextmanager

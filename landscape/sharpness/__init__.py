@@ -15,7 +15,9 @@ from landscape.data.batches import Batch
 from landscape.errors import InputError, MeasurementWarning
 from landscape.objective.loss_functions import LossFunction, NormalizedLogits
 from landscape.weights.directions import Direction, check_same_tensors
-from landscape.weights.parameters import Parameters, preserved, vector_digest
+from landscape.weights.parameters import Parameters
+from landscape.weights.preservation import preserved
+from landscape.weights.vectors import vector_digest
 
 # ruff: noqa: F401 - importing a module registers its metrics, in the order of tables
 from landscape.sharpness import ascent, noise, second_order, directional  # isort: skip

@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 from landscape.checkpoints import Checkpoint
 from landscape.data.batches import Batch
 from landscape.errors import InputError
+from landscape.objective.identity import journal_of
 from landscape.objective.loss_functions import LossFunction
-from landscape.objective.objective import Loss, journal_of
+from landscape.objective.objective import Loss
 from landscape.objective.subject import Globs, Subject
 from landscape.parallel.sharding import whole
 from landscape.results import Journal, Provenance, Result, from_plain

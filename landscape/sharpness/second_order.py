@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from landscape.curvature.hessian import hessian_eigenvalues
+from landscape.curvature.eigenvalues import hessian_eigenvalues
 from landscape.curvature.opening import curvature_of
 from landscape.curvature.trace import hessian_trace
 from landscape.errors import InputError
@@ -20,7 +20,8 @@ from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
 from landscape.parallel.sharding import is_sharded
 from landscape.sharpness.registry import Found, Site, dot, metric, norm_of
-from landscape.weights.parameters import NamedParameter, Parameters, gaussian_noise
+from landscape.weights.noise import gaussian_noise
+from landscape.weights.parameters import NamedParameter, Parameters
 
 
 @metric("gradient_norm", invariance="rotations of the weights; adaptive: rescaling single weights")

@@ -18,7 +18,7 @@ from landscape.study.comparison import open_comparison
 from landscape.study.surfaces import compare_surfaces, summarize
 from landscape.surfaces.surface import Surface
 from landscape.training.finetuning import finetune
-from landscape.weights.parameters import preserved
+from landscape.weights.preservation import preserved
 
 VOCABULARY = 1024
 LENGTH = 128  # tokens of an example

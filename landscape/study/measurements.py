@@ -18,7 +18,8 @@ from landscape.results import Provenance, Result, digest_of, journaled
 from landscape.sharpness import Sharpness, compute_sharpness
 from landscape.study.comparison import Comparison
 from landscape.surfaces.surface import Surface, compute_surface
-from landscape.weights.parameters import Parameters, vector_norm, wide_dtype
+from landscape.weights.parameters import Parameters
+from landscape.weights.vectors import vector_norm, wide_dtype
 
 AnyResult = TypeVar("AnyResult", bound=Result)
 Measure = Callable[[Checkpoint, TokenData, Path], Any]  # the path is for a journal that a killed run continues

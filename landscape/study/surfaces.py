@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from landscape.checkpoints import Checkpoint
-from landscape.curvature.hessian import eigen_directions
+from landscape.curvature.eigenvalues import eigen_directions
 from landscape.errors import InputError
 from landscape.results import journaled
 from landscape.study.comparison import Comparison

@@ -19,7 +19,8 @@ from landscape.surfaces.grid import ends, grid_axis, per_axis, with_points
 from landscape.surfaces.result import Marker, Surface
 from landscape.surfaces.sweep import Place, sweeping
 from landscape.weights.directions import Direction, check_directions, check_same_tensors, random_directions
-from landscape.weights.parameters import Parameters, Vector, inner_product, vector_digest, vector_norm, wide_dtype
+from landscape.weights.parameters import Parameters
+from landscape.weights.vectors import Vector, inner_product, vector_digest, vector_norm, wide_dtype
 
 Span = float | tuple[float, float] | Literal["auto"]
 

@@ -17,13 +17,16 @@ from tqdm.auto import tqdm
 
 from landscape.data.batches import Batch
 from landscape.errors import MeasurementWarning
+from landscape.objective.identity import journal_of, provenance_of
 from landscape.objective.loss_functions import LossFunction, loss_name
-from landscape.objective.objective import Objective, journal_of, provenance_of
+from landscape.objective.objective import Objective
 from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
 from landscape.results import Journal, Provenance
-from landscape.weights.parameters import Parameters, Vector, preserved, vector_digest
+from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import EXACT, Excursion, Fidelity, excursion
+from landscape.weights.preservation import preserved
+from landscape.weights.vectors import Vector, vector_digest
 
 # Where a point lies: the coefficient of the base weights, and of each vector added to them.
 Place = tuple[float, list[tuple[float, Vector]]]

@@ -19,7 +19,8 @@ from landscape.surfaces.grid import grid_axis, per_axis
 from landscape.surfaces.result import Marker, PathFit, Surface
 from landscape.surfaces.sweep import Place, sweeping
 from landscape.weights.directions import Direction, check_same_tensors
-from landscape.weights.parameters import Parameters, Vector, inner_product, vector_digest
+from landscape.weights.parameters import Parameters
+from landscape.weights.vectors import Vector, inner_product, vector_digest
 
 _FOLDER, _STEP = "trajectory", re.compile(r"step-\d+")  # as `finetune` keeps them
 

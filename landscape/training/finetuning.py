@@ -25,7 +25,8 @@ from landscape.checkpoints import (
 )
 from landscape.data.tokens import TokenData, check_vocabulary, load_data
 from landscape.errors import InputError
-from landscape.objective.objective import Objective, describe_data
+from landscape.objective.identity import describe_data
+from landscape.objective.objective import Objective
 from landscape.results import installed_versions, read_json, results_folder, to_plain
 from landscape.training.trainer import (
     TRAJECTORY,
@@ -36,7 +37,7 @@ from landscape.training.trainer import (
     training_arguments,
     with_lora,
 )
-from landscape.weights.parameters import preserved
+from landscape.weights.preservation import preserved
 
 OPTIMIZERS = ("adamw", "sam", "asam")
 RADIUS = {"sam": 0.05, "asam": 0.5}  # Foret et al. 2021; Kwon et al. 2021, whose radius is relative to the weights

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from transformers import Trainer
 
 from landscape.errors import InputError, MeasurementWarning
-from landscape.weights.parameters import wide_dtype
 from landscape.weights.perturbation import EXACT, Fidelity
+from landscape.weights.vectors import wide_dtype
 
 ASCENTS = ("batch", "micro", "local")
 

@@ -18,7 +18,9 @@ from landscape.errors import InputError, first_line
 from landscape.parallel.sharding import cut_like, whole
 from landscape.results import replacing
 from landscape.weights.filters import NORMALIZATIONS
-from landscape.weights.parameters import Parameters, Vector, inner_product, noise_like, vector_norm
+from landscape.weights.noise import noise_like
+from landscape.weights.parameters import Parameters
+from landscape.weights.vectors import Vector, inner_product, vector_norm
 
 
 @dataclasses.dataclass(frozen=True)

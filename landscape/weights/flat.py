@@ -11,8 +11,10 @@ from torch.distributed.tensor import DTensor
 
 from landscape.errors import InputError
 from landscape.parallel.sharding import cut_like, flat_slice, own_part, slice_of
-from landscape.weights.parameters import Parameters, Vector, gaussian_noise
+from landscape.weights.noise import gaussian_noise
+from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import Excursion
+from landscape.weights.vectors import Vector
 
 
 class Layout:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
-import hashlib
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from landscape.errors import InputError
-from landscape.parallel.sharding import check_sharding, cut_like, own_part, settle, summed_like, whole
+from landscape.parallel.sharding import check_sharding, own_part, settle
 from landscape.weights.filters import Filters, filters_of, head_dimension_of
-
-Vector = Mapping[str, Tensor]  # parameter name -> tensor of that parameter's shape; absent names are zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,105 +108,3 @@ def distinct_parameters(model: nn.Module) -> list[NamedParameter]:
 
 
 # --- linear algebra and noise -------------------------------------------------------------------------------
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """The widest float the device computes in: perturbations and inner products are formed in it."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def inner_product(u: Vector, v: Vector) -> float:
-    """Sum over shared names of u*v, accumulated in float64."""
-    total = 0.0
-    shared: Tensor | None = None  # a tensor of the first of them
-    for name in u:
-        if name in v:
-            shared = u[name] if shared is None else shared
-            left, right = own_part(u[name]), own_part(v[name])
-            wide = wide_dtype(left.device)
-            total += float((left.to(wide) * right.to(left.device, wide)).sum())
-    return total if shared is None else float(summed_like(torch.tensor(total, dtype=torch.float64), shared))
-
-
-def vector_norm(u: Vector) -> float:
-    """l2 norm over all tensors, accumulated in float64."""
-    return inner_product(u, u) ** 0.5
-
-
-def gaussian_noise(shape: Sequence[int], *, seed: int, stream: str, name: str) -> Tensor:
-    """Standard normal float32 noise that depends on `seed`, `stream` and the tensor's `name` and on nothing else.
-
-    Counter-based (Philox, Salmon et al. 2011), keyed by a hash: the same on every machine and device, in any order.
-    """
-    key = hashlib.sha256(f"{seed}\0{stream}\0{name}".encode()).digest()[:16]
-    generator = np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
-    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
-
-
-def noise_like(tensor: Tensor, *, seed: int, stream: str, name: str) -> Tensor:
-    """`gaussian_noise` shaped as `tensor`, on its device; of a sharded one this process's slice of the whole draw."""
-    noise = gaussian_noise(tensor.shape, seed=seed, stream=stream, name=name)
-    return cut_like(noise, tensor).to(tensor.device)
-
-
-def vector_digest(vector: Vector) -> str:
-    """SHA-256 over names, types, shapes and bytes: tells whether weights or directions are the ones they were."""
-    digest = hashlib.sha256()
-    for name, tensor in vector.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in C order, whatever its type and device; of all of a sharded one."""
-    return whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-@contextlib.contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside the block; afterwards flags, gradients, buffers and RNG as before.
-
-    A caller's autocast is off inside the block: it would reach into gradients of gradients too.
-    """
-    settle(model)
-    kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}
-    training = [(module, module.training) for module in model.modules()]
-    requires_grad = [(p, p.requires_grad) for p in model.parameters()]
-    gradients = [(p, p.grad) for p in model.parameters()]
-    buffers = [(module, name, buffer, buffer.detach().clone()) for module, name, buffer in _buffers(model)]
-    python_state, torch_state = random.getstate(), torch.get_rng_state()
-    numpy_state = np.random.get_state()  # noqa: NPY002 - others' global state, kept for them
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        model.eval()
-        for parameter, _ in gradients:
-            parameter.grad = None  # a backward() in the block would add to the caller's tensor in place
-        with contextlib.ExitStack() as exact:
-            for kind in kinds:
-                exact.enter_context(torch.autocast(kind, enabled=False))
-            yield
-    finally:
-        settle(model)
-        for module, flag in training:
-            module.training = flag
-        for parameter, flag in requires_grad:
-            parameter.requires_grad_(flag)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer
-                buffer.copy_(value)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
-
-
-def _buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                yield module, name, buffer

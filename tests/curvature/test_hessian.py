@@ -21,7 +21,8 @@ from landscape import (
 )
 from landscape.objective.causal import CausalLoss
 from landscape.objective.subject import group_by_layer
-from landscape.weights.parameters import Parameters, inner_product
+from landscape.weights.parameters import Parameters
+from landscape.weights.vectors import inner_product
 
 
 @pytest.fixture(scope="module")

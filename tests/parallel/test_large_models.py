@@ -23,7 +23,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape.checkpoints import load_checkpoint
-from landscape.curvature.hessian import hessian_density, hessian_eigenvalues, hessian_vector_product
+from landscape.curvature.density import hessian_density
+from landscape.curvature.eigenvalues import hessian_eigenvalues
+from landscape.curvature.products import hessian_vector_product
 from landscape.curvature.trace import hessian_trace
 from landscape.errors import InputError, MeasurementWarning
 from landscape.objective.causal import CausalLoss, supervised_hidden
@@ -31,7 +33,8 @@ from landscape.objective.objective import Objective
 from landscape.sharpness import compute_sharpness
 from landscape.surfaces.surface import compute_interpolation, compute_surface
 from landscape.weights.directions import difference_direction, load_directions, random_directions, save_directions
-from landscape.weights.parameters import Parameters, inner_product, vector_digest
+from landscape.weights.parameters import Parameters
+from landscape.weights.vectors import inner_product, vector_digest
 
 # untied and tied output heads
 ARCHITECTURES = ("llama", "qwen3")

@@ -21,7 +21,6 @@ from landscape.errors import InputError
 from landscape.plotting import (
     basics,
     caption_for,
-    common,
     plot,
     plot_surfaces,
     require_comparable,
@@ -124,9 +123,10 @@ def texts(figure) -> str:
 
 
 def interactive(surfaces, log=False):
+    from landscape.plotting.surfaces import shared
     from landscape.plotting.surfaces.interactive import surface_figure
 
-    return surface_figure(common.arrange(surfaces, log))
+    return surface_figure(shared.arrange(surfaces, log))
 
 
 # --- paper, two dimensions ----------------------------------------------------------------------------------

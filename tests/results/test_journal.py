@@ -19,7 +19,8 @@ from conftest import build_model, make_batches
 from curved import MatrixOperator, start_vector, with_spectrum
 
 import landscape.results.snapshots
-from landscape.curvature.hessian import hessian_density, hessian_eigenvalues
+from landscape.curvature.density import hessian_density
+from landscape.curvature.eigenvalues import hessian_eigenvalues
 from landscape.curvature.trace import hessian_trace
 from landscape.errors import InputError, MeasurementWarning
 from landscape.linalg.spectrum import lanczos, quadrature
@@ -353,7 +354,7 @@ DRIVER = """
 import json, os, sys, torch
 import landscape.results.snapshots as snapshots
 from landscape.cli import main
-import landscape.study.comparison, landscape.curvature.hessian, landscape.curvature.layers
+import landscape.study.comparison, landscape.curvature.eigenvalues, landscape.curvature.layers
 import landscape.study.measurements, landscape.plotting
 import landscape.curvature.checks, landscape.study.surfaces, landscape.curvature.trace, landscape.surfaces.trajectory
 import landscape.plotting.surfaces.interactive, landscape.plotting.surfaces.paper

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from landscape.curvature.hessian import hessian_vector_product
+from landscape.curvature.products import hessian_vector_product
 from landscape.errors import InputError
 from landscape.objective.objective import Objective
 from landscape.surfaces.surface import Surface, compute_interpolation, compute_plane, compute_surface

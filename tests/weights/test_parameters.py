@@ -12,8 +12,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape.errors import InputError
-from landscape.weights.parameters import Parameters, gaussian_noise, inner_product, preserved
+from landscape.weights.noise import gaussian_noise
+from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import EXACT, Fidelity, excursion
+from landscape.weights.preservation import preserved
+from landscape.weights.vectors import inner_product
 
 
 def test_tied_tensors_are_one_parameter_under_the_first_name():

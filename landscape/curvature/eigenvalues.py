@@ -1,101 +1,36 @@
-"""The Hessian of a model on data: products, eigenvalues and their directions, spectral density."""
+"""Extreme eigenvalues of the Hessian of a model on data, and the directions they belong to."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from landscape.checkpoints import Checkpoint, identify
+from landscape.checkpoints import Checkpoint
 from landscape.curvature.opening import WORKING_VECTORS, curvature_of, require_memory, vectors_that_fit
 from landscape.curvature.pyhessian import pyhessian_eigenvalues
 from landscape.curvature.results import (
     Eigenvalues,
-    SpectralDensity,
 )
 from landscape.data.batches import Batch
 from landscape.errors import InputError, MeasurementWarning
 from landscape.linalg.spectrum import (
     LanczosState,
-    QuadratureState,
     RitzPairs,
     check_wanted,
     default_basis_size,
     lanczos,
-    quadrature,
 )
 from landscape.objective.loss_functions import LossFunction
-from landscape.objective.objective import Objective, journal_of
 from landscape.objective.subject import Globs, Subject, progress_bar
 from landscape.parallel.sharding import is_sharded
-from landscape.results import Journal, Snapshots
+from landscape.results import Snapshots
 from landscape.weights.directions import Direction
-from landscape.weights.flat import Layout
-from landscape.weights.parameters import Parameters, Vector
-
-VectorLike = TypeVar("VectorLike", Vector, Tensor, list[Tensor], tuple[Tensor, ...], Direction)
-
-
-# --- products -----------------------------------------------------------------------------------------------
-
-
-def hessian_vector_product(
-    model: nn.Module | Checkpoint,
-    data: Iterable[Batch],
-    vector: VectorLike,
-    *,
-    curvature: str = "hessian",
-    hvp: str = "auto",
-    parameters: Globs = None,
-    loss_fn: LossFunction | None = None,
-) -> VectorLike:
-    """The Hessian of the weighted mean loss times `vector`, in the structure that `vector` has.
-
-    vector  tensors by parameter name (absent names are zero, and so are they in the product's meaning: the full
-            product is returned over all selected parameters), a `Direction`, one flat tensor of shape (size,), or a
-            sequence of tensors in the order of the parameters
-    hvp     see `curvature.curvature_of`
-
-    Raises InputError where the vector does not fit the parameters.
-    """
-    module, _, _ = identify(model)
-    objective, selected = Objective(module, data, loss_fn), Parameters(module, parameters)
-    layout = Layout(selected)
-    flat = _flat(vector, layout)
-    with curvature_of(objective, selected, curvature=curvature, hvp=hvp, keep_graphs=False) as operator:
-        product = operator(flat[None])[0]
-    if isinstance(vector, Tensor):
-        return product
-    if isinstance(vector, Direction):
-        return dataclasses.replace(vector, tensors=layout.named(product), label=f"H times {vector.label}")
-    if isinstance(vector, (list, tuple)):
-        return type(vector)(layout.views(product))
-    return layout.named(product)
-
-
-def _flat(vector: Any, layout: Layout) -> Tensor:
-    if isinstance(vector, Direction):
-        return layout.flat(vector.tensors)
-    if isinstance(vector, Tensor):
-        if vector.shape != (layout.size,):
-            raise InputError(f"the vector has shape {tuple(vector.shape)}; the parameters make ({layout.size},).")
-        return vector.to(layout.device, layout.dtype)
-    if isinstance(vector, Sequence):
-        if len(vector) != len(layout.names):
-            raise InputError(f"the vector has {len(vector)} tensors, the parameters are {len(layout.names)}.")
-        return layout.flat(dict(zip(layout.names, vector, strict=True)))
-    return layout.flat(vector)
-
-
-# --- eigenvalues --------------------------------------------------------------------------------------------
 
 
 def hessian_eigenvalues(
@@ -158,7 +93,7 @@ def hessian_eigenvalues(
     }
     count = sum(check_wanted(selected.numel, k, which, rtol))
     with (
-        _journal(journal, subject, settings, seed) as log,
+        subject.open_journal(journal, settings, seed) as log,
         curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator,
     ):
         snapshots, resume = Snapshots(log, "lanczos"), None
@@ -260,98 +195,3 @@ def _shown_in(bar: tqdm) -> Callable[[RitzPairs], None]:
         bar.set_postfix_str(f"{done}/{len(found.values)} converged, first {found.values[0]:.5g}", refresh=False)
 
     return told
-
-
-# --- what a killed run continues from ------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _journal(path: Path | str | None, subject: Subject, settings: dict, seed: int) -> Iterator[Journal | None]:
-    """The journal of one computation on a subject, which other settings, weights or data do not share."""
-    if path is None:
-        yield None
-        return
-    if is_sharded(subject.module):
-        raise InputError("the vectors of a sharded model (fully_shard) are kept in no journal; leave journal out.")
-    said = {"settings": settings, "seed": seed}
-    with journal_of(path, subject.objective, subject.parameters, subject.loss, said) as journal:
-        yield journal
-
-
-# --- density ------------------------------------------------------------------------------------------------
-
-
-def hessian_density(
-    model: nn.Module | Checkpoint,
-    data: Iterable[Batch],
-    *,
-    probes: int = 4,
-    steps: int = 64,
-    curvature: str = "hessian",
-    hvp: str = "auto",
-    parameters: Globs = None,
-    seed: int = 0,
-    loss_fn: LossFunction | None = None,
-    journal: Path | str | None = None,
-    progress: bool = False,
-) -> SpectralDensity:
-    """The density of the Hessian's eigenvalues by stochastic Lanczos quadrature, see `spectrum.quadrature`.
-
-    probes   Rademacher vectors, in lockstep: their products share graphs
-    steps    Lanczos steps from each, so many nodes
-    journal  as for `hessian_eigenvalues`
-
-    The moments of the quadrature are checked against v'Hv and |Hv|^2 of the same probes; MeasurementWarning where they
-    differ by more than a thousandth. Compare `moment(1)` with `hessian_trace` for a check with other probes.
-    """
-    if probes < 1 or steps < 1:
-        raise InputError(f"probes={probes}, steps={steps}; both must be at least 1.")
-    subject = Subject(model, data, parameters, loss_fn)
-    name, objective, selected = subject.name, subject.objective, subject.parameters
-    if is_sharded(subject.module):
-        raise InputError("the spectral density of a sharded model (fully_shard) is not implemented; its trace is.")
-    settings = {"probes": probes, "steps": steps, "curvature": curvature, "hvp": hvp, "parameters": parameters}
-    with (
-        _journal(journal, subject, settings, seed) as log,
-        curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator,
-    ):
-        snapshots, resume = Snapshots(log, "density"), None
-        if (last := snapshots.last()) is not None:
-            state, tensors = last
-            numbers = {name: np.array(state[name], dtype=np.float64) for name in ("alphas", "betas", "second")}
-            resume = QuadratureState(tensors["current"], tensors["previous"], **numbers, step=state["at"])
-            operator.recall(state)
-
-        def keep(held: QuadratureState) -> None:
-            small = {"alphas": held.alphas, "betas": held.betas, "second": held.second, "at": held.step}
-            snapshots.offer(small | operator.learnt(), {"current": held.current, "previous": held.previous})
-
-        require_memory(operator, 4 * probes, told=progress)
-        with progress_bar(f"{name} density", probes * min(steps, operator.size), "product", progress) as bar:
-            layout = operator.layout
-            vectors = torch.stack([layout.random(seed, f"density {i}", rademacher=True) for i in range(probes)])
-            found = quadrature(operator, vectors, steps, bar.update, keep, resume)
-    first, second = (found.weights * found.nodes).sum(1), (found.weights * found.nodes**2).sum(1)
-    scale = max(float(np.sqrt(found.second.max())), 1e-300)
-    error = float(max(np.abs(first - found.first).max() / scale, np.abs(second - found.second).max() / scale**2))
-    if error > 1e-3:
-        warnings.warn(
-            f"{name}: moments of the spectral density differ from v'Hv and |Hv|^2 by {error:.1e}; products are not "
-            "accurate enough.",
-            MeasurementWarning,
-            stacklevel=2,
-        )
-    return SpectralDensity(
-        curvature=curvature,
-        nodes=found.nodes,
-        weights=found.weights,
-        traces=found.first * selected.numel,
-        squares=found.second * selected.numel,
-        moment_error=error,
-        matvecs=probes * min(steps, operator.size),
-        hvp=operator.hvp,
-        hvp_reason=operator.reason,
-        hvp_error=operator.error,
-        parameters=selected.numel,
-        **subject.said(settings, seed),
-    )

@@ -1,0 +1,50 @@
+"""Vectors of weights as tensors by parameter name: inner products, norms, digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from landscape.parallel.sharding import own_part, summed_like, whole
+
+Vector = Mapping[str, Tensor]  # parameter name -> tensor of that parameter's shape; absent names are zero
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The widest float the device computes in: perturbations and inner products are formed in it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def inner_product(u: Vector, v: Vector) -> float:
+    """Sum over shared names of u*v, accumulated in float64."""
+    total = 0.0
+    shared: Tensor | None = None  # a tensor of the first of them
+    for name in u:
+        if name in v:
+            shared = u[name] if shared is None else shared
+            left, right = own_part(u[name]), own_part(v[name])
+            wide = wide_dtype(left.device)
+            total += float((left.to(wide) * right.to(left.device, wide)).sum())
+    return total if shared is None else float(summed_like(torch.tensor(total, dtype=torch.float64), shared))
+
+
+def vector_norm(u: Vector) -> float:
+    """l2 norm over all tensors, accumulated in float64."""
+    return inner_product(u, u) ** 0.5
+
+
+def vector_digest(vector: Vector) -> str:
+    """SHA-256 over names, types, shapes and bytes: tells whether weights or directions are the ones they were."""
+    digest = hashlib.sha256()
+    for name, tensor in vector.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in C order, whatever its type and device; of all of a sharded one."""
+    return whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
