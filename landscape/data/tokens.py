@@ -34,6 +34,28 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label of a position where no loss is taken
 
 
+@dataclass(frozen=True)
+class DataOptions:
+    """How data is read and batched.
+
+    The fields mean what the arguments of `load_data` of the same names mean. They are together here for functions that
+    read several data sets in the same way.
+
+    Attributes:
+        max_length: Maximum tokens per example.
+        limit: Maximum number of examples, drawn at random; None reads all of them.
+        batch_tokens: Maximum tokens per batch. It changes memory use, never results.
+
+    Example:
+        >>> DataOptions(limit=100)
+        DataOptions(max_length=512, limit=100, batch_tokens=4096)
+    """
+
+    max_length: int = 512
+    limit: int | None = None
+    batch_tokens: int = 4096
+
+
 # --- token data ---------------------------------------------------------------------------------------------
 
 
