@@ -99,5 +99,5 @@ def hessian_density(
         hvp_reason=operator.reason,
         hvp_error=operator.error,
         parameters=selected.numel,
-        **subject.said(settings, seed),
+        **subject.result_fields(settings, seed),
     )

@@ -12,16 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from landscape.errors import DiskFull, InputError, first_line
 from landscape.parallel import distributed
 from landscape.results.plain import to_plain
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
-
-LOCKS = fcntl is not None
 PARTIAL = ".partial-"  # starts the name of a file that is being written
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
 
@@ -91,16 +87,25 @@ def read_json(path: Path | str) -> dict:
     return content
 
 
-def lock(file: Any, path: Path) -> None:
-    """Lock an open file or folder until it is closed; InputError where another process holds the lock."""
-    if fcntl is None:
-        return  # no lock, one writer is the user's care
+def lock(descriptor: int, path: Path) -> None:
+    """Lock an open file or folder until its descriptor is closed, which the end of the process does too.
+
+    The lock is on the file itself, not on a lock file beside it: a killed run leaves nothing behind, and two runs
+    cannot hold locks on different files of the same name.
+
+    Args:
+        descriptor: Of the open file or folder.
+        path: Its path, for the message.
+
+    Raises:
+        InputError: Another process holds the lock.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"{path} is in use by another run.") from error
+        locked = filelock.lock_descriptor(descriptor, blocking=False)
     except OSError:
-        return  # some network file systems have none
+        return  # Some network file systems have no locks. There the user has to take care that only one run writes.
+    if not locked:
+        raise InputError(f"{path} is in use by another run.")
 
 
 @contextlib.contextmanager

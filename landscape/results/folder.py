@@ -11,7 +11,7 @@ from typing import Any
 
 from landscape.errors import InputError
 from landscape.parallel import distributed
-from landscape.results.files import LOCKS, PARTIAL, lock, noticing_a_full_disk, read_json, write_json
+from landscape.results.files import PARTIAL, lock, noticing_a_full_disk, read_json, write_json
 from landscape.results.plain import to_plain
 
 
@@ -67,9 +67,9 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        if LOCKS:
+        if os.name != "nt":
             raise InputError(f"--output {folder} cannot be read: {error.strerror}.") from error
-        yield  # Windows opens no folders
+        yield  # Windows opens no folders, so there is nothing to lock.
         return
     try:
         lock(handle, folder)

@@ -43,7 +43,7 @@ class Journal:
             except (IsADirectoryError, PermissionError) as error:
                 raise InputError(f"{self.path} cannot be written: {error.strerror}.") from error
         try:
-            lock(self._file, self.path)
+            lock(self._file.fileno(), self.path)
             self._read(digest_of(settings))
             self._clear_beside()
         except BaseException:
