@@ -1,10 +1,8 @@
-"""What all pictures share, whichever library draws them: colours, places, words, ticks."""
+"""What all pictures share, whichever library draws them: colours, places, words."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -102,7 +100,13 @@ def listing(items: Sequence[str]) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
+    """`value` with so many significant digits."""
+    return with_minus_sign(f"{value:.{digits}g}")
+
+
+def with_minus_sign(text: str) -> str:
+    """The text of a number with a minus sign in place of the hyphen, which is too short in print."""
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def of_tokens(result: Measured) -> bool:
@@ -114,46 +118,3 @@ def amount(result: Measured) -> str:
     """How many terms the loss is a mean of, in words."""
     count = f"{result.weight:,.10g}"
     return f"{count} supervised tokens" if of_tokens(result) else f"mean of {count}"
-
-
-# --- ticks --------------------------------------------------------------------------------------------------
-
-
-def round_ticks(low: float, high: float, count: int) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten from `low` to `high`, nearest to `count` of them."""
-    power = 10.0 ** math.floor(math.log10((high - low) / count))
-    steps = [power * factor for factor in (1, 2, 2.5, 5, 10)]
-    slack = 1e-6 * (high - low)  # so that rounding does not cost the tick at an edge
-
-    def multiples(step: float) -> list[float]:
-        first, last = math.ceil((low - slack) / step), math.floor((high + slack) / step)
-        return [i * step for i in range(first, last + 1)]
-
-    return min((multiples(step) for step in steps), key=lambda ticks: abs(len(ticks) - count))
-
-
-def log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Round losses from 10**low to 10**high: 1-2-5 or powers of ten, round numbers within a decade."""
-    if high - low < 1:
-        return round_ticks(10.0**low, 10.0**high, count)
-    decades = range(math.floor(low), math.ceil(high) + 1)
-    step = math.ceil((high - low) / count)
-    choices = [
-        [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)],
-        [factor * 10.0**decade for decade in decades for factor in (1, 3)],
-        [10.0**decade for decade in decades if decade % step == 0],
-    ]
-    inside = [[t for t in ticks if low - 1e-9 <= math.log10(t) <= high + 1e-9] for ticks in choices]
-    return min(inside, key=lambda ticks: abs(len(ticks) - count))
-
-
-def labels(ticks: Sequence[float]) -> list[str]:
-    """`ticks` as text: no more digits than tell them apart, a proper minus sign."""
-    largest = max((abs(tick) for tick in ticks), default=0.0)
-    steps = [b - a for a, b in itertools.pairwise(ticks)] or [largest or 1.0]
-    if largest >= 1e5 or min(steps) < 1e-6 or max(steps) > 10 * min(steps):  # the last: over several decades
-        texts = [f"{tick:.6g}" for tick in ticks]
-    else:
-        digits = next(d for d in range(9) if all(abs(t - round(t, d)) < 1e-2 * min(steps) for t in ticks))
-        texts = [f"{tick:.{digits}f}" for tick in ticks]
-    return [text.replace("-", "\N{MINUS SIGN}") for text in texts]

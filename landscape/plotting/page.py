@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from landscape.plotting.surfaces.shared import clean
+from landscape.plotting.basics import clean
 
 FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
 

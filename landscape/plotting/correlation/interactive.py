@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io
 
-from landscape.plotting.basics import COLORS, clean, labels, round_ticks, shorten
+from landscape.plotting.basics import COLORS, clean, shorten
 from landscape.plotting.correlation.shared import (
     SIGNIFICANT,
     Forest,
@@ -16,18 +15,15 @@ from landscape.plotting.correlation.shared import (
     Scatter,
     chance_text,
     estimate_text,
-    forest_caption,
-    forest_of,
     look_of,
     outcome_of,
-    scatter_caption,
-    scatter_of,
     signed,
     significant,
     symbol_of,
 )
+from landscape.plotting.interactive_style import LINE_AXIS, add_heading, new_figure, plot_html, plotly_text
 from landscape.plotting.page import html_page
-from landscape.plotting.surfaces.interactive import LINE_AXIS, add_heading, new_figure, plot_html, plotly_text
+from landscape.plotting.ticks import linear_ticks
 
 if TYPE_CHECKING:
     import pandas
@@ -38,26 +34,20 @@ _COLUMNS, _ROW = 3, 330  # panels beside one another, and pixels to a row of the
 
 
 def correlation_page(
-    result: pandas.DataFrame, table: pandas.DataFrame | None, color: str | None, caption: str | None, title: str
+    result: pandas.DataFrame,
+    forest: Forest,
+    points: tuple[pandas.DataFrame, Scatter] | None,
+    caption: str,
+    title: str,
 ) -> str:
-    """See `landscape.plotting.correlations_html`."""
-    forest = forest_of(result)
-    plot, said = plot_html(forest_plot(result, forest)), [forest_caption(result, forest)]
-    if table is not None:
-        scatter = scatter_of(result, table, color)
-        said.append(scatter_caption(result, scatter))
-        plot += plotly.io.to_html(
-            scatter_plot(result, table, scatter),
-            full_html=False,
-            include_plotlyjs=False,  # the forest brings it
-            include_mathjax=False,
-            div_id="landscape-scatter",
-            config={"responsive": True, "displaylogo": False, "showSendToCloud": False},
-        )
+    """The page of a forest plot; with `points`, the table and what to draw of it, with the scatter plots below."""
+    plot = plot_html(forest_plot(result, forest))
+    if points is not None:  # the forest brings plotly
+        plot += plot_html(scatter_plot(result, *points), name="landscape-scatter", include_plotly=False)
     # Few wide columns: many narrow ones would break their numbers over lines.
     header = ["metric", symbol_of(result), "further", "note"]
     rows = [[row["metric"], _main(row), _further(row), row["note"]] for row in forest.rows]
-    return html_page(title, plot, " ".join(said) if caption is None else caption, header, rows, (_LEAST, _WIDEST))
+    return html_page(title, plot, caption, header, rows, (_LEAST, _WIDEST))
 
 
 def _main(row: dict[str, Any]) -> str:
@@ -200,14 +190,14 @@ def scatter_plot(result: pandas.DataFrame, table: pandas.DataFrame, scatter: Sca
             "ticktext": texts,
             "title": {"text": plotly_text(shorten(clean(panel.row["metric"]), 44)), "standoff": 6},
         }
-        ticks = round_ticks(scatter.low, scatter.high, 5)
+        ticks, texts = linear_ticks(scatter.low, scatter.high, 5)
         figure.layout[f"yaxis{suffix}"] = LINE_AXIS | {
             "domain": [lower, upper],
             "anchor": f"x{suffix}",
             "range": [scatter.low, scatter.high],
             "matches": None if index == 0 else "y",
             "tickvals": ticks,
-            "ticktext": labels(ticks),
+            "ticktext": texts,
             "showticklabels": column == 0,
             "title": {"text": plotly_text(shorten(clean(scatter.outcome), 40)) if column == 0 else ""},
         }

@@ -9,7 +9,8 @@ import numpy as np
 
 from landscape.correlation import numbers_of, usable_rows
 from landscape.errors import InputError
-from landscape.plotting.basics import COLORS, clean, labels, listing, log_ticks, round_ticks, shorten
+from landscape.plotting.basics import COLORS, clean, listing, shorten, with_minus_sign
+from landscape.plotting.ticks import linear_ticks, log_ticks
 
 if TYPE_CHECKING:
     import pandas
@@ -78,7 +79,7 @@ def outcome_of(result: pandas.DataFrame) -> str:
 
 
 def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}") if np.isfinite(value) else "\N{EN DASH}"
+    return with_minus_sign(f"{value:+.2f}") if np.isfinite(value) else "\N{EN DASH}"
 
 
 def estimate_text(row: dict[str, Any]) -> str:
@@ -172,11 +173,8 @@ class Panel:
         ]
 
     def ticks(self, count: int) -> tuple[list[float], list[str]]:
-        if not self.log:
-            ticks = round_ticks(self.low, self.high, count)
-            return ticks, labels(ticks)
-        ticks = log_ticks(self.low, self.high, count + 1)  # fewer would leave some axes a single power of ten
-        return ticks, [f"{tick:g}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
+        """Round values along the metric's axis, about `count` of them, and their labels."""
+        return (log_ticks if self.log else linear_ticks)(self.low, self.high, count)
 
     @property
     def limits(self) -> tuple[float, float]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io
 
 from landscape.plotting.basics import COLORS, clean, shorten
-from landscape.plotting.page import FONT, html_page
+from landscape.plotting.interactive_style import (
+    DASHES,
+    LINE_AXIS,
+    ROW,
+    add_heading,
+    new_figure,
+    plot_html,
+    plotly_text,
+)
+from landscape.plotting.page import html_page
 from landscape.plotting.surfaces.shared import (
     Arrangement,
     LossScale,
-    arrange,
     aspect,
-    caption_for,
     center_name,
     center_text,
     differ_in_eigenvectors,
@@ -30,17 +35,8 @@ from landscape.plotting.surfaces.shared import (
 if TYPE_CHECKING:
     from landscape.surfaces.surface import Marker, Surface
 
-DASHES = ("solid", "dash", "dashdot", "dot", "longdash")
 _EYE = {"x": 0.95, "y": -1.65, "z": 1.05}
 _SCENE_AXIS = {"showbackground": False, "gridcolor": "#ddd", "linecolor": "#888", "zeroline": False}
-LINE_AXIS = {
-    "gridcolor": "#e5e5e5",
-    "zeroline": False,
-    "showline": True,
-    "linecolor": "#555",
-    "ticks": "outside",
-}
-ROW = 440  # pixels to a row of panels
 _COLUMN = 370  # pixels below which a panel does not shrink: a scene narrower than high is cut off
 
 # Turn one scene and the others turn along. Our own relayout raises the event again: `busy` ends the echo.
@@ -61,38 +57,18 @@ plot.on("plotly_relayout", change => {
 """
 
 
-def surface_page(surfaces: Sequence[Surface], *, log: bool, caption: str | None, title: str) -> str:
-    """See `landscape.plotting.surfaces_html`."""
-    arrangement = arrange(surfaces, log)
-    figure = surface_figure(arrangement)
+def surface_page(arrangement: Arrangement, caption: str, title: str) -> str:
+    """The page of comparable surfaces, with the text under them."""
+    surfaces = list(arrangement.cells.values())
     columns = len(arrangement.names) if arrangement.dim == 2 else min(len(arrangement.data), 2)
     return html_page(
         title,
-        plot_html(figure, _SAME_CAMERA if arrangement.dim == 2 else None),
-        caption_for(surfaces, log=log) if caption is None else caption,
+        plot_html(surface_figure(arrangement), _SAME_CAMERA if arrangement.dim == 2 else None),
+        caption,
         ["checkpoint", "data", f"loss at {center_name(surfaces[0])}", ""],
-        [_row(surface) for surface in arrangement.cells.values()],
+        [_row(surface) for surface in surfaces],
         width=(_COLUMN * columns + 90, max(900, 480 * columns + 140)),
     )
-
-
-def plot_html(figure: go.Figure, script: str | None = None) -> str:
-    """The figure as a part of a page, with plotly itself; `script` runs when it is drawn."""
-    return plotly.io.to_html(
-        figure,
-        full_html=False,
-        include_plotlyjs=True,
-        include_mathjax=False,
-        div_id="landscape-plot",  # a fixed name: the same results make the same page
-        post_script=script,
-        # Plotly's "Share chart" button, there by default, would send the data to its makers' server.
-        config={"responsive": True, "displaylogo": False, "showSendToCloud": False},
-    )
-
-
-def new_figure() -> go.Figure:
-    """An empty figure in the style of all."""
-    return go.Figure(layout={"template": "none", "font": {"family": FONT, "size": 13, "color": "#222"}})
 
 
 def _row(surface: Surface) -> list[str]:
@@ -109,20 +85,9 @@ def surface_figure(arrangement: Arrangement) -> go.Figure:
     return figure
 
 
-def plotly_text(text: str) -> str:
-    """`text` such that plotly shows it as it is: plotly reads a part of HTML, and fills in `%{...}`."""
-    return html.escape(clean(text), quote=False).replace("%{", "&#37;{")
-
-
 def _scene_text(text: str) -> str:
     """`plotly_text` for the axis titles of a scene, where plotly knows tags and `%{...}` but no entities."""
     return clean(text).replace("<", "<\u200b").replace("%{", "%\u200b{")
-
-
-def add_heading(figure: go.Figure, lines: Sequence[str], x: float, y: float, **place: Any) -> None:
-    """Lines of plotly text at a place on the sheet."""
-    paper = {"xref": "paper", "yref": "paper", "showarrow": False}
-    figure.add_annotation(text="<br>".join(lines), x=x, y=y, **paper, **place)
 
 
 # --- two dimensions -----------------------------------------------------------------------------------------

@@ -16,15 +16,14 @@ from landscape.plotting.basics import (
     amount,
     clean,
     label_of,
-    labels,
     listing,
-    log_ticks,
     number,
     of_tokens,
     places_of,
     require_same_data,
-    round_ticks,
+    with_minus_sign,
 )
+from landscape.plotting.ticks import linear_ticks, log_ticks
 
 if TYPE_CHECKING:  # a picture needs no more of a result than its fields, so importing this stays cheap
     from landscape.surfaces.surface import Surface
@@ -164,9 +163,8 @@ class LossScale:
         """Heights of round losses, about `count` of them, and their labels in units of loss."""
         if self.empty:
             return [], []
-        choose = log_ticks if self.log else round_ticks
-        losses = choose(self.low, self.high, count)
-        return [float(self.heights(loss)) for loss in losses], labels(losses)
+        losses, texts = (log_ticks if self.log else linear_ticks)(self.low, self.high, count)
+        return [float(self.heights(loss)) for loss in losses], texts
 
     def bar_ticks(self) -> tuple[list[float], list[str]]:
         """Ticks of the colour bar: the levels where a person chose them, else round losses between them."""
@@ -219,7 +217,7 @@ def center_text(surface: Surface) -> str:
     """The loss of the unperturbed model, in words."""
     place = center_name(surface)
     value = f"{surface.center:.3f}" if math.isfinite(surface.center) else "not finite"
-    return f"loss at {place} {value}".replace("-", "\N{MINUS SIGN}")
+    return with_minus_sign(f"loss at {place} {value}")
 
 
 def notes(surface: Surface) -> list[str]:
