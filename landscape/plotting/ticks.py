@@ -26,7 +26,7 @@ def linear_ticks(low: float, high: float, count: int) -> tuple[list[float], list
     """
     from matplotlib.ticker import MaxNLocator, ScalarFormatter, StrMethodFormatter
 
-    locator = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3)
+    locator = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
     slack = 1e-6 * (high - low)  # so that rounding does not cost the tick at an edge
     positions = [float(tick) for tick in locator.tick_values(low, high) if low - slack <= tick <= high + slack]
     formatter = ScalarFormatter(useOffset=False, useLocale=False)

@@ -180,7 +180,7 @@ def scatter_plot(result: pandas.DataFrame, table: pandas.DataFrame, scatter: Sca
         left, right = (column + 0.04 * (column > 0)) / columns, (column + 1 - 0.04) / columns
         upper = 1 - (row + 0.16) / rows
         lower = 1 - (row + 0.84) / rows
-        ticks, texts = panel.ticks(4)
+        ticks, texts = panel.ticks(5)
         figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
             "domain": [left, right],
             "anchor": f"y{suffix}",
@@ -190,7 +190,7 @@ def scatter_plot(result: pandas.DataFrame, table: pandas.DataFrame, scatter: Sca
             "ticktext": texts,
             "title": {"text": plotly_text(shorten(clean(panel.row["metric"]), 44)), "standoff": 6},
         }
-        ticks, texts = linear_ticks(scatter.low, scatter.high, 5)
+        ticks, texts = linear_ticks(scatter.low, scatter.high, 6)
         figure.layout[f"yaxis{suffix}"] = LINE_AXIS | {
             "domain": [lower, upper],
             "anchor": f"x{suffix}",

@@ -209,8 +209,8 @@ def _draw_panel(axes: Axes, scatter: Scatter, panel: Panel, symbol: str, columns
     if not len(panel.x):
         axes.text(0.5, 0.5, "no rows", transform=axes.transAxes, ha="center", color="0.4")
     axes.set(xlim=panel.limits, ylim=(scatter.low, scatter.high))
-    set_ticks(axes.xaxis, *panel.ticks(3 if columns > 2 else 5))
-    set_linear_ticks(axes.yaxis, scatter.low, scatter.high, 5)
+    set_ticks(axes.xaxis, *panel.ticks(3 if columns > 2 else 6))
+    set_linear_ticks(axes.yaxis, scatter.low, scatter.high, 6)
     axes.set_xlabel("\n".join(_metric_lines(panel, columns)), linespacing=1.1)
     bold = "bold" if significant(panel.row) else "normal"
     axes.set_title("\n".join(panel.title(symbol)), fontsize=7, loc="left", pad=3, linespacing=1.15, fontweight=bold)

@@ -81,7 +81,7 @@ def _draw_density_panel(axes: Axes, panel: DensityPanel, orders: Sequence[int]) 
         axes.plot(extremes(density), height, "|", color=color, ms=5, mew=0.9, transform=axes.get_xaxis_transform())
     axes.set(xlim=(panel.low, panel.high), ylim=(panel.floor, panel.top), xlabel="eigenvalue")
     axes.set_ylabel("density (log scale)")
-    set_linear_ticks(axes.xaxis, panel.low, panel.high, 5)
+    set_linear_ticks(axes.xaxis, panel.low, panel.high, 7)
     set_ticks(axes.yaxis, *log_ticks(np.log10(panel.floor), np.log10(panel.top), 6))
     axes.grid(axis="y")
     open_axes(axes)
@@ -135,7 +135,7 @@ def _draw_bars(axes: Axes, bars: Sequence[Bars], orders: Sequence[int], checkpoi
         axes.errorbar(these.values, at, xerr=these.errors, fmt="none", ecolor="0.25", elinewidth=0.7, capsize=1.3)
     low, high = bar_range(bars)
     axes.set(xlim=(low, high), ylim=(len(bars[0].values) - 0.5, -0.5))  # the first layer at the top
-    set_linear_ticks(axes.xaxis, low, high, 4)
+    set_linear_ticks(axes.xaxis, low, high, 5)
     axes.axvline(0, color="0.2", linewidth=0.6)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
@@ -162,7 +162,7 @@ def draw_eigenvalues(result: Eigenvalues, caption: str) -> Figure:
         axes.axhline(0, color="0.45", linewidth=0.6)
         axes.set(xlim=(0.5, len(result.values) + 0.5), xlabel="eigenvalue number", ylabel="eigenvalue")
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-        set_linear_ticks(axes.yaxis, *axes.get_ylim(), 5)
+        set_linear_ticks(axes.yaxis, *axes.get_ylim(), 6)
         axes.grid(axis="y")
         open_axes(axes)
         return sheet.figure
@@ -182,7 +182,7 @@ def draw_trace(result: TraceEstimate, caption: str) -> Figure:
             axes.axvline(result.value, color=COLORS[1], linewidth=1.2)
         weighted = f"{clean(result.weighting)} " if result.weighting else ""
         axes.set(xlabel=f"{weighted}trace by one probe", ylabel="probes")
-        set_linear_ticks(axes.xaxis, *axes.get_xlim(), 5)
+        set_linear_ticks(axes.xaxis, *axes.get_xlim(), 6)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         open_axes(axes)
         return sheet.figure

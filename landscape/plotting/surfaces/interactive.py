@@ -103,7 +103,7 @@ def _add_scenes(figure: go.Figure, arrangement: Arrangement, scales: dict[str, L
         scale, coloraxis = scales[data], f"coloraxis{row + 1 if row else ''}"
         bottom, top = 1 - (row + 1) / rows, 1 - row / rows
         heading = 60 / (ROW * rows)
-        ticks, texts = scale.ticks(6)
+        ticks, texts = scale.ticks(9)
         figure.layout[coloraxis] = {
             "colorscale": "Viridis",
             "cmin": scale.low,
@@ -135,7 +135,7 @@ def _add_scenes(figure: go.Figure, arrangement: Arrangement, scales: dict[str, L
 
 
 def _scene(surface: Surface, scale: LossScale) -> dict[str, Any]:
-    (x, y), (ticks, texts) = surface.axes, scale.ticks(5)
+    (x, y), (ticks, texts) = surface.axes, scale.ticks(6)
     height = scale.high - scale.low
     zrange = [scale.low - 0.15 * height, scale.high + 0.03 * height]  # room to see the contours on the floor
     axis = _SCENE_AXIS | {"showspikes": False, "nticks": 5}
@@ -236,7 +236,7 @@ def _add_lines(figure: go.Figure, arrangement: Arrangement, scales: dict[str, Lo
         right = (column + 1) / columns - gap * (column + 1 < columns)
         bottom, top = 1 - (row + 1) / rows + 0.12 / rows, 1 - row / rows - (0.06 / rows if row else 0)
         pad = 0.04 * (scale.high - scale.low)
-        ticks, texts = scale.ticks(6)
+        ticks, texts = scale.ticks(8)
         x = surfaces[0].axes[0]
         figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
             "domain": [left, right],

@@ -132,10 +132,10 @@ def _draw_view(axes: Axes3D, surface: Surface, scale: LossScale, norm: Normalize
         axis.set_label_text(shorten(clean(label), 38), fontsize=7 if len(label) <= 20 else 5.5)
         axis.labelpad = -9
         edge = 0.1 * (grid[-1] - grid[0])  # ticks of both axes would collide in the corner
-        set_linear_ticks(axis, grid[0] + edge, grid[-1] - edge, 3)
+        set_linear_ticks(axis, grid[0] + edge, grid[-1] - edge, 4)
     axes.zaxis.set_rotate_label(False)
     axes.set_zlabel("loss", fontsize=7, labelpad=-9, rotation=90)
-    set_ticks(axes.zaxis, *scale.ticks(4))
+    set_ticks(axes.zaxis, *scale.ticks(5))
     axes.tick_params(labelsize=6, pad=-3.5)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.pane.set(facecolor="white", edgecolor="0.8", linewidth=0.5)
@@ -260,11 +260,11 @@ def _finish_lines(axes: Axes, surfaces: Sequence[Surface], scale: LossScale) -> 
     pad = 0.04 * (scale.high - scale.low)
     low, high = scale.low - pad, scale.high + pad
     axes.set(xlim=(x[0], x[-1]), xlabel=shorten(shared_label(surfaces, 0), 48), ylabel=scale.name)
-    set_linear_ticks(axes.xaxis, x[0], x[-1], 5)
+    set_linear_ticks(axes.xaxis, x[0], x[-1], 6)
     if scale.log:
         axes.set_yscale("log")
     axes.set_ylim(*scale.losses([low, high]))
-    positions, texts = scale.ticks(6)
+    positions, texts = scale.ticks(7)
     set_ticks(axes.yaxis, scale.losses(positions), texts)
     axes.grid(axis="y")
     open_axes(axes)

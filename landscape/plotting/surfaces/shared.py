@@ -159,7 +159,7 @@ class LossScale:
         """The inverse of `heights`, for an axis that is logarithmic by itself."""
         return [float(10**height if self.log else height) for height in heights]
 
-    def ticks(self, count: int = 5) -> tuple[list[float], list[str]]:
+    def ticks(self, count: int) -> tuple[list[float], list[str]]:
         """Heights of round losses, about `count` of them, and their labels in units of loss."""
         if self.empty:
             return [], []
@@ -171,7 +171,7 @@ class LossScale:
         if self.chosen and len(self.levels) <= 12:
             return list(self.levels), [f"{loss:.6g}" for loss in self.losses(self.levels)]
         low, high = self.levels[0], self.levels[-1]
-        inside = [(at, text) for at, text in zip(*self.ticks(6), strict=True) if low <= at <= high]
+        inside = [(at, text) for at, text in zip(*self.ticks(9), strict=True) if low <= at <= high]
         return [at for at, _ in inside], [text for _, text in inside]
 
 
