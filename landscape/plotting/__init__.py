@@ -1,7 +1,9 @@
-"""Pictures of results: matplotlib draws figures for papers, plotly draws pages to look around in.
+"""Pictures of results. Matplotlib draws figures for papers, and plotly draws pages to look around in.
 
-Each kind of picture has a folder, with its public functions in `figures.py`, what both libraries share in `shared.py`,
-and what each draws in `paper.py` and `interactive.py`. Neither library is imported before something is drawn.
+Each kind of picture has a folder: its public functions are in `figures.py`, `paper.py` and `interactive.py` draw with
+one of the two libraries, and `shared.py` holds what both need. What all kinds share lives here: `basics.py` and
+`ticks.py` for both libraries, `paper_style.py` for figures, `interactive_style.py` and `page.py` for pages. Neither
+library is imported before something is drawn.
 """
 
 from landscape.plotting.any_result import plot

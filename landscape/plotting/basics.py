@@ -21,13 +21,20 @@ class Measured(Protocol):
     """What every result of one checkpoint on one data set has."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the checkpoint."""
+
     @property
-    def data(self) -> str: ...
+    def data(self) -> str:
+        """Name of the data set."""
+
     @property
-    def weight(self) -> float: ...
+    def weight(self) -> float:
+        """Number of terms that the loss is a mean of."""
+
     @property
-    def provenance(self) -> Provenance: ...
+    def provenance(self) -> Provenance:
+        """Where the result comes from."""
 
 
 M = TypeVar("M", bound=Measured)
@@ -47,7 +54,15 @@ class Places(Generic[M]):
 
 
 def places_of(results: Sequence[M], what: str) -> Places[M]:
-    """The place of each of `results`, at least one; InputError where two claim the same. `what` is their plural."""
+    """Find the place of each result in a figure.
+
+    Args:
+        results: At least one result.
+        what: What to call the results in a message, in the plural.
+
+    Raises:
+        InputError: If two results have the same name and data.
+    """
     cells: dict[tuple[str, str], M] = {}
     for result in results:
         if (result.name, result.data) in cells:
@@ -58,7 +73,11 @@ def places_of(results: Sequence[M], what: str) -> Places[M]:
 
 
 def require_same_data(results: Sequence[Measured]) -> None:
-    """Raise InputError where two results name their data alike and were not measured on the same."""
+    """Check that results which name their data alike were measured on the same data.
+
+    Raises:
+        InputError: If two were not.
+    """
     seen: dict[str, Measured] = {}
     for result in results:
         first = seen.setdefault(result.data, result)
@@ -78,6 +97,7 @@ def _what_was_read(result: Measured) -> tuple[float, str | None]:
 
 
 def label_of(result: Measured) -> str:
+    """A result in a message: the names of its checkpoint and its data."""
     return f"'{clean(result.name)}' on '{clean(result.data)}'"
 
 
@@ -87,7 +107,7 @@ def clean(text: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """`text`, its middle left out where it is longer than `limit`: names mostly differ at their ends."""
+    """`text` with its middle left out if it is longer than `limit`, because names mostly differ at their ends."""
     if len(text) <= limit:
         return text
     head = (limit - 1) // 2
@@ -110,11 +130,11 @@ def with_minus_sign(text: str) -> str:
 
 
 def of_tokens(result: Measured) -> bool:
-    """Whether the loss is a language model's; that of other models and data has units we do not know."""
+    """Whether the loss is that of a language model. The units of another model's loss are unknown."""
     return "supervised_tokens" in (result.provenance.data or {})
 
 
 def amount(result: Measured) -> str:
-    """How many terms the loss is a mean of, in words."""
+    """The number of terms that the loss is a mean of, in words."""
     count = f"{result.weight:,.10g}"
     return f"{count} supervised tokens" if of_tokens(result) else f"mean of {count}"

@@ -26,13 +26,13 @@ ROW = 440  # pixels to a row of panels
 def plot_html(
     figure: go.Figure, script: str | None = None, *, name: str = "landscape-plot", include_plotly: bool = True
 ) -> str:
-    """The figure as a part of a page.
+    """Make the HTML of a figure as a part of a page.
 
     Args:
         figure: What to show.
         script: JavaScript that runs when the figure is drawn.
         name: Identifier of the plot in its page. It is fixed, so that the same results make the same page.
-        include_plotly: Whether the library comes along. The first plot of a page has to bring it.
+        include_plotly: Whether the HTML contains the library, as the first plot of a page must.
     """
     return plotly.io.to_html(
         figure,
@@ -52,11 +52,11 @@ def new_figure() -> go.Figure:
 
 
 def plotly_text(text: str) -> str:
-    """`text` such that plotly shows it as it is: plotly reads a part of HTML, and fills in `%{...}`."""
+    """`text` escaped so that plotly shows it as it is. Plotly reads some HTML tags, and fills in `%{...}`."""
     return html.escape(clean(text), quote=False).replace("%{", "&#37;{")
 
 
 def add_heading(figure: go.Figure, lines: Sequence[str], x: float, y: float, **place: Any) -> None:
-    """Lines of plotly text at a place on the sheet."""
+    """Write lines of plotly text at a place on the sheet."""
     paper = {"xref": "paper", "yref": "paper", "showarrow": False}
     figure.add_annotation(text="<br>".join(lines), x=x, y=y, **paper, **place)

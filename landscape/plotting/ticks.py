@@ -46,7 +46,7 @@ def log_ticks(low: float, high: float, count: int) -> tuple[list[float], list[st
     Args:
         low: Logarithm to base 10 of the lower end of the axis.
         high: Logarithm to base 10 of the upper end of the axis.
-        count: About how many ticks fit on the axis.
+        count: About the number of ticks that fit on the axis.
 
     Returns:
         Positions (not their logarithms) in increasing order, none outside the axis, and a label for each.

@@ -97,8 +97,8 @@ def _draw_forest(sheet: Sheet, result: pandas.DataFrame, forest: Forest) -> None
 
 def _draw_row(axes: Axes, row: dict[str, Any], at: float) -> None:
     if not np.isfinite(row["estimate"]):
-        said = shorten(clean(row["note"]), 84) or "no number"
-        axes.text(-1.02, at, said, fontsize=6.5, color="0.4", va="center", style="italic", zorder=5)
+        note = shorten(clean(row["note"]), 84) or "no number"
+        axes.text(-1.02, at, note, fontsize=6.5, color="0.4", va="center", style="italic", zorder=5)
         return
     color = COLORS[0]
     if np.isfinite([row["low"], row["high"]]).all():
@@ -108,7 +108,7 @@ def _draw_row(axes: Axes, row: dict[str, Any], at: float) -> None:
 
 
 def _legend(axes: Axes, forest: Forest, top: float) -> None:
-    """Only what the plot shows, above it."""
+    """Draw a legend above the plot, of those marks only that the plot shows."""
     shown = forest.rows[: forest.numbers]
     circle: dict[str, Any] = {"linestyle": "", "marker": "o", "ms": 4.2, "color": COLORS[0]}
     handles = []
@@ -126,7 +126,7 @@ def _legend(axes: Axes, forest: Forest, top: float) -> None:
 def _draw_numbers(
     sheet: Sheet, result: pandas.DataFrame, forest: Forest, left: float, top: float, pitch: float
 ) -> None:
-    """Estimate with interval, q and n in columns to the right of the plot."""
+    """Write estimate with interval, q and n in columns to the right of the plot."""
     level = f"{result.attrs['confidence']:.0%} interval" if "confidence" in result.attrs else "interval"
     columns = ((0.1, "left"), (1.67, "right"), (2.05, "right"))
 
@@ -219,7 +219,7 @@ def _draw_panel(axes: Axes, scatter: Scatter, panel: Panel, symbol: str, columns
 
 
 def _legend_entries(scatter: Scatter, width: float) -> tuple[list[str], int]:
-    """The values of the colour column, and how many fit beside one another."""
+    """The values of the colour column, and the number that fits on a line."""
     entries = [shorten(clean(text), 32) for text in scatter.colors]
     return entries, max(1, int((width - _MARGIN) / (0.3 + 0.058 * max(map(len, entries), default=0))))
 

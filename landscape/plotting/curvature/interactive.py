@@ -146,11 +146,11 @@ def layers_figure(places: Places[LayerCurvature]) -> go.Figure:
         for column, label in enumerate(("trace", "largest eigenvalue")):
             number = 2 * index + column
             suffix = str(number + 1) if number else ""
-            found = [layer_bars(table)[column] for table in tables]
+            columns = [layer_bars(table)[column] for table in tables]
             figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
                 "domain": [0.52 * column, 0.48 + 0.52 * column],
                 "anchor": f"y{suffix}",
-                "range": list(bar_range(found)),
+                "range": list(bar_range(columns)),
                 "title": {"text": label, "standoff": 8},
                 "zeroline": True,
                 "zerolinecolor": "#555",
@@ -163,11 +163,12 @@ def layers_figure(places: Places[LayerCurvature]) -> go.Figure:
                 "ticktext": names if column == 0 else [""] * len(names),
                 "showgrid": False,
             }
-            for table, bars in zip(tables, found, strict=True):
+            for table, bars in zip(tables, columns, strict=True):
                 order = places.names.index(table.name)
                 color = COLORS[order % len(COLORS)]
-                said = [f"{plotly_text(table.name)}<br>{name}" for name in names]
-                said = [text + ("<br>not converged" if h else "") for text, h in zip(said, bars.hollow, strict=True)]
+                endings = ["<br>not converged" if hollow else "" for hollow in bars.hollow]
+                pairs = zip(names, endings, strict=True)
+                hover = [f"{plotly_text(table.name)}<br>{name}{ending}" for name, ending in pairs]
                 fill = ["white" if hollow else color for hollow in bars.hollow]
                 figure.add_bar(
                     orientation="h",
@@ -175,7 +176,7 @@ def layers_figure(places: Places[LayerCurvature]) -> go.Figure:
                     x=bars.values,
                     error_x={"type": "data", "array": bars.errors, "color": "#444", "thickness": 1, "width": 2},
                     marker={"color": fill, "line": {"color": color, "width": 1.5}},
-                    text=said,
+                    text=hover,
                     textposition="none",
                     hovertemplate=f"%{{text}}<br>{label}: %{{x:.5g}}<extra></extra>",
                     name=plotly_text(shorten(clean(table.name), 100)),

@@ -1,4 +1,4 @@
-"""Pages to turn, zoom and read values from, drawn by plotly. One file each, which loads nothing else."""
+"""Pages of loss surfaces to turn, zoom and read values from, drawn by plotly. A page loads no other file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _EYE = {"x": 0.95, "y": -1.65, "z": 1.05}
 _SCENE_AXIS = {"showbackground": False, "gridcolor": "#ddd", "linecolor": "#888", "zeroline": False}
 _COLUMN = 370  # pixels below which a panel does not shrink: a scene narrower than high is cut off
 
-# Turn one scene and the others turn along. Our own relayout raises the event again: `busy` ends the echo.
+# When a reader turns one scene, the others turn along. Our own relayout raises the event again; `busy` ends the echo.
 _SAME_CAMERA = """
 const plot = document.getElementById("{plot_id}");
 const scenes = Object.keys(plot.layout).filter(key => /^scene[0-9]*$/.test(key));
@@ -86,7 +86,7 @@ def surface_figure(arrangement: Arrangement) -> go.Figure:
 
 
 def _scene_text(text: str) -> str:
-    """`plotly_text` for the axis titles of a scene, where plotly knows tags and `%{...}` but no entities."""
+    """`plotly_text` for the axis titles of a scene, where plotly reads tags and `%{...}` but no entities."""
     return clean(text).replace("<", "<\u200b").replace("%{", "%\u200b{")
 
 
@@ -267,12 +267,15 @@ def _add_lines(figure: go.Figure, arrangement: Arrangement, scales: dict[str, Lo
 
 
 def _legend(arrangement: Arrangement, name: str) -> str:
-    """The name of a checkpoint, and what limits the use of its lines."""
+    """The name of a checkpoint with the warnings about its lines."""
     shown = [arrangement.cells[name, data] for data in arrangement.data if (name, data) in arrangement.cells]
     several = len(arrangement.data) > 1
     own = differ_in_eigenvectors(list(arrangement.cells.values()))
-    said = [(s, [*([plotly_text(s.axis_labels[0])] if own else []), *notes(s)]) for s in shown]
-    remarks = [(f"{plotly_text(s.data)}: " if several else "") + remark for s, found in said for remark in found]
+    remarks = []
+    for surface in shown:
+        where = f"{plotly_text(surface.data)}: " if several else ""
+        labels = [plotly_text(surface.axis_labels[0])] if own else []
+        remarks += [where + remark for remark in (*labels, *notes(surface))]
     return plotly_text(shorten(clean(name), 100)) + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
