@@ -273,7 +273,7 @@ def _ending(shown: Sequence[C], invariance: str) -> list[str]:
     return [
         f"Hessian-vector products: {products}" + (f" (relative error up to {error:.1e})" if error else ""),
         f"Invariance: {INVARIANCE[invariance]}",
-        f"Weights in {listing(list(dict.fromkeys(clean(result.provenance.dtype) for result in shown)))}",
+        f"The weights are in {listing(list(dict.fromkeys(clean(result.provenance.dtype) for result in shown)))}",
     ]
 
 

@@ -273,30 +273,27 @@ def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
     if first.path:
         sentences.append(_path(first))
 
-    draw = []
-    if first.kind == "random" and first.seed is not None:
+    drawn = first.kind == "random" and first.seed is not None
+    if drawn:
         own = "" if first.normalize in (None, "none") else ", normalized to its own weights"
         subject = "Each checkpoint" if several else "The checkpoint"
-        draw.append(f"{subject} along {'the same' if several else 'a'} random draw{own}")
+        sentences.append(f"{subject} moves along {'the same' if several else 'a'} random draw{own}")
     if several or len(arrangement.data) > 1:
-        colours = "" if dim == 1 else " and colour scale" if len(arrangement.data) == 1 else ""
-        draw.append(f"shared axes{colours}")
+        colours = " and colour scale" if dim == 2 and len(arrangement.data) == 1 else ""
+        sentences.append(f"Axes{colours} are shared")
     if dim == 2 and len(arrangement.data) > 1:
-        draw.append("one colour scale per data set")
-    if first.kind == "random" and first.seed is not None:
-        draw.append(f"one draw of {'directions' if dim == 2 else 'the direction'}")
-    if draw:
-        sentences.append("; ".join(draw))
-        sentences[-1] = sentences[-1][0].upper() + sentences[-1][1:]
+        sentences.append("There is one colour scale per data set")
+    if drawn:
+        sentences.append("The directions are one draw" if dim == 2 else "The direction is one draw")
 
     cosines = [abs(s.direction_cosine) for s in shown if s.direction_cosine is not None]
     if cosines and max(cosines) > 0.1:
         sentences.append(f"The two directions are not orthogonal (cosine up to {max(cosines):.2f})")
     if log:
-        sentences.append("Logarithmic loss scale")
+        sentences.append("The loss scale is logarithmic")
     if any(surface.nonfinite for surface in shown):
         sentences.append("Holes: loss not finite" if dim == 2 else "Gaps: loss not finite")
-    sentences.append(f"Weights in {listing(list(dict.fromkeys(s.provenance.dtype for s in shown)))}")
+    sentences.append(f"The weights are in {listing(list(dict.fromkeys(s.provenance.dtype for s in shown)))}")
     return ". ".join(sentences) + "."
 
 
