@@ -47,7 +47,7 @@ def plot_surfaces(
 
         >>> import torch, landscape
         >>> model, data = torch.nn.Linear(2, 2), [(torch.eye(2), torch.tensor([0, 1]))]
-        >>> surface = landscape.compute_surface(model, data, points=5, progress=False)
+        >>> surface = landscape.compute_surface(model, data, points=5)
         >>> figure = landscape.plot_surfaces([surface], levels=10)
         >>> len(figure.axes)
         3
@@ -84,7 +84,7 @@ def surfaces_html(
     Example:
         >>> import torch, landscape
         >>> model, data = torch.nn.Linear(2, 2), [(torch.eye(2), torch.tensor([0, 1]))]
-        >>> surface = landscape.compute_surface(model, data, dim=1, points=5, progress=False)
+        >>> surface = landscape.compute_surface(model, data, dim=1, points=5)
         >>> page = landscape.surfaces_html([surface], title="My model")
         >>> "<title>My model</title>" in page
         True
