@@ -60,7 +60,7 @@ from .study.measure import measure_checkpoints as measure_checkpoints
 from .correlation import correlate as correlate
 from .checkpoints.merging import merge_checkpoints as merge_checkpoints
 from .training.sam import SAM as SAM
-from .training.sam import SAMTrainer as SAMTrainer
+from .training.sam_trainer import SAMTrainer as SAMTrainer
 from .parallel.distributed import shared_work as shared_work
 from .errors import InputError as InputError
 from .errors import MeasurementWarning as MeasurementWarning

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from landscape.checkpoints import Checkpoint, save_checkpoint
 from landscape.data.tokens import Example, pad_examples
 from landscape.errors import InputError
-from landscape.training.sam import SAMTrainer
+from landscape.training.sam_trainer import SAMTrainer
 
 TRAJECTORY = "trajectory"  # folder of the checkpoints along a run
 

@@ -11,7 +11,9 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from landscape.errors import InputError, MeasurementWarning
-from landscape.training.sam import SAM, SAMTrainer, ascend
+from landscape.training.ascent import ascend
+from landscape.training.sam import SAM
+from landscape.training.sam_trainer import SAMTrainer
 
 
 def flat(model):

@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from landscape.errors import InputError
-from landscape.training.sam import SAM, ascend
+from landscape.training.ascent import ascend
+from landscape.training.sam import SAM
 
 RHO, ROWS = 0.5, 8
 
