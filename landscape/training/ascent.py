@@ -112,8 +112,8 @@ def ascend_groups(groups: Iterable[tuple[Iterable[Tensor], float, bool]]) -> Asc
         ascent = Ascent(before, math.sqrt(realized), Fidelity(math.sqrt(realized / intended), cosine))
         if not ascent.fidelity.faithful:  # The text never varies, so that Python shows it once and not at every step.
             warnings.warn(
-                "SAM's ascent step was rounded to the weights' type, which changed its norm or direction by more than 1% "
-                "(see ascent.fidelity); keep the weights in float32 or raise rho.",
+                "SAM's ascent step was rounded to the weights' type, which changed its norm or direction by more than "
+                "1% (see ascent.fidelity); keep the weights in float32 or raise rho.",
                 MeasurementWarning,
                 stacklevel=2,
             )
