@@ -49,6 +49,9 @@ from .sharpness import compute_sharpness as compute_sharpness
 from .sharpness import SHARPNESS_METRICS as SHARPNESS_METRICS
 from .sharpness import Sharpness as Sharpness
 from .training.finetuning import finetune as finetune
+from .training.options import Optimization as Optimization
+from .training.options import Rehearsal as Rehearsal
+from .training.options import Saving as Saving
 from .forgetting.losses import measure_forgetting as measure_forgetting
 from .forgetting.losses import Forgetting as Forgetting
 from .data.questions import load_questions as load_questions
