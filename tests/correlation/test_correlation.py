@@ -8,9 +8,14 @@ import pandas
 import pytest
 from scipy import stats
 
-from landscape import InputError, MeasurementWarning, correlate
+import landscape
+from landscape import InputError, MeasurementWarning, Resampling
 from landscape.correlation import granulated_kendall
 from landscape.correlation.statistics import partial_correlations
+
+
+def correlate(table, *, resamples=9999, confidence=0.95, seed=0, **options):
+    return landscape.correlate(table, resampling=Resampling(resamples, confidence, seed), **options)
 
 
 def correlated(n, rho, generator):

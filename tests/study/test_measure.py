@@ -24,6 +24,7 @@ from landscape import (
     LoadOptions,
     MeasurementWarning,
     Optimization,
+    Resampling,
     compute_sharpness,
     compute_surface,
     correlate,
@@ -143,7 +144,7 @@ def test_the_table_is_for_correlate_and_details_are_apart(table):
         rows = list(csv.DictReader(file))
     assert [float(row["trace_old"]) for row in rows] == list(found["trace_old"])
     assert [row["seed"] for row in rows] == ["5", "0", ""]
-    metrics = set(correlate(output, resamples=99, flatness=["trace_old", "distance"])["metric"])
+    metrics = set(correlate(output, flatness=["trace_old", "distance"], resampling=Resampling(99))["metric"])
     assert metrics == {"trace_old", "distance"}
     details = pandas.read_csv(details_path(output))
     trace = details[(details["column"] == "trace_new") & (details["checkpoint"] == "lora")].iloc[0]
