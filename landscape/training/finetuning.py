@@ -94,7 +94,7 @@ def finetune(
     Example:
         A model of four words learns the one sentence that there is, with SAM.
 
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from pathlib import Path
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
         >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -102,6 +102,7 @@ def finetune(
         >>> words = Tokenizer(models.WordLevel({"to": 0, "be": 1, "or": 2, "not": 3}, unk_token="to"))
         >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
         >>> shape = {"vocab_size": 4, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+        >>> _ = torch.manual_seed(0)
         >>> model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=1))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     base, sentence = Path(folder, "base"), Path(folder, "sentence.jsonl")

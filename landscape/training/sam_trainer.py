@@ -88,8 +88,8 @@ class SAMTrainer(Trainer):
             "context or sequence parallelism": self.get_cp_size() > 1 or self.get_sp_size() > 1,
             f"{optim}, which steps inside backward()": "lomo" in optim or "layerwise" in optim,
         }
-        for what, found in refused.items():
-            if found:
+        for what, is_so in refused.items():
+            if is_so:
                 raise InputError(f"SAMTrainer does not take {what}.")
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
