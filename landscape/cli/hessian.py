@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import math
@@ -112,6 +113,7 @@ def hessian(
     from landscape.curvature.layers import hessian_layers
     from landscape.curvature.trace import hessian_trace
     from landscape.linalg.sampling import check_precision
+    from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
     from landscape.study.measurements import measure_each, result_files
@@ -131,35 +133,45 @@ def hessian(
     )
     for described in comparison.data.values():
         print(described.describe(), file=sys.stderr)
-    shared: dict[str, Any] = {"hvp": hvp.value, "seed": seed}
-    matrix: dict[str, Any] = shared | {
+    scope = Scope(parameters=tuple(parameters) if parameters else None, curvature=curvature.value)
+    run = Run(hvp=hvp.value, progress=not quiet)
+    matrix: dict[str, Any] = {
+        "hvp": hvp.value,
+        "seed": seed,
         "curvature": curvature.value,
-        "parameters": tuple(parameters) if parameters else None,
-        "progress": not quiet,
+        "parameters": scope.parameters,
     }
-    spectrum = matrix | {"k": (top, 1), "which": "BE", "rtol": rtol, "max_matvecs": max_products}
-    traces = matrix | {"rtol": trace_rtol, "max_probes": max_probes}
+    spectrum: dict[str, Any] = {"k": (top, 1), "which": "BE", "rtol": rtol, "max_matvecs": max_products}
+    traces: dict[str, Any] = {"rtol": trace_rtol, "max_probes": max_probes}
+
+    def at(journal: Path, **changes: Any) -> dict[str, Any]:
+        return {"seed": seed, "scope": scope, "run": dataclasses.replace(run, journal=journal, **changes)}
+
     measures: dict[str, Any] = {}
     if check:
-        measures["check"] = (CurvatureCheck, lambda m, d, _: check_curvature(m, d, **shared))
+        measures["check"] = (CurvatureCheck, lambda m, d, _: check_curvature(m, d, seed=seed, run=Run(hvp=hvp.value)))
     basis = "cpu" if host_vectors else None
     measures["eigenvalues"] = (
         results.Eigenvalues,
-        lambda m, d, j: hessian_eigenvalues(m, d, basis_device=basis, journal=j, **spectrum),
+        lambda m, d, j: hessian_eigenvalues(m, d, **spectrum, **at(j, basis_device=basis)),
     )
     for weight in [None, *dict.fromkeys(weighting or ())]:
         name = "trace" if weight is None else f"trace-{weight.value}"
-        take = functools.partial(_trace, hessian_trace, traces | {"weighting": weight and weight.value})
+        options = traces | {"weighting": weight and weight.value}
+        take = functools.partial(_trace, hessian_trace, options, at)
         measures[name] = (results.TraceEstimate, take)
     if per_layer:
-        measures["layers"] = (results.LayerCurvature, lambda m, d, _: hessian_layers(m, d, **matrix))
+        measures["layers"] = (
+            results.LayerCurvature,
+            lambda m, d, _: hessian_layers(m, d, seed=seed, scope=scope, run=run),
+        )
     if density:
-        measures["density"] = (results.SpectralDensity, lambda m, d, j: hessian_density(m, d, journal=j, **matrix))
+        measures["density"] = (results.SpectralDensity, lambda m, d, j: hessian_density(m, d, **at(j)))
     settings = {
         "command": "hessian",
         **comparison.settings(),
-        "eigenvalues": {k: v for k, v in spectrum.items() if k != "progress"},
-        "trace": {k: v for k, v in traces.items() if k != "progress"},
+        "eigenvalues": matrix | spectrum,
+        "trace": matrix | traces,
         "measures": list(measures),
     }
     figures = ["density.png", "density.pdf", "density.html"] if density else []
@@ -180,8 +192,8 @@ def hessian(
         raise typer.Exit(1)
 
 
-def _trace(measure: Any, options: dict, checkpoint: Any, data: Any, journal: Path) -> TraceEstimate:
-    return measure(checkpoint, data, journal=journal, **options)
+def _trace(measure: Any, options: dict, at: Any, checkpoint: Any, data: Any, journal: Path) -> TraceEstimate:
+    return measure(checkpoint, data, **options, **at(journal))
 
 
 def _summary(found: dict[str, dict[Key, Any]]) -> list[dict]:

@@ -96,6 +96,7 @@ def sharpness(
     check_device(device, device_map)
     quiet_libraries()
     from landscape.checkpoints import load_checkpoint, resolve_device
+    from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_json, write_text
     from landscape.sharpness import SHARPNESS_METRICS, Sharpness, check_metric, compute_sharpness
     from landscape.study.comparison import open_comparison
@@ -140,8 +141,10 @@ def sharpness(
     }
 
     def take(name: str, options: dict[str, Any], checkpoint: Any, data: Any, journal: Path) -> Sharpness:
-        how: dict[str, Any] = {"base": origin, "offload_base": offload_base, "progress": not quiet, "journal": journal}
-        return compute_sharpness(checkpoint, data, metric=name, **how, **shared, **options)
+        run = Run(journal=journal, progress=not quiet, offload_base=offload_base)
+        where: dict[str, Any] = {"scope": Scope(parameters=shared["parameters"]), "run": run}
+        measured: dict[str, Any] = {"seed": seed, "base": origin, "normalize_logits": normalize_logits}
+        return compute_sharpness(checkpoint, data, metric=name, **measured, **where, **options)
 
     measures = {
         column: (Sharpness, functools.partial(take, name, options)) for column, (name, options) in chosen.items()
