@@ -51,6 +51,9 @@ from .sharpness import compute_sharpness as compute_sharpness
 from .sharpness import SHARPNESS_METRICS as SHARPNESS_METRICS
 from .sharpness import Sharpness as Sharpness
 from .training.finetuning import finetune as finetune
+from .training.options import Optimization as Optimization
+from .training.options import Rehearsal as Rehearsal
+from .training.options import Saving as Saving
 from .forgetting.losses import measure_forgetting as measure_forgetting
 from .forgetting.losses import Forgetting as Forgetting
 from .data.questions import load_questions as load_questions
@@ -60,9 +63,10 @@ from .forgetting.harness import run_benchmarks as run_benchmarks
 from .forgetting.harness import compare_benchmarks as compare_benchmarks
 from .study.measure import measure_checkpoints as measure_checkpoints
 from .correlation import correlate as correlate
+from .correlation import Resampling as Resampling
 from .checkpoints.merging import merge_checkpoints as merge_checkpoints
 from .training.sam import SAM as SAM
-from .training.sam import SAMTrainer as SAMTrainer
+from .training.sam_trainer import SAMTrainer as SAMTrainer
 from .parallel.distributed import shared_work as shared_work
 from .errors import InputError as InputError
 from .errors import MeasurementWarning as MeasurementWarning

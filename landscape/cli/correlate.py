@@ -55,8 +55,8 @@ def correlate(
     json_output: Json = False,
 ) -> None:
     """Flatness against forgetting: intervals, p-values, what is left given controls, plots."""
+    from landscape.correlation import Resampling, read_table
     from landscape.correlation import correlate as run
-    from landscape.correlation import read_table
     from landscape.plotting import write_correlation_figures
     from landscape.results import digest_of, results_folder, write_json, write_text
 
@@ -69,9 +69,7 @@ def correlate(
         controls=control or (),
         groups=groups,
         hyperparameters=hyperparameter or (),
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
+        resampling=Resampling(resamples=resamples, confidence=confidence, seed=seed),
     )
     asked = {"table": str(table), "digest": digest_of(frame.to_csv(index=False)), "flatness": list(found["metric"])}
     settings = {"command": "correlate", **asked, **found.attrs}
