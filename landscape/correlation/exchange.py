@@ -1,8 +1,8 @@
 """Permutations that keep a design: only rows and whole groups that the null hypothesis makes alike trade places.
 
-Runs of one base resemble each other, and so do bases of one recipe. A permutation that ignores this finds links that are
-not there. Here whole groups trade places with groups of the same make-up, and inside each group its parts do in turn
-(multi-level block permutation). Rows trade places only within a cell of the factors.
+Runs of one base resemble each other, and so do bases of one recipe. A permutation that ignores this finds links that
+are not there. Here whole groups trade places with groups of the same make-up, and inside each group its parts do in
+turn (multi-level block permutation). Rows trade places only within a cell of the factors.
 
 Source:
     Winkler, Webster, Vidaurre, Nichols and Smith 2015, Multi-level block permutation, NeuroImage 123.

@@ -60,7 +60,9 @@ class Held:
         return np.asarray((_left(x, self.basis) * _left(y, self.basis)).sum(axis=-1))
 
     def left_out(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Return the correlation with each unit in turn left out, shape (units, ...)."""
+        """Return the correlation with each unit in turn left out, shape (units, ...); none below three units."""
+        if self.count < 3:
+            return np.empty((0, *np.broadcast_shapes(x.shape, y.shape)[:-1]))
         values = [_left(x[..., rows], basis) * _left(y[..., rows], basis) for rows, basis in self._parts]
         return np.stack([value.sum(axis=-1) for value in values])
 
@@ -120,7 +122,7 @@ def jackknife_interval(
 
 
 def permutation_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """Return two-sided p-values: the share of permutations, the observed one included, that are at least as large.
+    """Return two-sided p-values: twice the smaller tail of the permutations, the observed one included.
 
     Args:
         observed: The correlations, shape (metrics,).
@@ -129,17 +131,18 @@ def permutation_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
     Returns:
         float64, shape (metrics,); NaN where the observed value is.
     """
-    as_large = np.abs(null) >= np.abs(observed)[:, None] - 1e-10  # Equal up to rounding counts as equal.
-    p = (1 + as_large.sum(axis=1)) / (1 + null.shape[1])
+    rounding = 1e-10  # Equal up to rounding counts as equal.
+    tails = [(sign * null >= sign * observed[:, None] - rounding).sum(axis=1) for sign in (1, -1)]
+    p = np.minimum(1, 2 * (1 + np.minimum(*tails)) / (1 + null.shape[1]))
     return np.where(np.isfinite(observed), p, np.nan)
 
 
 def family_of(p: np.ndarray, null: np.ndarray, alpha: float) -> tuple[np.ndarray, float]:
     """Return family-wise p-values over all metrics, and the level at which each metric is to be judged for that.
 
-    It is the step of Westfall and Young: the smallest p-value of all metrics is compared with its distribution when
-    the outcome is permuted for all of them at once (max-T, with each metric's own p-value as T, so that metrics of
-    different spread count alike). Metrics that resemble each other then cost little.
+    The smallest p-value of all metrics is compared with its distribution when the outcome is permuted for all of them
+    at once. This is max-T with each metric's own p-value in place of T, so that metrics of different spread count
+    alike. Metrics that resemble each other then cost little.
 
     Args:
         p: The p-value of each metric, shape (metrics,).
@@ -153,11 +156,15 @@ def family_of(p: np.ndarray, null: np.ndarray, alpha: float) -> tuple[np.ndarray
     Source:
         Westfall and Young 1993 (minimum of p-values by permutation).
     """
-    count = null.shape[1]
-    least = ((count + 1 - stats.rankdata(np.abs(null), method="min", axis=1)) / count).min(axis=0)
-    family = np.array([(1 + (least <= value + 1e-12).sum()) / (1 + count) if np.isfinite(value) else np.nan for value in p])
+    known = np.isfinite(p) & np.isfinite(null).all(axis=1)
+    if not known.any():
+        return np.full(len(p), np.nan), alpha
+    null, count = null[known], null.shape[1]
+    smaller = np.minimum(stats.rankdata(null, method="max", axis=1), stats.rankdata(-null, method="max", axis=1))
+    least = np.minimum(1, 2 * smaller / count).min(axis=0)
+    family = (1 + (least <= p[:, None] + 1e-12).sum(axis=1)) / (1 + count)
     level = float(np.quantile(least, alpha, method="lower"))
-    return np.maximum(family, p), min(alpha, max(alpha / len(p), level))
+    return np.where(np.isfinite(p), np.maximum(family, p), np.nan), min(alpha, max(alpha / len(null), level))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,12 +56,27 @@ def numbers_of(frame: pandas.DataFrame, name: str) -> np.ndarray:
     return values
 
 
-def usable_rows(frame: pandas.DataFrame, columns: Sequence[str], groups: str | None) -> np.ndarray:
-    """Return which rows have a finite number in each of `columns`, and a group if there are `groups`; bool, (rows,)."""
+def usable_rows(frame: pandas.DataFrame, columns: Sequence[str], labels: Sequence[str] = ()) -> np.ndarray:
+    """Return which rows have a finite number in each of `columns`, and a value in each of `labels`; bool, (rows,)."""
     usable = np.isfinite([numbers_of(frame, name) for name in columns]).all(axis=0)
-    if groups:
-        usable &= frame[groups].notna().to_numpy()
+    for name in labels:
+        usable &= frame[name].notna().to_numpy()
     return np.asarray(usable)
+
+
+def group_levels(frame: pandas.DataFrame, groups: str | None) -> list[str]:
+    """Return the columns of nested groups, the widest first: "recipe/base" means bases within recipes.
+
+    A column whose own name holds a slash is meant itself.
+    """
+    if not groups:
+        return []
+    return [groups] if groups in frame.columns else groups.split("/")
+
+
+def codes_within(frame: pandas.DataFrame, names: Sequence[str]) -> list[np.ndarray]:
+    """Return whole-number labels of nested groups, each of shape (rows,); a base of each recipe is its own group."""
+    return [frame.groupby(list(names[: depth + 1]), sort=False).ngroup().to_numpy() for depth in range(len(names))]
 
 
 def _parse(column: pandas.Series) -> tuple[np.ndarray, str | None]:

@@ -108,7 +108,7 @@ def test_captions_say_what_intervals_and_p_values_are(result, table):
     for fact in (
         "Kendall's tau-b",
         "24 rows in 6 groups (base)",
-        "percentile bootstrap over groups",
+        "jackknife over groups",
         "permutation within groups",
         "All metrics: only 6 groups",
     ):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 
+from landscape.correlation import group_levels
 from landscape.plotting.basics import COLORS, clean, shorten
 from landscape.plotting.correlation.shared import (
     SIGNIFICANT,
@@ -60,6 +61,10 @@ def _further(row: dict[str, Any]) -> str:
     """Those numbers beside the correlation that are known."""
     known = {name: value for name, value in row.items() if isinstance(value, float) and np.isfinite(value)}
     parts = [f"{name} {signed(known[name])}" for name in ("partial", "within", "granulated") if name in known]
+    if "within_partial" in known:
+        parts.append(
+            f"partial within groups {signed(known['within_partial'])} (p {chance_text(row['within_partial_p'])})"
+        )
     if "partial" in known and "partial_p" in known:
         parts[0] += f" (p {chance_text(known['partial_p'])})"
     if "logo_low" in known and "logo_high" in known:
@@ -217,7 +222,7 @@ def _points(
     result: pandas.DataFrame, table: pandas.DataFrame, scatter: Scatter, panel: Panel, suffix: str
 ) -> list[go.Scatter]:
     """A trace per value of the colour column, even if it is empty, so that the legend is complete."""
-    groups = result.attrs.get("groups")
+    groups = [name for name in group_levels(table, result.attrs.get("groups")) if name != scatter.color]
     of, traces = scatter.of[panel.places], []
     missing = [-1] if scatter.color and (scatter.of < 0).any() else []
     for index in [*range(len(scatter.colors)), *missing] if scatter.color else [-1]:
@@ -232,8 +237,8 @@ def _points(
             lines.append(f"{plotly_text(scatter.outcome)}: {panel.y[at]:.5g}")
             if scatter.color:
                 lines.append(f"{plotly_text(scatter.color)}: {plotly_text(value)}")
-            if groups and groups != scatter.color:
-                lines.append(f"{plotly_text(str(groups))}: {plotly_text(str(table[groups].iloc[place]))}")
+            for name in groups:
+                lines.append(f"{plotly_text(str(name))}: {plotly_text(str(table[name].iloc[place]))}")
             hover.append("<br>".join(lines))
         traces.append(
             go.Scatter(

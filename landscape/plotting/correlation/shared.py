@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscape.correlation import numbers_of, usable_rows
+from landscape.correlation import group_levels, numbers_of, usable_rows
 from landscape.errors import InputError
 from landscape.plotting.basics import COLORS, clean, listing, shorten, with_minus_sign
 from landscape.plotting.ticks import linear_ticks, log_ticks
@@ -110,9 +110,10 @@ def forest_caption(result: pandas.DataFrame, forest: Forest) -> str:
     groups = result["n_groups"].notna().any()
     level = f"{set_['confidence']:.0%} " if "confidence" in set_ else ""
     if forest.intervals:
-        bootstrap = "percentile bootstrap over groups" if groups else "BCa bootstrap over rows"
-        sentences.append(f"Bars: {level}interval, {bootstrap}")
-    permuted = " within groups" if groups else ""
+        method = "jackknife over groups" if groups else "BCa bootstrap over rows"
+        sentences.append(f"Bars: {level}interval, {method}")
+    designed = "factors" in set_ or "levels" in set_
+    permuted = " of whole groups" if groups and designed else " within groups" if groups else ""
     tested = int(result["q"].notna().sum())
     if tested:
         over = "metrics" if tested > 1 else "metric"
@@ -121,7 +122,7 @@ def forest_caption(result: pandas.DataFrame, forest: Forest) -> str:
             f"p-values by permutation{permuted}"
         )
     if forest.partial:
-        given = [clean(str(control)) for control in set_.get("controls", ())]
+        given = [clean(str(name)) for name in (*set_.get("factors", ()), *set_.get("controls", ()))]
         sentences.append(f"Diamonds: partial correlation given {listing(given) if given else 'the controls'}")
     return ". ".join([*sentences, *_notes(forest)]) + "."
 
@@ -211,10 +212,11 @@ def scatter_of(result: pandas.DataFrame, table: pandas.DataFrame, color: str | N
     forest, outcome, set_ = forest_of(result), outcome_of(result), result.attrs
     if color is None and "optimizer" in table.columns:
         color = "optimizer"
-    groups, controls = set_.get("groups"), set_.get("controls", ())
+    controls = set_.get("controls", ())
+    labels = [*group_levels(table, set_.get("groups")), *set_.get("factors", ())]
     metrics = [row["metric"] for row in forest.rows]
     column = {str(name): name for name in table.columns}
-    for name in [outcome, *controls, *metrics, *([color] if color else []), *([groups] if groups else [])]:
+    for name in [outcome, *controls, *metrics, *([color] if color else []), *labels]:
         if str(name) not in column:
             raise InputError(f"the table has no column {name!r} to draw; take the one the correlations are of.")
     y = numbers_of(table, column[outcome])
@@ -222,7 +224,7 @@ def scatter_of(result: pandas.DataFrame, table: pandas.DataFrame, color: str | N
     for row in forest.rows:
         x = numbers_of(table, column[row["metric"]])
         need = [column[row["metric"]], column[outcome], *controls]
-        places = np.flatnonzero(usable_rows(table, need, groups))
+        places = np.flatnonzero(usable_rows(table, need, [column[name] for name in labels]))
         panels.append(_panel(row, places, x[places], y[places]))
     shown = np.concatenate([panel.y for panel in panels])
     low, high = _padded(shown)
@@ -276,10 +278,10 @@ def scatter_caption(result: pandas.DataFrame, scatter: Scatter) -> str:
     sentences = [f"Each metric against {clean(scatter.outcome)}, a point per row of the table{order}"]
     groups = result["n_groups"].notna().any()
     level = f"{result.attrs['confidence']:.0%} " if "confidence" in result.attrs else ""
-    bootstrap = "percentile bootstrap over groups" if groups else "BCa bootstrap over rows"
+    method = "jackknife over groups" if groups else "BCa bootstrap over rows"
     symbol = symbol_of(result)
     key = f"{symbol}: {name}" if symbol in _SYMBOL.values() else "Above each panel: correlation"
-    sentences.append(f"{key} with its {level}interval ({bootstrap}); q: false-discovery rate over the metrics")
+    sentences.append(f"{key} with its {level}interval ({method}); q: false-discovery rate over the metrics")
     if any(significant(panel.row) for panel in scatter.panels):
         sentences.append(f"Bold: q < {SIGNIFICANT:g}")
     logs = sum(panel.log for panel in scatter.panels)
