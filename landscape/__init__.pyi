@@ -64,6 +64,7 @@ from .forgetting.harness import compare_benchmarks as compare_benchmarks
 from .study.measure import measure_checkpoints as measure_checkpoints
 from .correlation import correlate as correlate
 from .correlation import estimand_table as estimand_table
+from .correlation import simulate_design as simulate_design
 from .correlation import Resampling as Resampling
 from .checkpoints.merging import merge_checkpoints as merge_checkpoints
 from .training.sam import SAM as SAM

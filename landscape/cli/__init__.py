@@ -10,6 +10,7 @@ from landscape.cli import merge
 from landscape.cli import forgetting
 from landscape.cli import measure
 from landscape.cli import correlate
+from landscape.cli import design
 from landscape.cli import demo
 from landscape.cli.common import app, main
 

@@ -122,7 +122,7 @@ def _print_estimands(found: pandas.DataFrame, estimands: pandas.DataFrame, confi
         cells = [escape(str(row["metric"]))]
         for name in shown:
             low, high, value = row[f"{name}_low"], row[f"{name}_high"], row[name]
-            star = "*" if row[f"{name}_family_p"] < 1 - confidence else ""
+            star = "*" if row[f"{name}_evidence"] else ""
             interval = f"\\[{low:+.2f}, {high:+.2f}]" if low == low else "no interval"
             cells.append(f"{value:+.2f}{star}\n{interval}" if value == value else "-")
         cells += [f"{more[name]:.2f}" if more[name] == more[name] else "-" for name in _BEYOND]
@@ -134,7 +134,7 @@ def _print_estimands(found: pandas.DataFrame, estimands: pandas.DataFrame, confi
         f"tuned alike: among runs that agree in {', '.join(given)}" if given else "",
         f"{shown[-1]}: the same inside each group" if shown[-1].startswith("within") else "",
         f"{confidence:.0%} intervals of one metric",
-        f"*: p by permutation, corrected for all metrics, is below {1 - confidence:.2g}",
+        f"*: the interval leaves out zero, and p, corrected for all metrics, is below {1 - confidence:.2g}",
     ]
     console.print("; ".join(filter(None, sentences)) + ".", highlight=False, soft_wrap=True)
     notes = found.loc[found["note"] != "", ["note", "metric"]].groupby("note", sort=False)["metric"]

@@ -44,11 +44,11 @@ def estimand_table(result: pandas.DataFrame) -> pandas.DataFrame:
         result: What `correlate` returned.
 
     Returns:
-        A row per metric. For each estimand that the result has there are four columns: the correlation under its
-        name, and with the endings `_low` and `_high` its interval, and `_family_p` the p-value corrected for all
-        metrics. `verdict` says for which estimands there is evidence of a link: the interval leaves out zero, and the
-        family-wise p is below one minus the confidence. Where p tests another estimand than the pooled one (within
-        groups, if there is one level of groups and no factor), the family-wise interval decides.
+        A row per metric. For each estimand that the result has there are five columns: the correlation under its
+        name, and with the endings `_low` and `_high` its interval, `_family_p` the p-value corrected for all metrics,
+        and `_evidence` whether there is evidence of a link: the interval leaves out zero, and the family-wise p is
+        below one minus the confidence. Where p tests another estimand than the pooled one (within groups, if there is
+        one level of groups and no factor), the family-wise interval decides. `verdict` says it in words.
 
     Example:
         >>> import pandas
@@ -70,7 +70,8 @@ def estimand_table(result: pandas.DataFrame) -> pandas.DataFrame:
             columns[f"{label}_{end}"] = result[column(name, end)]
     in_groups = bool(top) and not result.attrs.get("factors") and "levels" not in result.attrs
     alpha = 1 - result.attrs.get("confidence", 0.95)
-    verdicts = []
+    verdicts: list[str] = []
+    evidence: dict[str, list[bool]] = {names.get(name, name): [] for name in shown}
     for _, row in result.iterrows():
         says: dict[str, list[str]] = {"more forgetting": [], "less forgetting": [], "no evidence": []}
         for name in shown:
@@ -82,7 +83,9 @@ def estimand_table(result: pandas.DataFrame) -> pandas.DataFrame:
                 "more forgetting" if tested and low > 0 else "less forgetting" if tested and high < 0 else "no evidence"
             )
             says[sign].append(names.get(name, name))
+            evidence[names.get(name, name)].append(sign != "no evidence")
         verdicts.append("; ".join(f"{sign}: {', '.join(where)}" for sign, where in says.items() if where))
+    columns |= {f"{label}_evidence": flags for label, flags in evidence.items()}
     return pandas.DataFrame(columns | {"verdict": verdicts})
 
 
@@ -112,33 +115,20 @@ class Block:
             y: The outcome, likewise, shape (rows,).
             given: Whether factors or controls are held fixed.
         """
-        design, in_groups = self.design, None
-        if design.levels and not self.designed:
-            in_groups = design.within()
-        self._estimate(rows, "pooled", design.pooled(), x, y, self._in_groups(x, y))
-        if given:
-            self._estimate(rows, "tuned alike", design.alike(), x, y, in_groups)
-        if design.levels:
-            self._estimate(rows, "within group", design.within(), x, y, None)
-
-    def _in_groups(self, x: np.ndarray, y: np.ndarray) -> Held | None:
-        """Return how the pooled correlation is permuted where that is within groups; else None."""
-        if self.designed or not self.design.levels or moves_whole_groups(x, y, self.design.levels[0]):
-            return None
-        pooled = self.design.pooled()
-        exchange = exchange_of(self.design.levels, np.zeros_like(self.design.cells), shuffles_top=False)
-        return dataclasses.replace(pooled, exchange=exchange)
+        whole = bool(self.design.levels) and moves_whole_groups(x, y, self.design.levels[0])
+        for name, held, permuted in estimands_of(self.design, self.designed, given, whole):
+            self._estimate(rows, name, held, permuted, x, y)
 
     def _estimate(
-        self, rows: Sequence[dict[str, Any]], name: str, held: Held, x: np.ndarray, y: np.ndarray, null: Held | None
+        self, rows: Sequence[dict[str, Any]], name: str, held: Held, permuted: Held, x: np.ndarray, y: np.ndarray
     ) -> None:
-        """Fill the columns of one estimand; `null` is what is permuted, if that is not the estimand itself."""
-        null, speaks = null or held, self.designed or name == "within group"
+        """Fill the columns of one estimand."""
+        speaks = self.designed or name == "within group"
         if held.degrees < _LEAST_DEGREES:
             _note(rows if speaks else [], f"{name}: too few rows for what is held fixed")
             return
         estimates, left_out = held.correlation(x, y), held.left_out(x, y)
-        drawn = null.null(x, y, self.resampling.resamples, np.random.default_rng(self.resampling.seed))
+        drawn = permuted.null(x, y, self.resampling.resamples, np.random.default_rng(self.resampling.seed))
         new = permutation_p(estimates, drawn)
         p = np.array([_keep(row, column(name, "p"), value) for row, value in zip(rows, new, strict=True)])
         alpha = 1 - self.resampling.confidence
@@ -158,9 +148,31 @@ class Block:
             row[column(name, "family_high")] = float(np.maximum(family_high[place], row[column(name, "high")]))
         if held.note:
             _note(rows if speaks else [], held.note)
-        least = 2 * math.exp(-null.exchange.log_arrangements)
+        least = 2 * math.exp(-permuted.exchange.log_arrangements)
         if least > 0.05 and speaks:
             _note(rows, f"{name}: p cannot be less than {min(least, 1):.2g}")
+
+
+def estimands_of(design: Rows, designed: bool, given: bool, whole: bool) -> list[tuple[str, Held, Held]]:
+    """Return the estimands of a design, each with what it holds fixed and with what its permutations hold fixed.
+
+    Args:
+        design: The design of the rows.
+        designed: Whether factors or nested groups are given. Otherwise permutations stay within the groups.
+        given: Whether factors or controls are held fixed.
+        whole: Whether one side has one value per group, so that only whole groups can be permuted.
+    """
+    pooled, in_groups = design.pooled(), bool(design.levels) and not designed
+    permuted = pooled
+    if in_groups and not whole:
+        exchange = exchange_of(design.levels, np.zeros_like(design.cells), shuffles_top=False)
+        permuted = dataclasses.replace(pooled, exchange=exchange)
+    estimands = [("pooled", pooled, permuted)]
+    within = design.within() if design.levels else None
+    if given:
+        alike = design.alike()
+        estimands.append(("tuned alike", alike, within if within and in_groups else alike))
+    return estimands + ([("within group", within, within)] if within else [])
 
 
 def moves_whole_groups(x: np.ndarray, y: np.ndarray, labels: np.ndarray) -> bool:

@@ -160,7 +160,7 @@ def measure_answers(
         before: The base model, as it stands.
         after: The tuned model, as it stands.
         confidence: Confidence of the intervals.
-        resamples: Number of bootstrap samples (BCa) over questions. They are paired: a question keeps its answers under
+        resamples: Number of bootstrap samples over questions. They are paired: a question keeps its answers under
             both models and in both formats.
         seed: Seed for the bootstrap samples.
 
