@@ -197,7 +197,8 @@ def measure_forgetting(
         MeasurementWarning: A task has fewer than 10 examples, too few for an interval over them.
 
     Source:
-        Hall 1988 (the studentized bootstrap); Shenfeld et al. 2025 (arXiv 2509.04259) for KL as a predictor of forgetting.
+        Hall 1988 (the studentized bootstrap); Shenfeld et al. 2025 (arXiv 2509.04259) for KL as a predictor of
+        forgetting.
 
     Example:
         The tuned model has lost everything: its output weights are zero, so that all 16 tokens are equally likely and
