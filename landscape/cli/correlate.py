@@ -137,6 +137,14 @@ def _print_estimands(found: pandas.DataFrame, estimands: pandas.DataFrame, confi
         f"*: the interval leaves out zero, and p, corrected for all metrics, is below {1 - confidence:.2g}",
     ]
     console.print("; ".join(filter(None, sentences)) + ".", highlight=False, soft_wrap=True)
+    if found.attrs.get("factors"):
+        console.print(
+            "Where the factors alone link the two sides, pooled intervals over 6 groups missed in 8 to 10% of simulated "
+            "tables; all other intervals and p-values erred in at most 7%. landscape design measures this for your "
+            "table.",
+            highlight=False,
+            soft_wrap=True,
+        )
     notes = found.loc[found["note"] != "", ["note", "metric"]].groupby("note", sort=False)["metric"]
     for note, metrics in notes:
         which = "all metrics" if len(metrics) == len(found) else ", ".join(map(str, metrics))
