@@ -139,9 +139,9 @@ def _print_estimands(found: pandas.DataFrame, estimands: pandas.DataFrame, confi
     console.print("; ".join(filter(None, sentences)) + ".", highlight=False, soft_wrap=True)
     if found.attrs.get("factors"):
         console.print(
-            "Where the factors alone link the two sides, pooled intervals over 6 groups missed in 8 to 10% of simulated "
-            "tables; all other intervals and p-values erred in at most 7%. landscape design measures this for your "
-            "table.",
+            "Where the factors alone link the two sides, pooled intervals over 6 groups missed in 8 to 10% of "
+            "simulated tables; all other intervals and p-values erred in at most 7%. landscape design measures this "
+            "for your table.",
             highlight=False,
             soft_wrap=True,
         )
