@@ -3,6 +3,7 @@
 from landscape.checkpoints.inspection import METADATA_FILE, CheckpointFiles, distinct_names, inspect_checkpoint
 from landscape.checkpoints.loading import (
     Checkpoint,
+    LoadOptions,
     identify,
     load_checkpoint,
     load_files,
@@ -15,6 +16,7 @@ __all__ = [
     "METADATA_FILE",
     "Checkpoint",
     "CheckpointFiles",
+    "LoadOptions",
     "distinct_names",
     "identify",
     "inspect_checkpoint",

@@ -22,9 +22,33 @@ _DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-
-
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+    """How checkpoints are loaded: the type and place of their weights.
+
+    The fields mean what the arguments of `load_checkpoint` of the same names mean. They are together here for functions
+    that load several checkpoints in the same way.
+
+    Attributes:
+        dtype: Type of the weights in memory: "float32", "bfloat16", "float16", "float64" or "auto" (as stored).
+        device: "auto" (CUDA, else MPS, else CPU) or the name of a torch device.
+        adapter: "merge" folds a PEFT adapter into its base; "keep" leaves it apart and measures in adapter space.
+        device_map: How accelerate spreads a model over several devices; None puts it on `device`.
+        trust_remote_code: Whether code that comes with a checkpoint may run.
+
+    Example:
+        >>> LoadOptions(dtype="bfloat16").device
+        'auto'
+    """
+
+    dtype: str = "float32"
+    device: str = "auto"
+    adapter: str = "merge"
+    device_map: str | dict[str, Any] | None = None
+    trust_remote_code: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

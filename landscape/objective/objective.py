@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError
+from landscape.objective.gradients import _from_backward, _from_graph, _untouched, differentiable
 from landscape.objective.identity import describe_data
 from landscape.objective.loss_functions import LossFunction, default_loss
 from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
-from landscape.parallel.sharding import agreed, is_sharded, settle
+from landscape.parallel.sharding import agreed, is_sharded
 from landscape.weights.parameters import Parameters
 from landscape.weights.vectors import wide_dtype
 
@@ -178,47 +179,6 @@ class Objective:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 pending = [piece for left in pending for piece in _pieces(left, self.rows_limit)]
-
-
-def _from_graph(loss_sum: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(loss_sum, tensors, allow_unused=True)
-
-
-def _from_backward(loss_sum: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """Gradients of shards, which FSDP2 has for backward() alone."""
-    loss_sum.backward()
-    found = tuple(tensor.grad for tensor in tensors)
-    for tensor in tensors:
-        tensor.grad = None
-    return found
-
-
-@contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model's `.grad`s are none; afterwards they are what they were."""
-    settle(model)
-    held = [(tensor, tensor.grad) for tensor in model.parameters()]
-    try:
-        for tensor, _ in held:
-            tensor.grad = None
-        yield
-    finally:
-        settle(model)
-        for tensor, gradient in held:
-            tensor.grad = gradient
-
-
-@contextlib.contextmanager
-def differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Inside the block `tensors` take gradients; their flags are as before afterwards."""
-    frozen = [t for t in tensors if not t.requires_grad]
-    try:
-        for tensor in frozen:
-            tensor.requires_grad_(True)
-        yield
-    finally:
-        for tensor in frozen:
-            tensor.requires_grad_(False)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

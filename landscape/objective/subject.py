@@ -34,7 +34,7 @@ class Subject:
         self.objective = Objective(self.module, data, scope.loss_fn)
         self.parameters = Parameters(self.module, scope.parameters)
 
-    def said(self, settings: dict, seed: int) -> dict[str, Any]:
+    def result_fields(self, settings: dict, seed: int) -> dict[str, Any]:
         """The fields that every result of it shares."""
         seconds = time.perf_counter() - self._started
         return {
@@ -55,8 +55,8 @@ class Subject:
             return
         if is_sharded(self.module):
             raise InputError("the vectors of a sharded model (fully_shard) are kept in no journal; leave journal out.")
-        said = {"settings": settings, "seed": seed}
-        with journal_of(path, self.objective, self.parameters, self.loss, said) as journal:
+        computation = {"settings": settings, "seed": seed}
+        with journal_of(path, self.objective, self.parameters, self.loss, computation) as journal:
             yield journal
 
 

@@ -173,7 +173,7 @@ def torchrun(processes, *arguments):
 
 TESTS = str(Path(__file__).parents[1])
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": TESTS,
+    "PYTHONPATH": os.pathsep.join((TESTS, str(Path(TESTS).parent))),  # the tree of these tests, whichever is installed
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "PYTHONWARNINGS": "ignore",
