@@ -58,7 +58,7 @@ from .data.questions import Questions as Questions
 from .forgetting.answers import ChoiceForgetting as ChoiceForgetting
 from .forgetting.harness import run_benchmarks as run_benchmarks
 from .forgetting.harness import compare_benchmarks as compare_benchmarks
-from .study.measure import measure_checkpoints as measure_checkpoints
+from .study.table import measure_checkpoints as measure_checkpoints
 from .correlation import correlate as correlate
 from .checkpoints.merging import merge_checkpoints as merge_checkpoints
 from .training.sam import SAM as SAM

@@ -78,7 +78,7 @@ def compute_sharpness(
         site.identity = {"metric": metric, "options": {name: _plain(value) for name, value in settings.items()}}
         site.identity |= {"parameters": scope.parameters, "normalize_logits": normalize_logits}
         if base is not None:
-            site.displacement = _displacement(site, base, model)
+            site.displacement = displacement_between(site, base, model)
         try:
             found = chosen.measure(site, **settings)
             center = site.center
@@ -150,7 +150,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
 
 
-def _displacement(site: Site, base: nn.Module | Checkpoint, model: nn.Module | Checkpoint) -> Any:
+def displacement_between(site: Site, base: nn.Module | Checkpoint, model: nn.Module | Checkpoint) -> Any:
     """The step from the base to the model in the selected parameters, shape (size,)."""
     tuned, origin = (Parameters(identify(m)[0], frozen=True).values() for m in (model, base))
     check_same_tensors(origin, tuned)

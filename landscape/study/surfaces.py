@@ -10,10 +10,12 @@ from typing import Any
 
 from landscape.checkpoints import Checkpoint
 from landscape.curvature.eigenvalues import eigen_directions
+from landscape.data.tokens import TokenData
 from landscape.errors import InputError
 from landscape.objective.scope import Run
 from landscape.results import journaled
 from landscape.study.comparison import Comparison
+from landscape.study.runner import Task, cells_of_all, cells_of_each, run_cells
 from landscape.surfaces.grid import ends
 from landscape.surfaces.surface import Span, Surface, auto_span, compute_interpolation, compute_plane, compute_surface
 from landscape.surfaces.trajectory import compute_trajectory
@@ -46,11 +48,6 @@ def compare_surfaces(
     not fit together.
     """
     check_count(kind, len(comparison.files))
-    of_all = kind in OF_ALL
-    names = comparison.file_names("surface", of_all)
-    members = {index: range(len(comparison.files)) if of_all else [index] for index, _ in names}
-    if kind == "trajectory":
-        members = {0: [len(comparison.files) - 1]}  # the surface is of the end; what led there is in the settings
     if kind == "interpolate":
         grid: dict[str, Any] = {"points": points[0], "span": span}
     elif kind in ("plane", "trajectory"):
@@ -59,9 +56,9 @@ def compare_surfaces(
         grid = {"points": points, "span": span}
     else:
         grid = {"points": points, "span": span, "normalize": normalize, "seed": seed}
+    run = Run(autocast=autocast, progress=progress)
 
-    def read(key: tuple[int, str]) -> Surface:
-        surface = Surface.load(folder / names[key])
+    def differing(surface: Surface) -> list[str]:
         wanted: dict[str, Any] = {"kind": kind, "normalize": grid.get("normalize"), "seed": grid.get("seed")}
         wanted["autocast"] = autocast
         if kind in ("random", "eigen"):
@@ -69,72 +66,71 @@ def compare_surfaces(
             wanted |= {} if span == "auto" else {"span": [ends(span)] * dim}
         if kind == "trajectory":
             wanted["path"] = [file.digest for file in comparison.files]
-        found: dict[str, Any] = {
+        actual: dict[str, Any] = {
             "path": surface.provenance.settings.get("path"),
             "kind": surface.kind,
             "normalize": surface.normalize,
             "seed": surface.seed,
             "autocast": surface.autocast and surface.autocast.dtype,
         }
-        found |= {"points": list(surface.loss.shape), "span": [(axis[0], axis[-1]) for axis in surface.axes]}
-        differing = [word for word, value in wanted.items() if found[word] != value]
-        comparison.check_origin(folder / names[key], surface.provenance, members[key[0]], key[1], differing)
-        return surface
+        actual |= {"points": list(surface.loss.shape), "span": [(axis[0], axis[-1]) for axis in surface.axes]}
+        return [word for word, value in wanted.items() if actual[word] != value]
 
-    finished = {key: read(key) for key, name in names.items() if (folder / name).exists()}
-    missing = [key for key in names if key not in finished]
-    unfinished = sorted({index for index, _ in missing})
-    for index in unfinished[1:]:
-        comparison.load(index)  # what cannot be loaded is better said now than after hours on the first
-
-    def along(checkpoint: Checkpoint, key: tuple[int, str]) -> list[Direction] | None:
+    def along(checkpoint: Checkpoint, tokens: TokenData) -> list[Direction] | None:
+        """Return the directions of an eigen surface, which have a file of their own; None for other kinds."""
         if kind != "eigen":
             return None
-        path = folder / names[key].replace("surface", "eigenvectors").replace(".json", ".safetensors")
+        path = folder / eigenvectors[checkpoint.name, tokens]
 
-        def find(journal: Path) -> None:
-            how: dict[str, Any] = {"seed": seed, "run": Run(progress=progress, journal=journal)}
-            save_directions(eigen_directions(checkpoint, comparison.data[key[1]], dim, **how), path)
+        def compute(journal: Path) -> None:
+            eigen_run = Run(progress=progress, journal=journal)
+            save_directions(eigen_directions(checkpoint, tokens, dim, seed=seed, run=eigen_run), path)
 
-        journaled(path, find)  # kept, so that a killed run continues along the same
+        journaled(path, compute)  # kept, so that a killed run continues along the same
         return load_directions(path, checkpoint.model)
 
-    if span == "auto" and missing:
+    @functools.cache
+    def grid_of_all() -> dict[str, Any]:
+        """Return the grid that all surfaces share, with the span that "auto" stands for."""
+        if span != "auto":
+            return grid
         spans = []
         for index in range(len(comparison.files)):
             checkpoint = comparison.load(index)
-            for data_name, data in comparison.data.items():
-                directions = along(checkpoint, (index, data_name))
-                if directions is None:
-                    directions = random_directions(
-                        checkpoint.model, dim, normalize=normalize, seed=seed, on_host=offload_base
-                    )
-                spans.append(
-                    auto_span(checkpoint, data, directions, run=Run(autocast=autocast, offload_base=offload_base))
+            for tokens in comparison.data.values():
+                directions = along(checkpoint, tokens) or random_directions(
+                    checkpoint.model, dim, normalize=normalize, seed=seed, on_host=offload_base
                 )
-        grid["span"] = max(spans)
+                where = Run(autocast=autocast, offload_base=offload_base)
+                spans.append(auto_span(checkpoint, tokens, directions, run=where))
+            del checkpoint
+        return grid | {"span": max(spans)}
 
-    def measure(models: list[Any], index: int, data_name: str, journal: Path) -> None:
-        where = Run(autocast=autocast, journal=journal, progress=progress)
-        how = grid | {"run": where}
-        data = comparison.data[data_name]
+    def measure(models: Sequence[Checkpoint], tokens: TokenData, journal: Path) -> Surface:
+        options = grid_of_all() | {"run": dataclasses.replace(run, journal=journal)}
         if kind == "interpolate":
-            surface = compute_interpolation(models[0], models[1], data, **how)
-        elif kind == "plane":
-            surface = compute_plane(models, data, **how)
-        elif kind == "trajectory":
-            surface = compute_trajectory(models, data, **how)
-        else:
-            how |= {"dim": dim, "run": dataclasses.replace(where, offload_base=offload_base)}
-            surface = compute_surface(models[0], data, along(models[0], (index, data_name)), **how)
-        dataclasses.replace(surface, data=data_name).save(folder / names[index, data_name])
+            return compute_interpolation(models[0], models[1], tokens, **options)
+        if kind == "plane":
+            return compute_plane(models, tokens, **options)
+        if kind == "trajectory":
+            return compute_trajectory(models, tokens, **options)
+        options |= {"dim": dim, "run": dataclasses.replace(options["run"], offload_base=offload_base)}
+        return compute_surface(models[0], tokens, along(models[0], tokens), **options)
 
-    for index in unfinished:
-        loaded = range(len(comparison.files)) if kind == "trajectory" else members[index]
-        models = [comparison.load(member) for member in loaded]
-        for data_name in [name for i, name in missing if i == index]:
-            journaled(folder / names[index, data_name], functools.partial(measure, models, index, data_name))
-    return {name: finished.get(key) or Surface.load(folder / name) for key, name in names.items()}
+    task = Task("surface", Surface, measure, differing=differing)
+    if kind in OF_ALL:  # a trajectory's surface is of its end; what led there is in the settings
+        last = len(comparison.files) - 1
+        cells = cells_of_all(comparison, folder, task, [last] if kind == "trajectory" else range(last + 1))
+    else:
+        cells = cells_of_each(comparison, folder, task)
+    eigenvectors = {
+        (comparison.names[cell.checkpoints[0]], cell.tokens): cell.path.name.replace(
+            "surface", "eigenvectors"
+        ).replace(".json", ".safetensors")
+        for cell in cells
+    }
+    results = dict(run_cells(comparison, cells))
+    return {cell.path.name: results[cell] for cell in cells}
 
 
 def check_count(kind: str, count: int) -> None:

@@ -31,7 +31,8 @@ from landscape import (
 )
 from landscape.data.tokens import Example, TokenData
 from landscape.objective.scope import Run
-from landscape.study.measure import FLATNESS_METRICS, details_path, disjoint_halves, measure_checkpoints
+from landscape.study.halves import disjoint_halves
+from landscape.study.table import FLATNESS_METRICS, details_path, measure_checkpoints
 
 METRICS = (
     ("worst_case", {"steps": 1, "rho": 0.1}),

@@ -1,0 +1,68 @@
+"""Whether a sharpness can be measured with certain settings, seen without evaluating a loss."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any, NoReturn
+
+from torch import nn
+
+from landscape.checkpoints import Checkpoint, identify
+from landscape.objective.scope import Scope
+from landscape.sharpness import check_metric, displacement_between
+from landscape.sharpness.registry import Site
+from landscape.weights.preservation import preserved
+
+
+def check_sharpness(
+    model: nn.Module | Checkpoint,
+    data: Any,
+    *,
+    metric: str,
+    base: nn.Module | Checkpoint | None = None,
+    scope: Scope = Scope(),
+    **options: Any,
+) -> None:
+    """Raise InputError where `compute_sharpness` would refuse the metric or its options for this model.
+
+    The metric's own function is run up to the place where it first asks for a loss, a gradient or the data.
+
+    Args:
+        model: The model to measure.
+        data: Batches, as for `compute_sharpness`.
+        metric: The name of the metric.
+        base: The checkpoint that the model was tuned from, for metrics that need one.
+        scope: Which weights and which loss.
+        **options: The options of the metric.
+
+    Raises:
+        InputError: The metric does not exist or refuses an option.
+    """
+    chosen, settings = check_metric(metric, options, has_base=base is not None)
+    at = base if base is not None and chosen.needs_base else model
+    with preserved(identify(at)[0]):
+        site = Site(at, data, dataclasses.replace(scope), seed=0)
+        if base is not None:
+            site.displacement = displacement_between(site, base, model)
+        site.objective = _Unevaluated(site.objective.loss_fn)  # type: ignore[assignment]
+        site.data = _Unevaluated(None)  # type: ignore[assignment]
+        with contextlib.suppress(_Evaluated):
+            chosen.measure(site, **settings)
+
+
+class _Evaluated(Exception):
+    """A metric asked for something that takes an evaluation: its settings were in order."""
+
+
+class _Unevaluated:
+    """Stands for an objective and for data, and ends the check as soon as anything is asked of them."""
+
+    def __init__(self, loss_fn: Any):
+        self.loss_fn = loss_fn
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise _Evaluated
+
+    def __iter__(self) -> NoReturn:
+        raise _Evaluated
