@@ -79,22 +79,21 @@ def print_metrics(json_output: bool = False) -> None:
 
 
 def _print_metric(name: str, described: dict[str, Any], *, is_whole: bool) -> None:
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     console = open_console()
     console.print(Text(name, style="bold"))
-    entries = [("", described["description"])] if not is_whole else []
-    entries += [(label, _as_text(described[key])) for key, label in LABELS.items()]
-    if described["needs_base"]:
-        entries.append(("needs", "the base checkpoint (--base)"))
-    grid = Table.grid(padding=(0, 2, 0, 2))
-    for label, text in entries:
-        if text:
+    if not is_whole:
+        console.print(Padding(Text(described["description"]), (0, 0, 0, 2), expand=False))
+    grid = Table.grid(padding=(0, 2))
+    for key, label in LABELS.items():
+        if text := _as_text(described[key]):
             grid.add_row(Text(label, style="dim"), Text(text))
-    if not described["options"]:
-        grid.add_row(Text("options", style="dim"), Text("none"))
-    console.print(grid)
+    if described["needs_base"]:
+        grid.add_row(Text("needs", style="dim"), Text("the base checkpoint (--base)"))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False))
     if is_whole:
         console.print()
         console.print(Text(described["documentation"]), soft_wrap=True)
@@ -103,4 +102,6 @@ def _print_metric(name: str, described: dict[str, Any], *, is_whole: bool) -> No
 
 def _as_text(value: Any) -> str:
     """A text as it is; options as they are given after `NAME:`."""
-    return value if isinstance(value, str) else ", ".join(f"{option}={default}" for option, default in value.items())
+    if isinstance(value, str):
+        return value
+    return ",".join(f"{option}={default}" for option, default in value.items()) or "none"

@@ -113,7 +113,7 @@ def test_other_settings_and_foreign_files_are_refused(run, save_checkpoint_folde
 
 
 def test_unconverged_numbers_are_starred(run, save_checkpoint_folder, records):
-    options = ("--rtol", "1e-9", "--max-products", "4")
+    options = ("--rtol", "1e-9", "--max-matvecs", "4")
     code, out, err = run("hessian", save_checkpoint_folder("llama"), "--data", records, *SMALL, *options, "-o", "out")
     assert code == 0
     assert "warning" in err
