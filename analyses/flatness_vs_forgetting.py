@@ -283,7 +283,12 @@ def flatness(checkpoint: Any, data: Any, settings: dict, suffix: str, surface: b
     if surface:
         of = settings["surface"]
         found = landscape.compute_surface(
-            checkpoint, data, points=of["points"], span=of["span"], seed=settings["seed"], progress=False
+            checkpoint,
+            data,
+            points=of["points"],
+            span=of["span"],
+            seed=settings["seed"],
+            run=landscape.Run(progress=False),
         ).metrics()
         for name in ("surface_curvature", "average_gradient", "mean_absolute_gradient"):
             row[f"{name}_{suffix}"] = getattr(found, name)
@@ -293,7 +298,7 @@ def flatness(checkpoint: Any, data: Any, settings: dict, suffix: str, surface: b
 def sharpness(model: Any, data: Any, entry: dict, settings: dict) -> float:
     options = {name: value for name, value in entry.items() if name not in ("column", "metric", "sham", "invariant")}
     return landscape.compute_sharpness(
-        model, data, metric=entry["metric"], seed=settings["seed"], progress=False, **options
+        model, data, metric=entry["metric"], seed=settings["seed"], run=landscape.Run(progress=False), **options
     ).value
 
 

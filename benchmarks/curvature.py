@@ -33,6 +33,7 @@ from landscape.curvature.opening import curvature_of
 from landscape.data.tokens import TokenData
 from landscape.linalg.sampling import sample_mean
 from landscape.objective.objective import Objective
+from landscape.objective.scope import Run
 from landscape.weights.parameters import Parameters
 
 warnings.simplefilter("ignore", MeasurementWarning)
@@ -150,7 +151,7 @@ def trace(model: torch.nn.Module, data: TokenData, rounds: int) -> None:
         return mean.value, mean.half_width, mean.samples
 
     def with_method(method: str) -> tuple[float, float, int]:
-        found = hessian_trace(model, data, rtol=0.05, method=method)
+        found = hessian_trace(model, data, rtol=0.05, run=Run(method=method))
         low, high = found.confidence_interval
         return found.value, (high - low) / 2, found.probes
 
@@ -289,11 +290,11 @@ def on_gpu(shape: str, tokens: int = 8192, length: int = 512) -> None:
         print(f"  {name}: {said}; {time.perf_counter() - started:.1f} s, peak {peak:.1f} GiB")
 
     def top(hvp: str, basis_device: str | None) -> str:
-        found = hessian_eigenvalues(model, data, rtol=1e-2, max_matvecs=60, hvp=hvp, basis_device=basis_device)
+        found = hessian_eigenvalues(model, data, rtol=1e-2, max_matvecs=60, run=Run(hvp=hvp, basis_device=basis_device))
         return f"{found.values[0]:.4g} +- {found.residuals[0]:.1g} in {found.matvecs} {found.hvp} products"
 
     def total(method: str) -> str:
-        found = hessian_trace(model, data, rtol=0.1, max_probes=200, method=method)
+        found = hessian_trace(model, data, rtol=0.1, max_probes=200, run=Run(method=method))
         return f"{found.value:.4g} in {found.confidence_interval} from {found.probes} probes"
 
     timed("gradient", lambda: f"{Objective(model, data).gradient(Parameters(model))[0].mean:.4f}")

@@ -32,6 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from landscape import MeasurementWarning, compute_surface, hessian_eigenvalues, hessian_trace, random_directions
 from landscape.curvature.opening import curvature_of
 from landscape.objective.objective import Objective
+from landscape.objective.scope import Run
 from landscape.parallel.distributed import shared_work
 from landscape.weights.parameters import Parameters
 
@@ -81,7 +82,7 @@ def measure(width: int, tokens: int, points: int, works: tuple[str, ...], rounds
     line = random_directions(model, 1)
 
     def surface() -> int:
-        compute_surface(model, data, line, points=points, span=0.5, progress=False)
+        compute_surface(model, data, line, points=points, span=0.5, run=Run(progress=False))
         return points
 
     def gradient() -> int:
@@ -93,7 +94,7 @@ def measure(width: int, tokens: int, points: int, works: tuple[str, ...], rounds
         return 1
 
     def trace() -> int:
-        return hessian_trace(model, data, rtol=1e-3, max_probes=16, method="forward").probes
+        return hessian_trace(model, data, rtol=1e-3, max_probes=16, run=Run(method="forward")).probes
 
     def eigenvalue() -> int:
         return hessian_eigenvalues(model, data, rtol=1e-9, max_matvecs=10).matvecs

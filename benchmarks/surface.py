@@ -33,6 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from landscape import MeasurementWarning, compute_surface, load_checkpoint, load_data, random_directions
 from landscape.data.tokens import TokenData
+from landscape.objective.scope import Run
 from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import excursion
 
@@ -59,7 +60,7 @@ def bare(model: torch.nn.Module, batches: list[dict]) -> float:
 
 
 def ours(model: torch.nn.Module, data: object, loss_fn: object = None) -> Grid:
-    return lambda points: compute_surface(model, data, points=points, span=0.5, progress=False)
+    return lambda points: compute_surface(model, data, points=points, span=0.5, run=Run(progress=False))
 
 
 def peer(name: str, model: torch.nn.Module, batches: list[dict]) -> Grid:
@@ -182,7 +183,7 @@ def instruction(width: int, layers: int, rounds: int) -> None:
         return found
 
     def surface() -> list[float]:
-        return compute_surface(model, data, axis, points=5, span=0.5, progress=False).loss.tolist()
+        return compute_surface(model, data, axis, points=5, span=0.5, run=Run(progress=False)).loss.tolist()
 
     seconds, results = alternate({"in order": in_order, "ours": surface}, rounds)
     apart = np.abs(np.array(results["ours"]) / np.array(results["in order"]) - 1).max()

@@ -10,6 +10,8 @@ from .checkpoints import save_checkpoint as save_checkpoint
 from .data.tokens import load_data as load_data
 from .data.tokens import TokenData as TokenData
 from .objective.loss_functions import supervised_loss as supervised_loss
+from .objective.scope import Scope as Scope
+from .objective.scope import Run as Run
 from .weights.directions import random_directions as random_directions
 from .weights.directions import difference_direction as difference_direction
 from .weights.directions import Direction as Direction

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -103,6 +104,7 @@ def hessian(
     from landscape.curvature.results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
     from landscape.curvature.trace import hessian_trace
     from landscape.linalg.sampling import check_precision
+    from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
     from landscape.study.measurements import measure_each, result_files
@@ -122,33 +124,37 @@ def hessian(
         trust_remote_code=trust_remote_code,
     )
     print_data(tokens.describe() for tokens in comparison.data.values())
-    shared: dict[str, Any] = {"hvp": hvp, "seed": seed}
-    matrix: dict[str, Any] = shared | {
-        "curvature": curvature,
-        "parameters": tuple(parameters) if parameters else None,
-        "progress": not quiet,
-    }
-    spectrum = matrix | {"k": (top, 1), "which": "BE", "rtol": rtol, "max_matvecs": max_matvecs}
-    traces = matrix | {"rtol": trace_rtol, "max_probes": max_probes}
+    scope = Scope(parameters=tuple(parameters) if parameters else None, curvature=curvature)
+    run = Run(hvp=hvp, progress=not quiet)
+    matrix: dict[str, Any] = {"hvp": hvp, "seed": seed, "curvature": curvature, "parameters": scope.parameters}
+    spectrum: dict[str, Any] = {"k": (top, 1), "which": "BE", "rtol": rtol, "max_matvecs": max_matvecs}
+    traces: dict[str, Any] = {"rtol": trace_rtol, "max_probes": max_probes}
+
+    def common(journal: Path | None = None, **changes: Any) -> dict[str, Any]:
+        """The arguments that every measurement takes."""
+        return {"seed": seed, "scope": scope, "run": dataclasses.replace(run, journal=journal, **changes)}
+
+    def trace(weighting: str | None, checkpoint: Any, data: Any, journal: Path) -> TraceEstimate:
+        return hessian_trace(checkpoint, data, weighting=weighting, **traces, **common(journal))
+
     measures: dict[str, Any] = {}
     if check:
-        measures["check"] = (CurvatureCheck, lambda m, d, _: check_curvature(m, d, **shared))
+        measures["check"] = (CurvatureCheck, lambda m, d, _: check_curvature(m, d, seed=seed, run=Run(hvp=hvp)))
     measures["eigenvalues"] = (
         Eigenvalues,
-        lambda m, d, j: hessian_eigenvalues(m, d, basis_device=basis, journal=j, **spectrum),
+        lambda m, d, journal: hessian_eigenvalues(m, d, **spectrum, **common(journal, basis_device=basis)),
     )
-    for weight in [None, *dict.fromkeys(weighting or ())]:
-        take = functools.partial(_trace, hessian_trace, traces | {"weighting": weight})
-        measures["trace" if weight is None else f"trace-{weight}"] = (TraceEstimate, take)
+    for name in [None, *dict.fromkeys(weighting or ())]:
+        measures["trace" if name is None else f"trace-{name}"] = (TraceEstimate, functools.partial(trace, name))
     if per_layer:
-        measures["layers"] = (LayerCurvature, lambda m, d, _: hessian_layers(m, d, **matrix))
+        measures["layers"] = (LayerCurvature, lambda m, d, _: hessian_layers(m, d, **common()))
     if density:
-        measures["density"] = (SpectralDensity, lambda m, d, j: hessian_density(m, d, journal=j, **matrix))
+        measures["density"] = (SpectralDensity, lambda m, d, journal: hessian_density(m, d, **common(journal)))
     settings = {
         "command": "hessian",
         **comparison.settings(),
-        "eigenvalues": {k: v for k, v in spectrum.items() if k != "progress"},
-        "trace": {k: v for k, v in traces.items() if k != "progress"},
+        "eigenvalues": matrix | spectrum,
+        "trace": matrix | traces,
         "measures": list(measures),
     }
     files = ["summary.json", *(["density.png", "density.pdf", "density.html"] if density else [])]
@@ -167,10 +173,6 @@ def hessian(
     print_written(*(output / name for name in files))
     if check and not all(result.passed for result in results["check"].values()):
         raise typer.Exit(1)
-
-
-def _trace(measure: Any, options: dict, checkpoint: Any, data: Any, journal: Path) -> TraceEstimate:
-    return measure(checkpoint, data, journal=journal, **options)
 
 
 def _summary(results: dict[str, dict[Key, Any]]) -> list[dict]:

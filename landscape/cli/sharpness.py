@@ -91,6 +91,7 @@ def sharpness(
     check_device(device, device_map)
     quiet_libraries()
     from landscape.checkpoints import load_checkpoint, resolve_device
+    from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_json, write_text
     from landscape.sharpness import Sharpness, check_metric, compute_sharpness
     from landscape.study.comparison import open_comparison
@@ -131,8 +132,17 @@ def sharpness(
     }
 
     def take(name: str, options: dict[str, Any], checkpoint: Any, data: Any, journal: Path) -> Sharpness:
-        run: dict[str, Any] = {"offload_base": offload_base, "progress": not quiet, "journal": journal}
-        return compute_sharpness(checkpoint, data, metric=name, base=origin, **run, **shared, **options)
+        return compute_sharpness(
+            checkpoint,
+            data,
+            metric=name,
+            base=origin,
+            normalize_logits=normalize_logits,
+            seed=seed,
+            scope=Scope(parameters=shared["parameters"]),
+            run=Run(journal=journal, progress=not quiet, offload_base=offload_base),
+            **options,
+        )
 
     measures = {
         column: (Sharpness, functools.partial(take, name, options)) for column, (name, options) in chosen.items()

@@ -15,8 +15,8 @@ from landscape.curvature.opening import curvature_of
 from landscape.curvature.trace import hessian_trace
 from landscape.data.batches import Batch
 from landscape.objective.causal import CausalLoss, supervised_hidden
-from landscape.objective.loss_functions import LossFunction
 from landscape.objective.objective import Objective
+from landscape.objective.scope import Run, Scope
 from landscape.objective.subject import Subject
 from landscape.results import Provenance, Result
 from landscape.weights.parameters import Parameters
@@ -63,9 +63,9 @@ def check_curvature(
     model: nn.Module | Checkpoint,
     data: Iterable[Batch],
     *,
-    hvp: str = "auto",
     seed: int = 0,
-    loss_fn: LossFunction | None = None,
+    scope: Scope = Scope(),
+    run: Run = Run(),
 ) -> CurvatureCheck:
     """Symmetry, agreement with differences of gradients, and the head block in closed form.
 
@@ -77,7 +77,10 @@ def check_curvature(
 
     The last two are left out where the head is tied, not linear, or its logits are capped or scaled afterwards.
     """
-    subject = Subject(model, data, None, loss_fn)
+    scope.only("check_curvature", "loss_fn")
+    run.only("check_curvature", "hvp")
+    hvp = run.hvp
+    subject = Subject(model, data, scope)
     objective, parameters = subject.objective, subject.parameters
     wide = all(t.dtype.itemsize >= 4 for t in parameters.tensors)
     checks = []
@@ -137,12 +140,10 @@ def _head_checks(subject: Subject, name: str, hvp: str, seed: int) -> list[Check
     estimate = hessian_trace(
         objective.model,
         objective.data,
-        parameters=name,
-        method="hutchinson",
-        hvp=hvp,
         rtol=9.0,  # one look, at 16 probes
-        loss_fn=objective.loss_fn,
         seed=seed,
+        scope=Scope(parameters=name, loss_fn=objective.loss_fn),
+        run=Run(method="hutchinson", hvp=hvp),
     )
     error = abs(estimate.value - trace) / max(estimate.stderr, 1e-3 * abs(trace))
     said = f"closed form {trace:.5g}, estimate {estimate.value:.5g} +- {estimate.stderr:.2g}"

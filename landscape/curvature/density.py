@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from landscape.linalg.spectrum import (
     QuadratureState,
     quadrature,
 )
-from landscape.objective.loss_functions import LossFunction
-from landscape.objective.subject import Globs, Subject, progress_bar
+from landscape.objective.scope import Run, Scope
+from landscape.objective.subject import Subject, progress_bar
 from landscape.parallel.sharding import is_sharded
 from landscape.results import Snapshots
 
@@ -33,13 +32,9 @@ def hessian_density(
     *,
     probes: int = 4,
     steps: int = 64,
-    curvature: str = "hessian",
-    hvp: str = "auto",
-    parameters: Globs = None,
     seed: int = 0,
-    loss_fn: LossFunction | None = None,
-    journal: Path | str | None = None,
-    progress: bool = False,
+    scope: Scope = Scope(),
+    run: Run = Run(),
 ) -> SpectralDensity:
     """The density of the Hessian's eigenvalues by stochastic Lanczos quadrature, see `spectrum.quadrature`.
 
@@ -52,14 +47,22 @@ def hessian_density(
     """
     if probes < 1 or steps < 1:
         raise InputError(f"probes={probes}, steps={steps}; both must be at least 1.")
-    subject = Subject(model, data, parameters, loss_fn)
+    scope.only("hessian_density", "parameters", "loss_fn", "curvature")
+    run.only("hessian_density", "journal", "hvp")
+    subject = Subject(model, data, scope)
     name, objective, selected = subject.name, subject.objective, subject.parameters
     if is_sharded(subject.module):
         raise InputError("the spectral density of a sharded model (fully_shard) is not implemented; its trace is.")
-    settings = {"probes": probes, "steps": steps, "curvature": curvature, "hvp": hvp, "parameters": parameters}
+    settings = {
+        "probes": probes,
+        "steps": steps,
+        "curvature": scope.curvature,
+        "hvp": run.hvp,
+        "parameters": scope.parameters,
+    }
     with (
-        subject.open_journal(journal, settings, seed) as log,
-        curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator,
+        subject.open_journal(run.journal, settings, seed) as log,
+        curvature_of(objective, selected, curvature=scope.curvature, hvp=run.hvp) as operator,
     ):
         snapshots, resume = Snapshots(log, "density"), None
         if (last := snapshots.last()) is not None:
@@ -72,8 +75,8 @@ def hessian_density(
             small = {"alphas": held.alphas, "betas": held.betas, "second": held.second, "at": held.step}
             snapshots.offer(small | operator.learnt(), {"current": held.current, "previous": held.previous})
 
-        require_memory(operator, 4 * probes, told=progress)
-        with progress_bar(f"{name} density", probes * min(steps, operator.size), "product", progress) as bar:
+        require_memory(operator, 4 * probes, told=run.progress)
+        with progress_bar(f"{name} density", probes * min(steps, operator.size), "product", run.progress) as bar:
             layout = operator.layout
             vectors = torch.stack([layout.random(seed, f"density {i}", rademacher=True) for i in range(probes)])
             found = quadrature(operator, vectors, steps, bar.update, keep, resume)
@@ -88,7 +91,7 @@ def hessian_density(
             stacklevel=2,
         )
     return SpectralDensity(
-        curvature=curvature,
+        curvature=scope.curvature,
         nodes=found.nodes,
         weights=found.weights,
         traces=found.first * selected.numel,

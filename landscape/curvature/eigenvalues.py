@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ from landscape.linalg.spectrum import (
     default_basis_size,
     lanczos,
 )
-from landscape.objective.loss_functions import LossFunction
-from landscape.objective.subject import Globs, Subject, progress_bar
+from landscape.objective.scope import Run, Scope
+from landscape.objective.subject import Subject, progress_bar
 from landscape.parallel.sharding import is_sharded
 from landscape.results import Snapshots
 from landscape.weights.directions import Direction
@@ -41,16 +40,10 @@ def hessian_eigenvalues(
     which: str = "LA",
     rtol: float = 1e-3,
     max_matvecs: int = 300,
-    method: str = "lanczos",
-    curvature: str = "hessian",
-    hvp: str = "auto",
-    parameters: Globs = None,
     vectors: bool = False,
-    basis_device: str | None = None,
     seed: int = 0,
-    loss_fn: LossFunction | None = None,
-    journal: Path | str | None = None,
-    progress: bool = False,
+    scope: Scope = Scope(),
+    run: Run = Run(),
 ) -> Eigenvalues:
     """Extreme eigenvalues of the Hessian of the weighted mean loss, each certified by its residual norm.
 
@@ -73,13 +66,16 @@ def hessian_eigenvalues(
     MeasurementWarning where a value has not converged within `max_matvecs`. Raises InputError for arguments that make
     no sense, and where the run cannot fit in memory.
     """
-    subject = Subject(model, data, parameters, loss_fn)
+    scope.only("hessian_eigenvalues", "parameters", "loss_fn", "curvature")
+    run.only("hessian_eigenvalues", "journal", "method", "hvp", "basis_device")
+    method = "lanczos" if run.method is None else run.method
+    subject = Subject(model, data, scope)
     name, objective, selected = subject.name, subject.objective, subject.parameters
     if method not in ("lanczos", "pyhessian"):
         raise InputError(f"method={method!r} is none of lanczos, pyhessian.")
-    if is_sharded(subject.module) and (vectors or method == "pyhessian" or basis_device is not None):
+    if is_sharded(subject.module) and (vectors or method == "pyhessian" or run.basis_device is not None):
         raise InputError("of a sharded model (fully_shard) there are eigenvalues by lanczos, without vectors=True.")
-    if journal is not None and method == "pyhessian":
+    if run.journal is not None and method == "pyhessian":
         raise InputError("method='pyhessian' keeps no journal; method='lanczos' does.")
     settings = {
         "k": k,
@@ -87,14 +83,14 @@ def hessian_eigenvalues(
         "rtol": rtol,
         "max_matvecs": max_matvecs,
         "method": method,
-        "curvature": curvature,
-        "hvp": hvp,
-        "parameters": parameters,
+        "curvature": scope.curvature,
+        "hvp": run.hvp,
+        "parameters": scope.parameters,
     }
     count = sum(check_wanted(selected.numel, k, which, rtol))
     with (
-        subject.open_journal(journal, settings, seed) as log,
-        curvature_of(objective, selected, curvature=curvature, hvp=hvp) as operator,
+        subject.open_journal(run.journal, settings, seed) as log,
+        curvature_of(objective, selected, curvature=scope.curvature, hvp=run.hvp) as operator,
     ):
         snapshots, resume = Snapshots(log, "lanczos"), None
         if (last := snapshots.last()) is not None:
@@ -103,15 +99,15 @@ def hessian_eigenvalues(
             basis_size = int(state["basis_size"])  # restarts come where they came before
             operator.recall(state)
         else:
-            basis_size = vectors_that_fit(operator, default_basis_size(count), count + 2, basis_device)
+            basis_size = vectors_that_fit(operator, default_basis_size(count), count + 2, run.basis_device)
 
         def keep(held: LanczosState) -> None:
             small = {"projected": held.projected, "products": held.products, "basis_size": basis_size}
             snapshots.offer(small | operator.learnt(), {"basis": held.basis})
 
         held = basis_size if method == "lanczos" else 2 * count
-        require_memory(operator, held + WORKING_VECTORS, basis_device, told=progress)
-        with progress_bar(f"{name} eigenvalues", count + 12, "product", progress) as bar:
+        require_memory(operator, held + WORKING_VECTORS, run.basis_device, told=run.progress)
+        with progress_bar(f"{name} eigenvalues", count + 12, "product", run.progress) as bar:
             if method == "pyhessian":
                 found = pyhessian_eigenvalues(operator, count, which, rtol, max_matvecs, seed, bar.update)
             else:
@@ -124,7 +120,7 @@ def hessian_eigenvalues(
                     max_products=max_matvecs,
                     basis_size=basis_size,
                     vectors=vectors,
-                    basis_device=basis_device,
+                    basis_device=run.basis_device,
                     told=_shown_in(bar),
                     keep=keep,
                     resume=resume,
@@ -142,7 +138,7 @@ def hessian_eigenvalues(
         )
     directions = None
     if vectors and found.vectors is not None:
-        kind = "eigenvector" if curvature == "hessian" else "Gauss-Newton eigenvector"
+        kind = "eigenvector" if scope.curvature == "hessian" else "Gauss-Newton eigenvector"
         directions = tuple(
             Direction(
                 operator.layout.named(vector.to(operator.device)),
@@ -152,7 +148,7 @@ def hessian_eigenvalues(
             for vector, value, residual in zip(found.vectors, found.values, residuals, strict=True)
         )
     return Eigenvalues(
-        curvature=curvature,
+        curvature=scope.curvature,
         which=which,
         values=found.values.astype(np.float64),
         residuals=residuals.astype(np.float64),

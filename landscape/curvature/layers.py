@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable
 
@@ -13,8 +14,8 @@ from landscape.curvature.results import LayerCurvature, LayerRow
 from landscape.curvature.trace import hessian_trace
 from landscape.data.batches import Batch
 from landscape.errors import MeasurementWarning
-from landscape.objective.loss_functions import LossFunction
-from landscape.objective.subject import Globs, Subject, group_by_layer
+from landscape.objective.scope import Run, Scope
+from landscape.objective.subject import Subject, group_by_layer
 
 
 def hessian_layers(
@@ -25,19 +26,18 @@ def hessian_layers(
     max_probes: int = 100,
     eigenvalue_rtol: float = 1e-2,
     max_matvecs: int = 50,
-    curvature: str = "hessian",
-    hvp: str = "auto",
-    parameters: Globs = None,
     seed: int = 0,
-    loss_fn: LossFunction | None = None,
-    progress: bool = False,
+    scope: Scope = Scope(),
+    run: Run = Run(),
 ) -> LayerCurvature:
     """Trace and largest eigenvalue of every layer's diagonal block.
 
     The traces come from one set of probes over all layers together (`hessian_trace`), whose number `rtol` and
     `max_probes` decide; each layer has its own standard error. The eigenvalues are one Lanczos run per layer.
     """
-    subject = Subject(model, data, parameters, loss_fn)
+    scope.only("hessian_layers", "parameters", "loss_fn", "curvature")
+    run.only("hessian_layers", "hvp")
+    subject = Subject(model, data, scope)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MeasurementWarning)  # every layer carries its own error
         trace = hessian_trace(
@@ -45,13 +45,9 @@ def hessian_layers(
             data,
             rtol=rtol,
             max_probes=max_probes,
-            method="hutchinson",
-            curvature=curvature,
-            hvp=hvp,
-            parameters=parameters,
             seed=seed,
-            loss_fn=loss_fn,
-            progress=progress,
+            scope=scope,
+            run=dataclasses.replace(run, method="hutchinson"),
         )
         everything = subject.parameters.names
         groups = group_by_layer(everything)
@@ -63,12 +59,9 @@ def hessian_layers(
                 data,
                 rtol=eigenvalue_rtol,
                 max_matvecs=max_matvecs,
-                curvature=curvature,
-                hvp=hvp,
-                parameters=names,
                 seed=seed,
-                loss_fn=loss_fn,
-                progress=progress,
+                scope=dataclasses.replace(scope, parameters=names),
+                run=run,
             )
             matvecs += top.matvecs
             value, residual = float(top.values[0]), float(top.residuals[0])
@@ -80,12 +73,12 @@ def hessian_layers(
         "max_probes": max_probes,
         "eigenvalue_rtol": eigenvalue_rtol,
         "max_matvecs": max_matvecs,
-        "curvature": curvature,
-        "hvp": hvp,
-        "parameters": parameters,
+        "curvature": scope.curvature,
+        "hvp": run.hvp,
+        "parameters": scope.parameters,
     }
     return LayerCurvature(
-        curvature=curvature,
+        curvature=scope.curvature,
         layers=tuple(rows),
         probes=trace.probes,
         matvecs=matvecs,

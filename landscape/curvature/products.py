@@ -12,9 +12,8 @@ from landscape.checkpoints import Checkpoint, identify
 from landscape.curvature.opening import curvature_of
 from landscape.data.batches import Batch
 from landscape.errors import InputError
-from landscape.objective.loss_functions import LossFunction
 from landscape.objective.objective import Objective
-from landscape.objective.subject import Globs
+from landscape.objective.scope import Run, Scope
 from landscape.weights.directions import Direction
 from landscape.weights.flat import Layout
 from landscape.weights.parameters import Parameters
@@ -28,10 +27,8 @@ def hessian_vector_product(
     data: Iterable[Batch],
     vector: VectorLike,
     *,
-    curvature: str = "hessian",
-    hvp: str = "auto",
-    parameters: Globs = None,
-    loss_fn: LossFunction | None = None,
+    scope: Scope = Scope(),
+    run: Run = Run(),
 ) -> VectorLike:
     """The Hessian of the weighted mean loss times `vector`, in the structure that `vector` has.
 
@@ -42,11 +39,13 @@ def hessian_vector_product(
 
     Raises InputError where the vector does not fit the parameters.
     """
+    scope.only("hessian_vector_product", "parameters", "loss_fn", "curvature")
+    run.only("hessian_vector_product", "hvp")
     module, _, _ = identify(model)
-    objective, selected = Objective(module, data, loss_fn), Parameters(module, parameters)
+    objective, selected = Objective(module, data, scope.loss_fn), Parameters(module, scope.parameters)
     layout = Layout(selected)
     flat = _flat(vector, layout)
-    with curvature_of(objective, selected, curvature=curvature, hvp=hvp, keep_graphs=False) as operator:
+    with curvature_of(objective, selected, curvature=scope.curvature, hvp=run.hvp, keep_graphs=False) as operator:
         product = operator(flat[None])[0]
     if isinstance(vector, Tensor):
         return product

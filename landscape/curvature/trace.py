@@ -6,7 +6,6 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,9 @@ from landscape.data.batches import Batch
 from landscape.errors import InputError, MeasurementWarning
 from landscape.linalg.sampling import SampleMean, check_precision, interval_of, sample_mean
 from landscape.objective.identity import journal_of
-from landscape.objective.loss_functions import LossFunction
 from landscape.objective.objective import Objective
-from landscape.objective.subject import Globs, Subject, group_by_layer, progress_bar
+from landscape.objective.scope import Run, Scope
+from landscape.objective.subject import Subject, group_by_layer, progress_bar
 from landscape.parallel.sharding import whole
 from landscape.results import Journal
 from landscape.weights.flat import Layout, probe_scale
@@ -44,14 +43,9 @@ def hessian_trace(
     confidence: float = 0.95,
     max_probes: int = 1000,
     weighting: str | None = None,
-    method: str = "auto",
-    curvature: str = "hessian",
-    hvp: str = "auto",
-    parameters: Globs = None,
     seed: int = 0,
-    loss_fn: LossFunction | None = None,
-    journal: Path | str | None = None,
-    progress: bool = False,
+    scope: Scope = Scope(),
+    run: Run = Run(),
 ) -> TraceEstimate:
     """The trace of the Hessian of the weighted mean loss, to a requested half-width of its confidence interval.
 
@@ -71,13 +65,16 @@ def hessian_trace(
     be reached: the Hessian is indefinite, curvature="ggn" is not.
     """
     check_precision(rtol, confidence, max_probes)
+    scope.only("hessian_trace", "parameters", "loss_fn", "curvature")
+    run.only("hessian_trace", "journal", "method", "hvp")
+    method = "auto" if run.method is None else run.method
     if method not in ("auto", "hutchinson", "forward"):
         raise InputError(f"method={method!r} is none of auto, hutchinson, forward.")
     if weighting is not None and weighting not in WEIGHTINGS:
         raise InputError(f"weighting={weighting!r} is none of {', '.join(WEIGHTINGS)}.")
-    if method == "forward" and curvature != "hessian":
+    if method == "forward" and scope.curvature != "hessian":
         raise InputError("method='forward' measures the Hessian; it has no Gauss-Newton form.")
-    subject = Subject(model, data, parameters, loss_fn)
+    subject = Subject(model, data, scope)
     name, objective, selected = subject.name, subject.objective, subject.parameters
     settings = {
         "rtol": rtol,
@@ -85,26 +82,26 @@ def hessian_trace(
         "max_probes": max_probes,
         "weighting": weighting,
         "method": method,
-        "curvature": curvature,
-        "hvp": hvp,
-        "parameters": parameters,
+        "curvature": scope.curvature,
+        "hvp": run.hvp,
+        "parameters": scope.parameters,
     }
     with contextlib.ExitStack() as stack:
         log = None
-        if journal is not None:
+        if run.journal is not None:
             said = {"settings": settings, "seed": seed}
-            log = stack.enter_context(journal_of(journal, objective, selected, subject.loss, said))
-        bar = stack.enter_context(progress_bar(f"{name} trace", BLOCK, "probe", progress))
-        run = TraceRun(objective, selected, weighting, seed, log, bar)
+            log = stack.enter_context(journal_of(run.journal, objective, selected, subject.loss, said))
+        bar = stack.enter_context(progress_bar(f"{name} trace", BLOCK, "probe", run.progress))
+        estimator = TraceRun(objective, selected, weighting, seed, log, bar)
         low_precision = any(t.dtype.itemsize < 4 for t in selected.tensors)
         forward = method == "forward" or (
-            method == "auto" and curvature == "hessian" and hvp == "auto" and not low_precision
+            method == "auto" and scope.curvature == "hessian" and run.hvp == "auto" and not low_precision
         )
         found = None
         if forward:
-            found = run.forward(rtol, confidence, max_probes, must=method == "forward")
+            found = estimator.forward(rtol, confidence, max_probes, must=method == "forward")
         if found is None:
-            found = run.hutchinson(rtol, confidence, max_probes, curvature, hvp)
+            found = estimator.hutchinson(rtol, confidence, max_probes, scope.curvature, run.hvp)
     if not found["converged"]:
         warnings.warn(
             f"{name}: the trace is known to {found.pop('reached'):.1%} after {found['probes']} probes, not to "
@@ -114,7 +111,7 @@ def hessian_trace(
         )
     found.pop("reached", None)
     return TraceEstimate(
-        curvature=curvature,
+        curvature=scope.curvature,
         weighting=weighting,
         confidence=confidence,
         rtol=rtol,

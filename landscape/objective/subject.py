@@ -16,26 +16,23 @@ from landscape.checkpoints import Checkpoint, identify
 from landscape.data.batches import Batch
 from landscape.errors import InputError
 from landscape.objective.identity import journal_of, provenance_of
-from landscape.objective.loss_functions import LossFunction, loss_name
+from landscape.objective.loss_functions import loss_name
 from landscape.objective.objective import Objective
+from landscape.objective.scope import Scope
 from landscape.parallel.sharding import is_sharded
 from landscape.results import Journal
 from landscape.weights.parameters import Parameters
-
-Globs = str | Sequence[str] | None
 
 
 class Subject:
     """The model, data and parameters of one measurement, and what its result says of them."""
 
-    def __init__(
-        self, model: nn.Module | Checkpoint, data: Iterable[Batch], parameters: Globs, loss_fn: LossFunction | None
-    ):
+    def __init__(self, model: nn.Module | Checkpoint, data: Iterable[Batch], scope: Scope):
         self._started = time.perf_counter()
-        self.loss = loss_name(loss_fn)
+        self.loss = loss_name(scope.loss_fn)
         self.module, self.name, self._described = identify(model)
-        self.objective = Objective(self.module, data, loss_fn)
-        self.parameters = Parameters(self.module, parameters)
+        self.objective = Objective(self.module, data, scope.loss_fn)
+        self.parameters = Parameters(self.module, scope.parameters)
 
     def said(self, settings: dict, seed: int) -> dict[str, Any]:
         """The fields that every result of it shares."""

@@ -21,7 +21,8 @@ from landscape.weights.vectors import vector_digest
 
 # ruff: noqa: F401 - importing a module registers its metrics, in the order of tables
 from landscape.sharpness import ascent, noise, second_order, directional  # isort: skip
-from landscape.objective.subject import Globs, progress_bar
+from landscape.objective.scope import Run, Scope
+from landscape.objective.subject import progress_bar
 from landscape.sharpness.registry import SHARPNESS_METRICS, Metric, Sharpness, Site
 
 __all__ = ["SHARPNESS_METRICS", "Sharpness", "check_metric", "compute_sharpness"]
@@ -33,13 +34,10 @@ def compute_sharpness(
     *,
     metric: str = "worst_case",
     seed: int = 0,
-    parameters: Globs = None,
     base: nn.Module | Checkpoint | None = None,
     normalize_logits: bool = False,
-    loss_fn: LossFunction | None = None,
-    offload_base: bool = False,
-    journal: Path | str | None = None,
-    progress: bool = False,
+    scope: Scope = Scope(),
+    run: Run = Run(),
     **options: Any,
 ) -> Sharpness:
     """One sharpness of a model on data. `SHARPNESS_METRICS` lists the metrics; each has its own `options`.
@@ -66,16 +64,19 @@ def compute_sharpness(
     perturbation (`fidelity`) or a tolerance was not met. Raises InputError (a ValueError) for metrics and options that
     do not exist or make no sense, a model without trainable parameters, and data without a loss.
     """
+    scope.only("compute_sharpness", "parameters", "loss_fn")
+    run.only("compute_sharpness", "journal", "offload_base")
     chosen, settings = check_metric(metric, options, has_base=base is not None)
     at = base if chosen.needs_base else model
     assert at is not None
     module, _, _ = identify(at)
-    with progress_bar(metric, None, "eval", progress) as bar, preserved(module):
-        loss = NormalizedLogits.around(module, data, loss_fn) if normalize_logits else loss_fn
-        site = Site(at, data, parameters, loss, seed=seed, bar=bar, offload_base=offload_base)
-        site.journal = journal
+    with progress_bar(metric, None, "eval", run.progress) as bar, preserved(module):
+        loss = NormalizedLogits.around(module, data, scope.loss_fn) if normalize_logits else scope.loss_fn
+        measured = dataclasses.replace(scope, loss_fn=loss)
+        site = Site(at, data, measured, seed=seed, bar=bar, offload_base=run.offload_base)
+        site.journal = run.journal
         site.identity = {"metric": metric, "options": {name: _plain(value) for name, value in settings.items()}}
-        site.identity |= {"parameters": parameters, "normalize_logits": normalize_logits}
+        site.identity |= {"parameters": scope.parameters, "normalize_logits": normalize_logits}
         if base is not None:
             site.displacement = _displacement(site, base, model)
         try:

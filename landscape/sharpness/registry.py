@@ -17,9 +17,9 @@ from landscape.checkpoints import Checkpoint
 from landscape.data.batches import Batch
 from landscape.errors import InputError
 from landscape.objective.identity import journal_of
-from landscape.objective.loss_functions import LossFunction
 from landscape.objective.objective import Loss
-from landscape.objective.subject import Globs, Subject
+from landscape.objective.scope import Scope
+from landscape.objective.subject import Subject
 from landscape.parallel.sharding import whole
 from landscape.results import Journal, Provenance, Result, from_plain
 from landscape.weights.flat import Layout, RandomStep, probe_scale
@@ -130,18 +130,16 @@ class Site(Subject):
         self,
         model: nn.Module | Checkpoint,
         data: Iterable[Batch],
-        parameters: Globs,
-        loss_fn: LossFunction | None,
+        scope: Scope,
         *,
         seed: int,
         bar: tqdm | None = None,
         offload_base: bool = False,
     ):
-        super().__init__(model, data, parameters, loss_fn)
+        super().__init__(model, data, scope)
         self.model_as_given = model
         self.data = data
-        self.parameter_globs = parameters
-        self.loss_fn = loss_fn
+        self.scope = scope
         self.seed = seed
         self.layout = Layout(self.parameters)
         self.fidelity: Fidelity = EXACT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ from landscape.curvature.trace import hessian_trace
 from landscape.errors import InputError
 from landscape.linalg.sampling import sample_mean
 from landscape.objective.causal import CausalLoss, supervised_hidden
+from landscape.objective.scope import Run
 from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
 from landscape.parallel.sharding import is_sharded
@@ -52,34 +54,31 @@ def top_eigenvalue(site: Site, *, rtol: float = 1e-3, max_matvecs: int = 300, cu
 
     See `hessian_eigenvalues`.
     """
+    site.trip.restore()
     found = hessian_eigenvalues(
-        site.model_as_given, site.data, rtol=rtol, max_matvecs=max_matvecs, curvature=curvature, **_shared(site)
+        site.model_as_given,
+        site.data,
+        rtol=rtol,
+        max_matvecs=max_matvecs,
+        seed=site.seed,
+        scope=dataclasses.replace(site.scope, curvature=curvature),
+        run=Run(journal=site.journal, progress=site.progress),
     )
     details = {"residual": float(found.residuals[0]), "products": found.matvecs, "hvp": found.hvp}
     return Found(float(found.values[0]), converged=found.converged[0], details=details)
 
 
-def _shared(site: Site) -> dict[str, Any]:
-    site.trip.restore()
-    return {
-        "parameters": site.parameter_globs,
-        "seed": site.seed,
-        "loss_fn": site.loss_fn,
-        "journal": site.journal,
-        "progress": site.progress,
-    }
-
-
 def _trace(site: Site, weighting: str | None, rtol: float, max_probes: int, curvature: str, method: str) -> Found:
+    site.trip.restore()
     found = hessian_trace(
         site.model_as_given,
         site.data,
         weighting=weighting,
         rtol=rtol,
         max_probes=max_probes,
-        curvature=curvature,
-        method=method,
-        **_shared(site),
+        seed=site.seed,
+        scope=dataclasses.replace(site.scope, curvature=curvature),
+        run=Run(journal=site.journal, progress=site.progress, method=method),
     )
     low, high = found.confidence_interval
     details = {

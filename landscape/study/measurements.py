@@ -14,6 +14,7 @@ from landscape.curvature.results import TraceEstimate
 from landscape.curvature.trace import hessian_trace
 from landscape.data.tokens import TokenData
 from landscape.forgetting.losses import Forgetting, measure_forgetting
+from landscape.objective.scope import Run, Scope
 from landscape.results import Provenance, Result, digest_of, journaled
 from landscape.sharpness import Sharpness, compute_sharpness
 from landscape.study.comparison import Comparison
@@ -113,18 +114,20 @@ class Cell:
         if self.metric == "distance":
             return _distance(base, tuned)
         assert self.tokens is not None
-        shared: dict[str, Any] = {"seed": seed, "progress": progress}
+        run = Run(journal=journal, progress=progress)
         result: Any
         if self.metric == "forgetting":
-            return measure_forgetting(base, tuned, {self.data: self.tokens}, **shared)
+            return measure_forgetting(base, tuned, {self.data: self.tokens}, seed=seed, progress=progress)
         if self.metric == "surface":
-            result = compute_surface(tuned, self.tokens, journal=journal, **shared, **self.options)
+            result = compute_surface(tuned, self.tokens, seed=seed, run=run, **self.options)
         elif self.is_trace:  # with its interval, which a sharpness does not have
             options = dict(self.options)
             weighting = "adaptive" if self.metric == "adaptive_trace" else options.pop("normalize", None)
-            result = hessian_trace(tuned, self.tokens, weighting=weighting, journal=journal, **shared, **options)
+            scope = Scope(curvature=options.pop("curvature"))
+            run = dataclasses.replace(run, method=options.pop("method"))
+            result = hessian_trace(tuned, self.tokens, weighting=weighting, seed=seed, scope=scope, run=run, **options)
         else:
-            how = shared | {"metric": self.metric, "base": base, "journal": journal}
+            how: dict[str, Any] = {"metric": self.metric, "base": base, "seed": seed, "run": run}
             result = compute_sharpness(tuned, self.tokens, **how, **self.options)
         return dataclasses.replace(result, data=self.data)
 

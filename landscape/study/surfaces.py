@@ -11,6 +11,7 @@ from typing import Any
 from landscape.checkpoints import Checkpoint
 from landscape.curvature.eigenvalues import eigen_directions
 from landscape.errors import InputError
+from landscape.objective.scope import Run
 from landscape.results import journaled
 from landscape.study.comparison import Comparison
 from landscape.surfaces.grid import ends
@@ -92,7 +93,7 @@ def compare_surfaces(
         path = folder / names[key].replace("surface", "eigenvectors").replace(".json", ".safetensors")
 
         def find(journal: Path) -> None:
-            how: dict[str, Any] = {"seed": seed, "progress": progress, "journal": journal}
+            how: dict[str, Any] = {"seed": seed, "run": Run(progress=progress, journal=journal)}
             save_directions(eigen_directions(checkpoint, comparison.data[key[1]], dim, **how), path)
 
         journaled(path, find)  # kept, so that a killed run continues along the same
@@ -108,11 +109,14 @@ def compare_surfaces(
                     directions = random_directions(
                         checkpoint.model, dim, normalize=normalize, seed=seed, on_host=offload_base
                     )
-                spans.append(auto_span(checkpoint, data, directions, autocast=autocast, offload_base=offload_base))
+                spans.append(
+                    auto_span(checkpoint, data, directions, run=Run(autocast=autocast, offload_base=offload_base))
+                )
         grid["span"] = max(spans)
 
     def measure(models: list[Any], index: int, data_name: str, journal: Path) -> None:
-        how = grid | {"autocast": autocast, "journal": journal, "progress": progress}
+        where = Run(autocast=autocast, journal=journal, progress=progress)
+        how = grid | {"run": where}
         data = comparison.data[data_name]
         if kind == "interpolate":
             surface = compute_interpolation(models[0], models[1], data, **how)
@@ -121,7 +125,7 @@ def compare_surfaces(
         elif kind == "trajectory":
             surface = compute_trajectory(models, data, **how)
         else:
-            how |= {"dim": dim, "offload_base": offload_base}
+            how |= {"dim": dim, "run": dataclasses.replace(where, offload_base=offload_base)}
             surface = compute_surface(models[0], data, along(models[0], (index, data_name)), **how)
         dataclasses.replace(surface, data=data_name).save(folder / names[index, data_name])
 

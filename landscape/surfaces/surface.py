@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +12,8 @@ from torch import nn
 from landscape.checkpoints import Checkpoint, identify
 from landscape.data.batches import Batch
 from landscape.errors import InputError, MeasurementWarning
-from landscape.objective.loss_functions import LossFunction, loss_name
+from landscape.objective.loss_functions import loss_name
+from landscape.objective.scope import Run, Scope
 from landscape.results import digest_of
 from landscape.surfaces.grid import ends, grid_axis, per_axis, with_points
 from landscape.surfaces.result import Marker, Surface
@@ -38,13 +38,8 @@ def compute_surface(
     span: Span = 1.0,
     normalize: str = "filter",
     seed: int = 0,
-    parameters: str | Sequence[str] | None = None,
-    include_1d: bool = False,
-    loss_fn: LossFunction | None = None,
-    autocast: str | None = None,
-    offload_base: bool = False,
-    journal: Path | str | None = None,
-    progress: bool = True,
+    scope: Scope = Scope(),
+    run: Run = Run(progress=True),
 ) -> Surface:
     """Loss on a line or plane through the model: f(x, y) = L(theta + x d_1 + y d_2) (Li et al. 2018, sec. 4).
 
@@ -62,10 +57,13 @@ def compute_surface(
     Raises InputError for wrong arguments and for directions that do not fit the model, MeasurementWarning where losses
     are not finite or rounding swallowed part of the steps. The model comes back bit-identical.
     """
+    scope.only("compute_surface", "parameters", "loss_fn", "include_1d")
+    run.only("compute_surface", "journal", "offload_base", "autocast")
     module, name, described = identify(model)
     everything = Parameters(module, frozen=True)
+    parameters = scope.parameters
     globs = parameters if parameters is None or isinstance(parameters, str) else list(parameters)
-    given: dict[str, Any] = {"parameters": globs, "include_1d": include_1d}
+    given: dict[str, Any] = {"parameters": globs, "include_1d": scope.include_1d}
     if directions is None:
         if dim not in (1, 2):
             raise InputError(f"dim={dim}; a surface has 1 or 2 dimensions.")
@@ -75,8 +73,8 @@ def compute_surface(
             normalize=normalize,
             seed=seed,
             parameters=parameters,
-            include_1d=include_1d,
-            on_host=offload_base,
+            include_1d=scope.include_1d,
+            on_host=run.offload_base,
         )
         kind = "random"
     else:
@@ -96,8 +94,8 @@ def compute_surface(
     settings |= {
         "normalize": directions[0].normalize,
         "seed": directions[0].seed,
-        "loss": loss_name(loss_fn),
-        "autocast": autocast,
+        "loss": loss_name(scope.loss_fn),
+        "autocast": run.autocast,
     }
     moved = {"moved": digest_of([sorted(d.tensors) for d in directions])}  # what is drawn hangs on what is trainable
     with sweeping(
@@ -105,15 +103,15 @@ def compute_surface(
         data,
         place,
         everything,
-        loss_fn=loss_fn,
-        autocast=autocast,
+        loss_fn=scope.loss_fn,
+        autocast=run.autocast,
         settings=settings | moved,
-        journal=journal,
-        offload_base=offload_base,
+        journal=run.journal,
+        offload_base=run.offload_base,
     ) as sweep:
         low, high = fixed or ends(sweep.distance_of_rise(len(directions)))
         axes = tuple(grid_axis(low, high, count) for count in counts)
-        loss = sweep.over(axes, f"{name} {kind}", progress)
+        loss = sweep.over(axes, f"{name} {kind}", run.progress)
         center = sweep.loss_at((0.0,) * len(axes))
         lowered = sweep.autocast(center)
     return Surface(
@@ -150,10 +148,8 @@ def compute_interpolation(
     *,
     points: int = 25,
     span: tuple[float, float] = (-0.5, 1.5),
-    loss_fn: LossFunction | None = None,
-    autocast: str | None = None,
-    journal: Path | str | None = None,
-    progress: bool = True,
+    scope: Scope = Scope(),
+    run: Run = Run(progress=True),
 ) -> Surface:
     """Loss along the line from a (at 0) to b (at 1): f(t) = L((1-t) theta_a + t theta_b) (Goodfellow et al. 2014).
 
@@ -163,6 +159,8 @@ def compute_interpolation(
     """
     if np.ndim(span) == 0:
         raise InputError(f"span={span!r} is no pair (low, high); model a lies at 0 and model b at 1.")
+    scope.only("compute_interpolation", "loss_fn")
+    run.only("compute_interpolation", "journal", "autocast")
     (low, high), counts = ends(span), per_axis(points, 1)
     module_a, name_a, said_a = identify(model_a)
     module_b, name_b, said_b = identify(model_b)
@@ -181,22 +179,22 @@ def compute_interpolation(
         "kind": "interpolate",
         "points": counts,
         "span": [low, high],
-        "loss": loss_name(loss_fn),
-        "autocast": autocast,
+        "loss": loss_name(scope.loss_fn),
+        "autocast": run.autocast,
     }
     with sweeping(
         module_a,
         data,
         place,
         parameters,
-        loss_fn=loss_fn,
-        autocast=autocast,
+        loss_fn=scope.loss_fn,
+        autocast=run.autocast,
         settings=settings,
         others=[other],
-        journal=journal,
+        journal=run.journal,
     ) as sweep:
         axis = with_points(grid_axis(low, high, *counts), (0.0, 1.0))
-        loss = sweep.over((axis,), f"{name_a} to {name_b}", progress)
+        loss = sweep.over((axis,), f"{name_a} to {name_b}", run.progress)
         endpoints = [Marker(name, (t,), sweep.loss_at((t,))) for name, t in ((name_a, 0.0), (name_b, 1.0))]
         lowered = sweep.autocast(endpoints[0].loss)
     return Surface(
@@ -226,10 +224,8 @@ def compute_plane(
     *,
     points: int | Sequence[int] = 25,
     margin: float = 0.25,
-    loss_fn: LossFunction | None = None,
-    autocast: str | None = None,
-    journal: Path | str | None = None,
-    progress: bool = True,
+    scope: Scope = Scope(),
+    run: Run = Run(progress=True),
 ) -> Surface:
     """Loss on the plane through three checkpoints, P(x, y) = w1 + x u + y v (Garipov et al. 2018, 1802.10026).
 
@@ -239,6 +235,8 @@ def compute_plane(
     """
     if len(models) != 3:
         raise InputError(f"a plane takes three checkpoints, got {len(models)}.")
+    scope.only("compute_plane", "loss_fn")
+    run.only("compute_plane", "journal", "autocast")
     if not 0 <= margin < np.inf:
         raise InputError(f"margin={margin} is no fraction of the checkpoints' extent; it must be at least 0.")
     modules, names, said = zip(*(identify(model) for model in models), strict=True)
@@ -256,24 +254,30 @@ def compute_plane(
         return 1.0 - b - c, [(b, second), (c, third)]
 
     counts = per_axis(points, 2)
-    settings = {"kind": "plane", "points": counts, "margin": margin, "loss": loss_name(loss_fn), "autocast": autocast}
+    settings = {
+        "kind": "plane",
+        "points": counts,
+        "margin": margin,
+        "loss": loss_name(scope.loss_fn),
+        "autocast": run.autocast,
+    }
     others = [second, third]
     with sweeping(
         modules[0],
         data,
         place,
         parameters,
-        loss_fn=loss_fn,
-        autocast=autocast,
+        loss_fn=scope.loss_fn,
+        autocast=run.autocast,
         settings=settings,
         others=others,
-        journal=journal,
+        journal=run.journal,
     ) as sweep:
         low, high = np.min(corners, axis=0), np.max(corners, axis=0)
         border = margin * (high - low)
         bounds = zip(low - border, high + border, counts, strict=True)
         axes = tuple(grid_axis(float(lo), float(hi), count) for lo, hi, count in bounds)
-        loss = sweep.over(axes, "plane", progress)
+        loss = sweep.over(axes, "plane", run.progress)
         markers = [Marker(name, corner, sweep.loss_at(corner)) for name, corner in zip(names, corners, strict=True)]
         lowered = sweep.autocast(markers[0].loss)
     return Surface(
@@ -346,9 +350,8 @@ def auto_span(
     directions: Sequence[Direction],
     *,
     rise: float = 1.0,
-    loss_fn: LossFunction | None = None,
-    autocast: str | None = None,
-    offload_base: bool = False,
+    scope: Scope = Scope(),
+    run: Run = Run(),
 ) -> float:
     """The distance s at which the loss, averaged over +s and -s along each direction, is `rise` nats above the centre.
 
@@ -358,6 +361,8 @@ def auto_span(
     MeasurementWarning, and the last distance tried, where no rise is found within 2**8. Raises InputError for
     directions that do not fit the model.
     """
+    scope.only("auto_span", "loss_fn")
+    run.only("auto_span", "offload_base", "autocast")
     module, _, _ = identify(model)
     everything = Parameters(module, frozen=True)
     check_directions(directions, everything)
@@ -366,6 +371,6 @@ def auto_span(
     def place(x: Sequence[float]) -> Place:
         return 1.0, list(zip(x, vectors, strict=True))
 
-    how: dict[str, Any] = {"loss_fn": loss_fn, "autocast": autocast, "offload_base": offload_base}
+    how: dict[str, Any] = {"loss_fn": scope.loss_fn, "autocast": run.autocast, "offload_base": run.offload_base}
     with sweeping(module, data, place, everything, **how) as sweep:
         return sweep.distance_of_rise(len(directions), rise)

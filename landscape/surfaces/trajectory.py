@@ -14,7 +14,8 @@ from torch import nn
 from landscape.checkpoints import Checkpoint, identify
 from landscape.data.batches import Batch
 from landscape.errors import InputError
-from landscape.objective.loss_functions import LossFunction, loss_name
+from landscape.objective.loss_functions import loss_name
+from landscape.objective.scope import Run, Scope
 from landscape.surfaces.grid import grid_axis, per_axis
 from landscape.surfaces.result import Marker, PathFit, Surface
 from landscape.surfaces.sweep import Place, sweeping
@@ -63,10 +64,8 @@ def compute_trajectory(
     *,
     points: int | Sequence[int] = 25,
     margin: float = 0.25,
-    loss_fn: LossFunction | None = None,
-    autocast: str | None = None,
-    journal: Path | str | None = None,
-    progress: bool = True,
+    scope: Scope = Scope(),
+    run: Run = Run(progress=True),
 ) -> Surface:
     """Loss on the plane of the path's first two principal directions through its end, the last of `checkpoints`.
 
@@ -76,6 +75,8 @@ def compute_trajectory(
 
     Raises InputError as `trajectory_directions` does, and for wrong arguments.
     """
+    scope.only("compute_trajectory", "loss_fn")
+    run.only("compute_trajectory", "journal", "autocast")
     if not 0 <= margin < np.inf:
         raise InputError(f"margin={margin} is no fraction of the path's extent; it must be at least 0.")
     directions, coordinates, path = _principal(checkpoints, 2)
@@ -92,25 +93,25 @@ def compute_trajectory(
         "points": counts,
         "margin": margin,
         "path": digests,
-        "loss": loss_name(loss_fn),
-        "autocast": autocast,
+        "loss": loss_name(scope.loss_fn),
+        "autocast": run.autocast,
     }
     with sweeping(
         module,
         data,
         place,
         Parameters(module, frozen=True),
-        loss_fn=loss_fn,
-        autocast=autocast,
+        loss_fn=scope.loss_fn,
+        autocast=run.autocast,
         settings=settings,
         others=vectors,
-        journal=journal,
+        journal=run.journal,
     ) as sweep:
         low, high = coordinates.min(axis=0), coordinates.max(axis=0)
         border = margin * (high - low)
         bounds = zip(low - border, high + border, counts, strict=True)
         axes = tuple(grid_axis(float(lo), float(hi), n) for lo, hi, n in bounds)
-        loss = sweep.over(axes, f"{name} trajectory", progress)
+        loss = sweep.over(axes, f"{name} trajectory", run.progress)
         places = [(float(x), float(y)) for x, y in coordinates]
         markers = [Marker(step, at, sweep.loss_at(at)) for step, at in zip(path.names, places, strict=True)]
         lowered = sweep.autocast(markers[-1].loss)

@@ -20,6 +20,7 @@ from landscape import (
     hessian_trace,
 )
 from landscape.objective.causal import CausalLoss
+from landscape.objective.scope import Run, Scope
 from landscape.objective.subject import group_by_layer
 from landscape.weights.parameters import Parameters
 from landscape.weights.vectors import inner_product
@@ -59,7 +60,7 @@ def test_batches_do_not_move_eigenvalues():
     assert np.allclose(one.values, all_.values, rtol=1e-5)
     one, all_ = (hessian_trace(model, make_batches(rows=rows), max_probes=16, rtol=9.0) for rows in (1, 7))
     assert one.value == pytest.approx(all_.value, rel=2e-3)  # forward: differences of float32 losses
-    exact = {"max_probes": 16, "rtol": 9.0, "method": "hutchinson"}
+    exact = {"max_probes": 16, "rtol": 9.0, "run": Run(method="hutchinson")}
     one, all_ = (hessian_trace(model, make_batches(rows=rows), **exact) for rows in (1, 7))
     assert one.value == pytest.approx(all_.value, rel=1e-5)
     one, all_ = (hessian_density(model, make_batches(rows=rows), probes=1, steps=6) for rows in (1, 7))
@@ -73,7 +74,7 @@ def test_pyhessian_and_ours_agree_to_its_tolerance():
     ours = hessian_eigenvalues(model, data, which="LM", rtol=1e-5)
     with pytest.warns(MeasurementWarning, match="not converged"):
         # power iteration stops on its own rule; what that leaves shows as a residual
-        theirs = hessian_eigenvalues(model, data, which="LM", method="pyhessian", rtol=1e-3, max_matvecs=100)
+        theirs = hessian_eigenvalues(model, data, which="LM", run=Run(method="pyhessian"), rtol=1e-3, max_matvecs=100)
     assert theirs.values[0] == pytest.approx(ours.values[0], rel=2e-2)
     assert abs(theirs.values[0] - ours.values[0]) <= theirs.residuals[0] + ours.residuals[0]
     assert theirs.method == "pyhessian"
@@ -91,7 +92,7 @@ def test_unconverged_eigenvalues_warn_and_say_so():
 def test_an_error_of_differences_is_part_of_the_residual():
     model = build_model("llama")
     with pytest.warns(MeasurementWarning, match="not converged"):
-        found = hessian_eigenvalues(model, make_batches(), rtol=1e-7, max_matvecs=12, hvp="finite_difference")
+        found = hessian_eigenvalues(model, make_batches(), rtol=1e-7, max_matvecs=12, run=Run(hvp="finite_difference"))
     exact = hessian_eigenvalues(model, make_batches(), rtol=1e-6)
     assert found.hvp == "finite_difference"
     assert found.hvp_error > 0
@@ -107,7 +108,7 @@ def test_eigenvectors_are_directions_to_plot_along(transformer):
     assert top.norm == pytest.approx(1)
     assert abs(inner_product(top.tensors, low.tensors)) < 1e-8
     h = 1e-3
-    line = landscape.compute_surface(model, tiny_data(), [top], points=3, span=h, progress=False)
+    line = landscape.compute_surface(model, tiny_data(), [top], points=3, span=h, run=landscape.Run(progress=False))
     assert line.kind == "eigen"
     second = (line.loss[0] - 2 * line.loss[1] + line.loss[2]) / h**2
     # the slice's second difference is the eigenvalue: truncation h^2, float64 rounding 1e-16 / h^2
@@ -117,7 +118,7 @@ def test_eigenvectors_are_directions_to_plot_along(transformer):
 def test_subsets_of_parameters(transformer):
     model, dense = transformer
     names = Parameters(model).names
-    found = hessian_eigenvalues(model, tiny_data(), parameters=["up.*", "down.*"], rtol=1e-8)
+    found = hessian_eigenvalues(model, tiny_data(), scope=Scope(parameters=["up.*", "down.*"]), rtol=1e-8)
     sizes = [t.numel() for t in Parameters(model).tensors]
     ends = np.cumsum([0, *sizes])
     kept = [i for n, a, b in zip(names, ends[:-1], ends[1:], strict=True) if n[:2] in ("up", "do") for i in range(a, b)]
@@ -135,7 +136,9 @@ def test_the_interval_covers_the_true_trace_over_200_seeds(method):
     model = quadratic_of(with_spectrum(values))
     covered = within = 0
     for seed in range(200):
-        found = hessian_trace(model, ANY, loss_fn=quadratic_loss, rtol=0.2, method=method, seed=seed)
+        found = hessian_trace(
+            model, ANY, scope=Scope(loss_fn=quadratic_loss), rtol=0.2, run=Run(method=method), seed=seed
+        )
         assert found.converged
         low, high = found.confidence_interval
         covered += low <= values.sum() <= high
@@ -146,7 +149,9 @@ def test_the_interval_covers_the_true_trace_over_200_seeds(method):
 
 
 def test_rademacher_probes_are_exact_for_a_diagonal():
-    found = hessian_trace(quadratic_of(torch.diag(torch.arange(1.0, 9.0))), ANY, loss_fn=quadratic_loss, seed=5)
+    found = hessian_trace(
+        quadratic_of(torch.diag(torch.arange(1.0, 9.0))), ANY, scope=Scope(loss_fn=quadratic_loss), seed=5
+    )
     assert found.value == pytest.approx(36, rel=1e-6)
     assert found.probes == 16
 
@@ -155,7 +160,9 @@ def test_rademacher_probes_are_exact_for_a_diagonal():
 @pytest.mark.parametrize("weighting", [None, "adaptive", "filter", "layer"])
 def test_weighted_traces_of_a_float64_transformer(transformer, method, weighting):
     model, dense = transformer
-    found = hessian_trace(model, tiny_data(), weighting=weighting, method=method, rtol=0.15, max_probes=1000, seed=1)
+    found = hessian_trace(
+        model, tiny_data(), weighting=weighting, run=Run(method=method), rtol=0.15, max_probes=1000, seed=1
+    )
     parameters = Parameters(model)
     scales = []
     for entry in parameters:
@@ -183,13 +190,13 @@ def test_a_loss_that_is_not_finite_has_no_trace(method):
     with torch.no_grad():
         model.lm_head.weight[3] = torch.nan
     with pytest.raises(InputError, match="the loss at the weights is nan"):
-        hessian_trace(model, make_batches(), method=method)
+        hessian_trace(model, make_batches(), run=Run(method=method))
 
 
 def test_forward_differences_report_their_error(transformer):
     model, _dense = transformer
-    found = hessian_trace(model, tiny_data(), method="forward", rtol=1, max_probes=16)
-    exact = hessian_trace(model, tiny_data(), method="hutchinson", rtol=1, max_probes=16)
+    found = hessian_trace(model, tiny_data(), run=Run(method="forward"), rtol=1, max_probes=16)
+    exact = hessian_trace(model, tiny_data(), run=Run(method="hutchinson"), rtol=1, max_probes=16)
     # the same probes: what differs is the finite difference, and the interval is widened by what is said of it
     error = float(np.abs(found.samples - exact.samples).max() / abs(exact.value))
     assert 0 < found.hvp_error < 0.1
@@ -198,7 +205,7 @@ def test_forward_differences_report_their_error(transformer):
 
 def test_the_trace_by_layer_adds_up(transformer):
     model, dense = transformer
-    found = hessian_trace(model, tiny_data(), method="hutchinson", rtol=0.05, max_probes=2000)
+    found = hessian_trace(model, tiny_data(), run=Run(method="hutchinson"), rtol=0.05, max_probes=2000)
     assert sum(row.trace for row in found.layers) == pytest.approx(found.value, rel=1e-9)
     start = 0
     for row in found.layers:
@@ -224,7 +231,12 @@ def test_the_head_block_of_a_language_model_in_closed_form():
         count += h.shape[-2]
     for curvature in ("hessian", "ggn"):
         found = hessian_trace(
-            model, data, parameters="lm_head.*", curvature=curvature, method="hutchinson", rtol=0.02, max_probes=2000
+            model,
+            data,
+            scope=Scope(parameters="lm_head.*", curvature=curvature),
+            run=Run(method="hutchinson"),
+            rtol=0.02,
+            max_probes=2000,
         )
         assert found.converged
         assert abs(found.value - total / count) < 4 * found.stderr
@@ -233,7 +245,7 @@ def test_the_head_block_of_a_language_model_in_closed_form():
 def test_a_trace_near_zero_is_not_called_converged():
     model = quadratic_of(with_spectrum(np.concatenate([np.ones(20), -np.ones(20)])))
     with pytest.warns(MeasurementWarning, match="trace is known"):
-        found = hessian_trace(model, ANY, loss_fn=quadratic_loss, max_probes=32)
+        found = hessian_trace(model, ANY, scope=Scope(loss_fn=quadratic_loss), max_probes=32)
     assert not found.converged
     assert "NOT CONVERGED" in str(found)
 
@@ -253,27 +265,27 @@ class Mortal:
 
 def test_a_killed_trace_continues_to_the_same_result(tmp_path):
     model, data = build_model("llama"), make_batches()
-    whole = hessian_trace(model, data, method="hutchinson", max_probes=24, rtol=9.0)
+    whole = hessian_trace(model, data, run=Run(method="hutchinson"), max_probes=24, rtol=9.0)
     journal = tmp_path / "trace.journal"
-    options = {"method": "hutchinson", "max_probes": 24, "rtol": 9.0, "journal": journal}
+    options = {"max_probes": 24, "rtol": 9.0, "run": Run(method="hutchinson", journal=journal)}
     with pytest.raises(KeyboardInterrupt):
-        hessian_trace(model, data, loss_fn=Mortal(8), **options)
+        hessian_trace(model, data, scope=Scope(loss_fn=Mortal(8)), **options)
     assert journal.exists()
     loss = Mortal(10**6)
-    again = hessian_trace(model, data, loss_fn=loss, **options)
+    again = hessian_trace(model, data, scope=Scope(loss_fn=loss), **options)
     assert np.allclose(again.samples, whole.samples[: len(again.samples)], rtol=1e-6)
     with pytest.raises(InputError, match="other settings"):
-        hessian_trace(model, data, loss_fn=loss, **(options | {"seed": 1}))
+        hessian_trace(model, data, scope=Scope(loss_fn=loss), **(options | {"seed": 1}))
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"rtol": 0}, "rtol"),
-        ({"method": "guess"}, "guess"),
+        ({"run": Run(method="guess")}, "guess"),
         ({"weighting": "rows"}, "rows"),
-        ({"method": "forward", "curvature": "ggn"}, "Gauss-Newton"),
-        ({"parameters": "nothing.*"}, "nothing"),
+        ({"run": Run(method="forward"), "scope": Scope(curvature="ggn")}, "Gauss-Newton"),
+        ({"scope": Scope(parameters="nothing.*")}, "nothing"),
     ],
 )
 def test_traces_that_cannot_be_had_are_refused(options, said):
@@ -327,7 +339,7 @@ def test_results_come_back_from_files(tmp_path):
     model, data = build_model("llama"), make_batches()
     before = state_of(model)
     eigenvalues = hessian_eigenvalues(model, data, k=(2, 1), which="BE", rtol=1e-2, vectors=True)
-    trace = hessian_trace(model, data, method="hutchinson", rtol=9.0)
+    trace = hessian_trace(model, data, run=Run(method="hutchinson"), rtol=9.0)
     density = hessian_density(model, data, probes=2, steps=8)
     assert_same_state(before, state_of(model))
     for result, cls in ((eigenvalues, Eigenvalues), (trace, TraceEstimate), (density, SpectralDensity)):

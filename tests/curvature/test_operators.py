@@ -16,6 +16,7 @@ from landscape.curvature.opening import curvature_of
 from landscape.data.tokens import Example, TokenData
 from landscape.errors import InputError, MeasurementWarning
 from landscape.objective.objective import Objective
+from landscape.objective.scope import Scope
 from landscape.weights.flat import Layout, probe_scale
 from landscape.weights.parameters import Parameters
 
@@ -214,22 +215,24 @@ def test_a_product_has_the_structure_of_its_vector(quadratic):
     data = [torch.zeros(3), torch.zeros(2)]
     flat = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
     expected = quadratic.matrix @ flat
-    run = {"loss_fn": quadratic_loss}
-    assert torch.allclose(hessian_vector_product(quadratic, data, flat, **run), expected)
+    scope = {"scope": Scope(loss_fn=quadratic_loss)}
+    assert torch.allclose(hessian_vector_product(quadratic, data, flat, **scope), expected)
     named = {"first": flat[:2].view(1, 2), "second": flat[2:].view(1, 2)}
-    product = hessian_vector_product(quadratic, data, named, **run)
+    product = hessian_vector_product(quadratic, data, named, **scope)
     assert torch.allclose(product["second"].flatten(), expected[2:])
-    listed = hessian_vector_product(quadratic, data, list(named.values()), **run)
+    listed = hessian_vector_product(quadratic, data, list(named.values()), **scope)
     assert isinstance(listed, list)
     assert torch.equal(listed[0], product["first"])
-    part = hessian_vector_product(quadratic, data, {"second": named["second"]}, parameters="second", **run)
+    part = hessian_vector_product(
+        quadratic, data, {"second": named["second"]}, scope=Scope(parameters="second", loss_fn=quadratic_loss)
+    )
     assert torch.allclose(part["second"].flatten(), quadratic.matrix[2:, 2:] @ flat[2:])
     with pytest.raises(InputError, match="third"):
-        hessian_vector_product(quadratic, data, {"third": flat}, **run)
+        hessian_vector_product(quadratic, data, {"third": flat}, **scope)
     with pytest.raises(InputError, match=r"\(4,\)"):
-        hessian_vector_product(quadratic, data, flat[:3], **run)
+        hessian_vector_product(quadratic, data, flat[:3], **scope)
     with pytest.raises(InputError, match=r"first is \(4,\)"):
-        hessian_vector_product(quadratic, data, {"first": flat}, **run)
+        hessian_vector_product(quadratic, data, {"first": flat}, **scope)
 
 
 @pytest.mark.parametrize("mode", ["filter", "unit", "head", "layer"])

@@ -32,6 +32,7 @@ from landscape import (
     hessian_vector_product,
 )
 from landscape.objective.objective import Objective
+from landscape.objective.scope import Run, Scope
 from landscape.parallel.distributed import Share, alone, gathered, share, shared_work, summed
 from landscape.results import Journal, replacing, results_folder
 from landscape.weights.parameters import Parameters
@@ -95,18 +96,20 @@ def measure(folder):
     """What every process measures; of losses alone in "exact", of sums of vectors in "rounded"."""
     model, batches = build_model("llama", seed=1, num_hidden_layers=1), make_batches(rows=1)
     exact, rounded = {}, {}
-    surface = compute_surface(model, batches, points=(4, 3), progress=False, journal=folder / "surface.journal")
+    surface = compute_surface(
+        model, batches, points=(4, 3), run=Run(progress=False, journal=folder / "surface.journal")
+    )
     exact["surface"] = surface.loss
-    exact["auto span"] = compute_surface(model, batches, dim=1, points=3, span="auto", progress=False).axes[0]
-    exact["one batch"] = compute_surface(model, batches[:1], dim=1, points=4, progress=False).loss
+    exact["auto span"] = compute_surface(model, batches, dim=1, points=3, span="auto", run=Run(progress=False)).axes[0]
+    exact["one batch"] = compute_surface(model, batches[:1], dim=1, points=4, run=Run(progress=False)).loss
     for name, (by_losses, options) in METRICS.items():
         found = compute_sharpness(model, batches, metric=name.split()[0], **options)
         (exact if by_losses else rounded)[name] = found.value
         exact[f"{name}: loss"] = found.loss
     rounded["one batch: gradient norm"] = compute_sharpness(model, batches[:1], metric="gradient_norm").value
     options = {"rtol": 0.5, "max_probes": 8}
-    exact["trace, forward"] = hessian_trace(model, batches, method="forward", **options).value
-    found = hessian_trace(model, batches, method="hutchinson", journal=folder / "trace.journal", **options)
+    exact["trace, forward"] = hessian_trace(model, batches, run=Run(method="forward"), **options).value
+    found = hessian_trace(model, batches, run=Run(method="hutchinson", journal=folder / "trace.journal"), **options)
     rounded["trace, hutchinson"], exact["trace, probes"] = found.value, found.probes
     found = hessian_eigenvalues(model, batches, k=(2, 1), which="BE", rtol=1e-2)
     rounded["eigenvalues"], exact["eigenvalues: converged"] = found.values, found.converged
@@ -114,10 +117,12 @@ def measure(folder):
     rounded["density, moments"] = [found.moment(1)[0], found.moment(2)[0]]
     vector = torch.ones(Parameters(model).numel)
     for hvp in ("exact", "finite_difference"):
-        rounded[f"product, {hvp}"] = float(hessian_vector_product(model, batches, vector, hvp=hvp) @ vector)
+        rounded[f"product, {hvp}"] = float(hessian_vector_product(model, batches, vector, run=Run(hvp=hvp)) @ vector)
     wide = make_batches(rows=4)
-    rounded["short of memory"] = compute_sharpness(model, wide, metric="gradient_norm", loss_fn=Short(1)).value
-    found = hessian_eigenvalues(model, wide, rtol=1e-2, loss_fn=bent_once)
+    rounded["short of memory"] = compute_sharpness(
+        model, wide, metric="gradient_norm", scope=Scope(loss_fn=Short(1))
+    ).value
+    found = hessian_eigenvalues(model, wide, rtol=1e-2, scope=Scope(loss_fn=bent_once))
     rounded["no second derivative"] = found.values
     return {"exact": exact, "rounded": rounded, "hvp": found.hvp}
 

@@ -30,6 +30,7 @@ from landscape.curvature.trace import hessian_trace
 from landscape.errors import InputError, MeasurementWarning
 from landscape.objective.causal import CausalLoss, supervised_hidden
 from landscape.objective.objective import Objective
+from landscape.objective.scope import Run, Scope
 from landscape.sharpness import compute_sharpness
 from landscape.surfaces.surface import compute_interpolation, compute_surface
 from landscape.weights.directions import difference_direction, load_directions, random_directions, save_directions
@@ -83,13 +84,17 @@ def measured(model, other):
             for d in drawn
         ]
         found[f"cosine {mode}"] = drawn[0].cosine(drawn[1])
-    surface = compute_surface(model, data, points=3, span=0.5, progress=False)
+    surface = compute_surface(model, data, points=3, span=0.5, run=Run(progress=False))
     found["surface"] = surface.loss
     found["fidelity"] = [surface.fidelity.norm_ratio, surface.fidelity.cosine, surface.direction_cosine]
-    found["offloaded"] = compute_surface(model, data, points=3, span=0.5, offload_base=True, progress=False).loss
-    found["interpolation"] = compute_interpolation(model, other, data, points=3, span=(0.0, 1.0), progress=False).loss
+    found["offloaded"] = compute_surface(
+        model, data, points=3, span=0.5, run=Run(offload_base=True, progress=False)
+    ).loss
+    found["interpolation"] = compute_interpolation(
+        model, other, data, points=3, span=(0.0, 1.0), run=Run(progress=False)
+    ).loss
     along = [difference_direction(model, other)]
-    found["difference"] = compute_surface(model, data, along, points=3, progress=False).loss
+    found["difference"] = compute_surface(model, data, along, points=3, run=Run(progress=False)).loss
     tied = model.config.tie_word_embeddings  # enough to see that tied tensors are one
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MeasurementWarning)
@@ -97,13 +102,20 @@ def measured(model, other):
             found[name] = compute_sharpness(model, data, **options).value
         if tied:
             return found
-        trace = hessian_trace(model, data, max_probes=4, rtol=0.5, method="forward")
+        trace = hessian_trace(model, data, max_probes=4, rtol=0.5, run=Run(method="forward"))
         found["trace"] = [trace.value, *trace.samples.tolist()]
         few = hessian_trace(
-            model, data, max_probes=2, rtol=0.5, method="hutchinson", hvp="finite_difference", parameters=SMALL
+            model,
+            data,
+            max_probes=2,
+            rtol=0.5,
+            run=Run(method="hutchinson", hvp="finite_difference"),
+            scope=Scope(parameters=SMALL),
         )
         found["hutchinson"] = [few.value, *(layer.trace for layer in few.layers)]
-        top = hessian_eigenvalues(model, data, parameters=SMALL, hvp="finite_difference", rtol=1e-2, max_matvecs=8)
+        top = hessian_eigenvalues(
+            model, data, scope=Scope(parameters=SMALL), run=Run(hvp="finite_difference"), rtol=1e-2, max_matvecs=8
+        )
         found["top_eigenvalue"] = float(top.values[0])
     return found
 
@@ -112,11 +124,11 @@ def refusals(model):
     """The sentences with which things that sharded models do not have are refused."""
     data = data_of()
     asked = {
-        "exact": lambda: hessian_vector_product(model, data, dict(Parameters(model).values()), hvp="exact"),
+        "exact": lambda: hessian_vector_product(model, data, dict(Parameters(model).values()), run=Run(hvp="exact")),
         "ggn": lambda: compute_sharpness(model, data, metric="fisher_rao"),
         "vectors": lambda: hessian_eigenvalues(model, data, vectors=True),
         "density": lambda: hessian_density(model, data),
-        "journal": lambda: hessian_eigenvalues(model, data, hvp="finite_difference", journal="never.journal"),
+        "journal": lambda: hessian_eigenvalues(model, data, run=Run(hvp="finite_difference", journal="never.journal")),
         "other data": lambda: Objective(model, make_batches(seed=dist.get_rank())),
     }
     said = {}
@@ -132,11 +144,15 @@ def continued(model, path):
     """Measurements whose journals a kill tore in the last line, which the first process alone writes."""
     data, found = data_of(), {}
     for name, measure in {
-        "surface": lambda j: compute_surface(model, data, points=5, span=0.5, progress=False, journal=j).loss.tolist(),
+        "surface": lambda j: compute_surface(
+            model, data, points=5, span=0.5, run=Run(progress=False, journal=j)
+        ).loss.tolist(),
         "trace": lambda j: hessian_trace(
-            model, data, max_probes=4, rtol=9.0, method="forward", journal=j
+            model, data, max_probes=4, rtol=9.0, run=Run(method="forward", journal=j)
         ).samples.tolist(),
-        "average": lambda j: [compute_sharpness(model, data, metric="average_case", samples=4, journal=j).value],
+        "average": lambda j: [
+            compute_sharpness(model, data, metric="average_case", samples=4, run=Run(journal=j)).value
+        ],
     }.items():
         journal = path.with_suffix(f".{name}")
         whole = measure(journal)
@@ -149,11 +165,11 @@ def continued(model, path):
         dist.barrier()
         found[name]["lines"] = (len(lines), len(journal.read_bytes().splitlines())) if dist.get_rank() == 0 else None
         try:
-            compute_surface(model, data, points=7, progress=False, journal=journal)
+            compute_surface(model, data, points=7, run=Run(progress=False, journal=journal))
         except InputError as error:
             found[name]["refused"] = str(error)
     try:  # the first process alone sees what is wrong with it
-        compute_surface(model, data, points=3, progress=False, journal=path.parent)
+        compute_surface(model, data, points=3, run=Run(progress=False, journal=path.parent))
     except InputError as error:
         found["a folder"] = str(error)
     return found
@@ -183,13 +199,15 @@ def measure_odd(model, data):
     def loss_fn(model, batch):
         return (model(batch[0]) - batch[1]).square().sum(), len(batch[0])
 
-    surface = compute_surface(model, data, points=3, include_1d=True, loss_fn=loss_fn, progress=False).loss
+    surface = compute_surface(
+        model, data, points=3, scope=Scope(loss_fn=loss_fn, include_1d=True), run=Run(progress=False)
+    ).loss
     _, gradient = Objective(model, data, loss_fn).gradient(Parameters(model, frozen=True))
     return {
         "surface": surface,
         "frozen": inner_product({"0.bias": gradient["0.bias"]}, gradient),
-        "average": compute_sharpness(model, data, metric="average_case", samples=4, loss_fn=loss_fn).value,
-        "norm": compute_sharpness(model, data, metric="gradient_norm", loss_fn=loss_fn).value,
+        "average": compute_sharpness(model, data, metric="average_case", samples=4, scope=Scope(loss_fn=loss_fn)).value,
+        "norm": compute_sharpness(model, data, metric="gradient_norm", scope=Scope(loss_fn=loss_fn)).value,
     }
 
 
@@ -216,7 +234,9 @@ def sharded_process(folder):
             path = folder / "directions.safetensors"
             save_directions(random_directions(model, 1), path.with_stem(f"directions{dist.get_rank()}"))
             path = path.with_stem(f"directions{dist.get_rank()}")
-            read = compute_surface(model, data_of(), load_directions(path, model), points=3, span=0.5, progress=False)
+            read = compute_surface(
+                model, data_of(), load_directions(path, model), points=3, span=0.5, run=Run(progress=False)
+            )
             found["read directions"] = read.loss
     found["partly"] = partly_sharded()
     model, data = odd()
@@ -292,7 +312,9 @@ def test_shards_of_uneven_and_no_rows_and_frozen_ones(sharded):
 
 def test_directions_are_saved_whole_and_read_into_shards(sharded):
     model = build_model("llama")
-    expected = compute_surface(model, data_of(), random_directions(model, 1), points=3, span=0.5, progress=False)
+    expected = compute_surface(
+        model, data_of(), random_directions(model, 1), points=3, span=0.5, run=Run(progress=False)
+    )
     np.testing.assert_allclose(sharded["read directions"], expected.loss, **LOSS)
 
 
@@ -337,14 +359,14 @@ def check_spread(model, single):
     np.testing.assert_allclose(loss.mean, expected["loss"][0], **LOSS)
     np.testing.assert_allclose(inner_product(gradient, gradient), expected["gradient_square"], rtol=1e-5)
     for offload in (False, True):
-        surface = compute_surface(model, data, points=3, span=0.5, offload_base=offload, progress=False)
+        surface = compute_surface(model, data, points=3, span=0.5, run=Run(offload_base=offload, progress=False))
         np.testing.assert_allclose(surface.loss, expected["surface"], **LOSS)
     for name in ("one_step", "average_adaptive", "adaptive_gradient_norm"):
         value = compute_sharpness(model, data, **SHARPNESS[name]).value
         np.testing.assert_allclose(value, expected[name], err_msg=name, **LOSS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MeasurementWarning)
-        trace = hessian_trace(model, data, max_probes=4, rtol=0.5, method="forward").value
+        trace = hessian_trace(model, data, max_probes=4, rtol=0.5, run=Run(method="forward")).value
     np.testing.assert_allclose(trace, expected["trace"][0], rtol=1e-2)
     assert_same_state(before, state_of(model))
 
@@ -371,7 +393,7 @@ def test_an_offloaded_model_has_a_loss_and_says_why_it_has_no_surface(single):
         supervised_hidden(model, data_of()[0])
     np.testing.assert_allclose(Objective(model, data_of()).loss().mean, single["llama"]["loss"][0], **LOSS)
     with pytest.raises(InputError, match=r"embed_tokens.weight has no data on a device.*offloaded"):
-        compute_surface(model, data_of(), points=3, progress=False)
+        compute_surface(model, data_of(), points=3, run=Run(progress=False))
 
 
 def test_a_device_map_of_another_word_is_refused(save_checkpoint_folder):
@@ -425,7 +447,7 @@ def test_average_sharpness_holds_one_copy_and_a_tensor(options):
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     data = [(torch.ones(1, 64), torch.ones(1))]
     with LiveBytes().ignoring(model) as live:
-        compute_sharpness(model, data, metric="average_case", samples=4, loss_fn=squares, **options)
+        compute_sharpness(model, data, metric="average_case", samples=4, scope=Scope(loss_fn=squares), **options)
     assert 1.0 <= live.peak / weights <= 1.2  # beside the weights: the base, float64 temporaries of one tensor in 100
 
 
@@ -435,7 +457,7 @@ def test_peak_memory_on_a_gpu(dtype):
     model = many_layers(1024, 400, "cuda", dtype)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     data = [(torch.ones(1, 1024, dtype=dtype), torch.ones(1))]
-    options = {"metric": "average_case", "samples": 4, "rho": 1e-3, "loss_fn": squares}
+    options = {"metric": "average_case", "samples": 4, "rho": 1e-3, "scope": Scope(loss_fn=squares)}
 
     def peak(measure):
         torch.cuda.empty_cache()
@@ -446,13 +468,14 @@ def test_peak_memory_on_a_gpu(dtype):
         return torch.cuda.max_memory_allocated() / weights
 
     assert peak(lambda: compute_sharpness(model, data, **options)) <= 2.2
-    assert peak(lambda: compute_sharpness(model, data, offload_base=True, **options)) <= 1.3
-    line = {"dim": 2, "points": 3, "span": 0.01, "loss_fn": squares, "progress": False}
-    assert peak(lambda: compute_surface(model, data, offload_base=True, **line)) <= 1.3
+    assert peak(lambda: compute_sharpness(model, data, run=Run(offload_base=True), **options)) <= 1.3
+    line = {"dim": 2, "points": 3, "span": 0.01, "scope": Scope(loss_fn=squares)}
+    assert peak(lambda: compute_surface(model, data, run=Run(offload_base=True), **line)) <= 1.3
 
 
 LOADING = """
 import resource, sys
+from landscape.objective.scope import Run, Scope
 from landscape.checkpoints import load_checkpoint
 
 def peak():

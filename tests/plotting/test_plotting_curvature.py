@@ -49,8 +49,12 @@ def measured():
                 "layers": landscape.hessian_layers(model, data, max_probes=4, max_matvecs=8),
                 "eigenvalues": landscape.hessian_eigenvalues(model, data, k=3, max_matvecs=8, rtol=1e-6),
                 "trace": landscape.hessian_trace(model, data, max_probes=8),
-                "plane": landscape.compute_surface(model, data, directions, points=5, span=0.5, progress=False),
-                "line": landscape.compute_surface(model, data, directions[:1], points=5, span=0.5, progress=False),
+                "plane": landscape.compute_surface(
+                    model, data, directions, points=5, span=0.5, run=landscape.Run(progress=False)
+                ),
+                "line": landscape.compute_surface(
+                    model, data, directions[:1], points=5, span=0.5, run=landscape.Run(progress=False)
+                ),
             }
         found |= {(kind, name): named(result, name) for kind, result in results.items()}
     return found

@@ -24,6 +24,7 @@ from landscape.curvature.eigenvalues import hessian_eigenvalues
 from landscape.curvature.trace import hessian_trace
 from landscape.errors import InputError, MeasurementWarning
 from landscape.linalg.spectrum import lanczos, quadrature
+from landscape.objective.scope import Run, Scope
 from landscape.results import Journal, Snapshots, journaled
 from landscape.sharpness import compute_sharpness
 from landscape.surfaces.surface import compute_surface
@@ -52,7 +53,7 @@ def same_result(left, right):
 # --- what a journal is of ------------------------------------------------------------------------------------
 
 OF_A_PART = {
-    "surface": lambda m, d, **how: compute_surface(m, d, dim=1, points=3, progress=False, **how),
+    "surface": lambda m, d, **how: compute_surface(m, d, dim=1, points=3, **how),
     "trace": lambda m, d, **how: hessian_trace(m, d, max_probes=4, **how),
     "average_case": lambda m, d, **how: compute_sharpness(m, d, metric="average_case", samples=4, **how),
     "eigenvalues": lambda m, d, **how: hessian_eigenvalues(m, d, max_matvecs=2, **how),
@@ -65,22 +66,22 @@ def test_a_journal_is_of_one_model_and_of_the_parameters_that_moved(name, tmp_pa
     """The same weights frozen elsewhere, other weights beside those that move, other buffers: other measurements."""
     measure, journal = OF_A_PART[name], tmp_path / "journal"
     model, data = build_model("llama"), make_batches(examples=2)
-    measure(model, data, journal=journal, parameters="*.mlp.*")
-    measure(model, data, journal=journal, parameters="*.mlp.*")
+    measure(model, data, run=Run(journal=journal), scope=Scope(parameters="*.mlp.*"))
+    measure(model, data, run=Run(journal=journal), scope=Scope(parameters="*.mlp.*"))
     with torch.no_grad():
         model.model.norm.weight.mul_(2)  # not among what moves
     with pytest.raises(InputError, match="other settings"):
-        measure(model, data, journal=journal, parameters="*.mlp.*")
+        measure(model, data, run=Run(journal=journal), scope=Scope(parameters="*.mlp.*"))
     with torch.no_grad():
         model.model.norm.weight.div_(2)
         model.model.rotary_emb.inv_freq.mul_(2)
     with pytest.raises(InputError, match="other settings"):
-        measure(model, data, journal=journal, parameters="*.mlp.*")
+        measure(model, data, run=Run(journal=journal), scope=Scope(parameters="*.mlp.*"))
     whole = tmp_path / "whole"
-    measure(model, data, journal=whole)
+    measure(model, data, run=Run(journal=whole))
     model.model.embed_tokens.requires_grad_(False)
     with pytest.raises(InputError, match="other settings"):
-        measure(model, data, journal=whole)
+        measure(model, data, run=Run(journal=whole))
 
 
 # --- eigenvalues --------------------------------------------------------------------------------------------
@@ -142,13 +143,19 @@ def test_a_quadrature_continues_bit_for_bit_from_every_step():
 
 
 MEASURES = {
-    "eigenvalues": lambda m, d, j: hessian_eigenvalues(m, d, k=(2, 1), which="BE", rtol=1e-3, journal=j),
-    "differences": lambda m, d, j: hessian_eigenvalues(m, d, k=1, rtol=1e-2, hvp="finite_difference", journal=j),
-    "density": lambda m, d, j: hessian_density(m, d, probes=2, steps=8, journal=j),
-    "trace": lambda m, d, j: hessian_trace(m, d, method="hutchinson", hvp="finite_difference", max_probes=8, journal=j),
-    "average_case": lambda m, d, j: compute_sharpness(m, d, metric="average_case", samples=8, journal=j),
-    "pac_bayes": lambda m, d, j: compute_sharpness(m, d, metric="pac_bayes", samples=4, tolerance=0.3, journal=j),
-    "top_eigenvalue": lambda m, d, j: compute_sharpness(m, d, metric="top_eigenvalue", rtol=0.1, journal=j),
+    "eigenvalues": lambda m, d, j: hessian_eigenvalues(m, d, k=(2, 1), which="BE", rtol=1e-3, run=Run(journal=j)),
+    "differences": lambda m, d, j: hessian_eigenvalues(
+        m, d, k=1, rtol=1e-2, run=Run(hvp="finite_difference", journal=j)
+    ),
+    "density": lambda m, d, j: hessian_density(m, d, probes=2, steps=8, run=Run(journal=j)),
+    "trace": lambda m, d, j: hessian_trace(
+        m, d, run=Run(method="hutchinson", hvp="finite_difference", journal=j), max_probes=8
+    ),
+    "average_case": lambda m, d, j: compute_sharpness(m, d, metric="average_case", samples=8, run=Run(journal=j)),
+    "pac_bayes": lambda m, d, j: compute_sharpness(
+        m, d, metric="pac_bayes", samples=4, tolerance=0.3, run=Run(journal=j)
+    ),
+    "top_eigenvalue": lambda m, d, j: compute_sharpness(m, d, metric="top_eigenvalue", rtol=0.1, run=Run(journal=j)),
 }
 
 
@@ -358,6 +365,7 @@ import landscape.study.comparison, landscape.curvature.eigenvalues, landscape.cu
 import landscape.study.measurements, landscape.plotting
 import landscape.curvature.checks, landscape.study.surfaces, landscape.curvature.trace, landscape.surfaces.trajectory
 import landscape.plotting.surfaces.interactive, landscape.plotting.surfaces.paper
+from landscape.objective.scope import Run, Scope
 import transformers.models.llama.modeling_llama
 snapshots.SHARE = 0
 print("ready", flush=True)

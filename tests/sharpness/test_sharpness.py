@@ -27,6 +27,7 @@ from landscape import (
 )
 from landscape.data.tokens import Example, TokenData
 from landscape.objective.causal import CausalLoss
+from landscape.objective.scope import Scope
 from landscape.weights.parameters import Parameters
 
 ANY = [torch.zeros(2), torch.zeros(1)]
@@ -39,7 +40,7 @@ def at(offset, matrix=DIAGONAL):
 
 
 def measure(model, metric, **options):
-    return compute_sharpness(model, ANY, metric=metric, loss_fn=quadratic_loss, **options)
+    return compute_sharpness(model, ANY, metric=metric, scope=Scope(loss_fn=quadratic_loss), **options)
 
 
 def trust_region(matrix, gradient, rho):
@@ -144,10 +145,10 @@ def test_m_sharpness_is_the_mean_of_each_groups_own_maximum():
     inputs, targets = torch.randn(6, 3).double(), torch.randn(6, 1).double()
     data = [(inputs[:4], targets[:4]), (inputs[4:], targets[4:])]
     loss = supervised_loss(nn.MSELoss())
-    whole = compute_sharpness(model, data, rho=0.3, loss_fn=loss)
-    found = compute_sharpness(model, data, rho=0.3, m=2, loss_fn=loss)
+    whole = compute_sharpness(model, data, rho=0.3, scope=Scope(loss_fn=loss))
+    found = compute_sharpness(model, data, rho=0.3, m=2, scope=Scope(loss_fn=loss))
     parts = [
-        compute_sharpness(model, [(inputs[i : i + 2], targets[i : i + 2])], rho=0.3, loss_fn=loss).value
+        compute_sharpness(model, [(inputs[i : i + 2], targets[i : i + 2])], rho=0.3, scope=Scope(loss_fn=loss)).value
         for i in (0, 2, 4)
     ]
     assert found.value == pytest.approx(np.mean(parts), rel=1e-12)
@@ -286,7 +287,7 @@ def test_a_scalar_chain_at_its_minimum(factors, top):
     """1/2 (prod th - 2)^2: eigenvalue y^2 sum 1/th^2, adaptive trace L y^2, w'Hw = w'Fw = L^2 y^2 (SCIENCE (b))."""
     model, length = Chain(*factors), len(factors)
     data = [(torch.ones(1).double(), torch.full((1,), 2.0).double())]
-    run = {"data": data, "loss_fn": HALF_SQUARE}
+    run = {"data": data, "scope": Scope(loss_fn=HALF_SQUARE)}
     found = compute_sharpness(model, metric="top_eigenvalue", rtol=1e-8, **run)
     assert found.value == pytest.approx(top, rel=1e-9)
     adaptive = compute_sharpness(model, metric="adaptive_trace", method="hutchinson", rtol=0.5, **run)
@@ -483,7 +484,7 @@ def test_an_interrupt_leaves_the_model_as_it_was(metric):
         return CausalLoss(at_supervised=True)(model, batch)
 
     with pytest.raises(KeyboardInterrupt):
-        compute_sharpness(model, make_batches(), metric=metric, loss_fn=failing)
+        compute_sharpness(model, make_batches(), metric=metric, scope=Scope(loss_fn=failing))
     assert_same_state(before, state_of(model))
 
 
@@ -519,7 +520,7 @@ def test_the_bfloat16_trap_is_said_with_its_number():
         ({"metric": "average_case", "normalize": "rows"}, "rows"),
         ({"metric": "critical", "direction": "north"}, "north"),
         ({"metric": "critical", "direction": "displacement"}, "base"),
-        ({"parameters": "nothing"}, "nothing"),
+        ({"scope": Scope(parameters="nothing")}, "nothing"),
     ],
 )
 def test_what_cannot_be_measured_is_one_clear_value_error(options, said):

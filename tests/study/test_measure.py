@@ -30,6 +30,7 @@ from landscape import (
     measure_forgetting,
 )
 from landscape.data.tokens import Example, TokenData
+from landscape.objective.scope import Run
 from landscape.study.measure import FLATNESS_METRICS, details_path, disjoint_halves, measure_checkpoints
 
 METRICS = (
@@ -105,7 +106,7 @@ def test_numbers_are_those_of_the_api(study, sources, table):
             taylor = compute_sharpness(tuned, first, metric="displacement_curvature", base=origin)
             expected[f"displacement_curvature_{on}"] = taylor.value
             expected[f"predicted_rise_{on}"] = taylor.details["predicted_rise"]
-            surface = compute_surface(tuned, first, dim=1, points=5, span=0.5, progress=False).metrics()
+            surface = compute_surface(tuned, first, dim=1, points=5, span=0.5, run=Run(progress=False)).metrics()
             expected[f"surface_curvature_{on}"] = surface.surface_curvature
             expected[f"surface_average_gradient_{on}"] = surface.average_gradient
             (task,) = measure_forgetting(origin, tuned, {on: second}, resamples=99).tasks

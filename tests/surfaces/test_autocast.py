@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from landscape.curvature.products import hessian_vector_product
 from landscape.errors import InputError
 from landscape.objective.objective import Objective
+from landscape.objective.scope import Run, Scope
 from landscape.surfaces.surface import Surface, compute_interpolation, compute_plane, compute_surface
 from landscape.surfaces.trajectory import compute_trajectory
 
@@ -58,8 +59,8 @@ def test_a_loss_costs_no_more_than_the_bare_forward(model: LlamaForCausalLM, pro
 def test_autocast_says_what_it_did_to_the_loss(model: LlamaForCausalLM, tmp_path: Path) -> None:
     """The deviation is that of the centre, and of the size of bfloat16: 8 bits in every product, a mean over tokens."""
     data = [tokens()]
-    exact = compute_surface(model, data, dim=1, points=3, span=0.1, progress=False)
-    lowered = compute_surface(model, data, dim=1, points=3, span=0.1, autocast="bfloat16", progress=False)
+    exact = compute_surface(model, data, dim=1, points=3, span=0.1, run=Run(progress=False))
+    lowered = compute_surface(model, data, dim=1, points=3, span=0.1, run=Run(autocast="bfloat16", progress=False))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = float(model(**data[0]).loss)
     assert lowered.autocast is not None
@@ -77,7 +78,9 @@ def test_autocast_says_what_it_did_to_the_loss(model: LlamaForCausalLM, tmp_path
 def test_weights_move_in_their_own_type_under_autocast(model: LlamaForCausalLM) -> None:
     """Steps far below half a unit of bfloat16 are taken: nothing of the weights themselves is rounded to it."""
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-    surface = compute_surface(model, [tokens()], dim=1, points=3, span=1e-4, autocast="bfloat16", progress=False)
+    surface = compute_surface(
+        model, [tokens()], dim=1, points=3, span=1e-4, run=Run(autocast="bfloat16", progress=False)
+    )
     assert surface.fidelity.cosine > 0.9999
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
 
@@ -85,13 +88,14 @@ def test_weights_move_in_their_own_type_under_autocast(model: LlamaForCausalLM) 
 def test_a_callers_own_autocast_changes_nothing(model: LlamaForCausalLM) -> None:
     """torch keeps the casts of weights until the outermost autocast ends: weights that moved would not be seen."""
     data = [tokens()]
-    how: dict[str, Any] = {"dim": 1, "points": 3, "progress": False}
+    how: dict[str, Any] = {"dim": 1, "points": 3}
     vector = {name: torch.ones_like(tensor) for name, tensor in model.named_parameters()}
 
     def measured() -> list[torch.Tensor]:
-        losses = [compute_surface(model, data, autocast=dtype, **how).loss for dtype in ("bfloat16", None)]
+        losses = [compute_surface(model, data, run=Run(autocast=dtype), **how).loss for dtype in ("bfloat16", None)]
         products = [
-            hessian_vector_product(model, data, vector, **way) for way in ({"curvature": "ggn"}, {"hvp": "exact"})
+            hessian_vector_product(model, data, vector, **way)
+            for way in ({"scope": Scope(curvature="ggn")}, {"run": Run(hvp="exact")})
         ]
         return [torch.from_numpy(np.array(losses)), *(torch.cat([t.view(-1) for t in p.values()]) for p in products)]
 
@@ -105,7 +109,7 @@ def test_every_kind_of_surface_takes_it(model: LlamaForCausalLM) -> None:
     torch.manual_seed(1)
     others = [LlamaForCausalLM(model.config).eval() for _ in range(2)]
     how: dict[str, Any]
-    data, how = [tokens(rows=2)], {"points": 3, "autocast": "bfloat16", "progress": False}
+    data, how = [tokens(rows=2)], {"points": 3, "run": Run(autocast="bfloat16")}
     line = compute_interpolation(model, others[0], data, **how)
     plane = compute_plane([model, *others], data, **how)
     path = compute_trajectory([*others, model], data, **how)
@@ -115,24 +119,25 @@ def test_every_kind_of_surface_takes_it(model: LlamaForCausalLM) -> None:
 
 
 def test_a_journal_keeps_the_centre_without_autocast(model: LlamaForCausalLM, tmp_path: Path) -> None:
-    how: dict[str, Any] = {"dim": 1, "points": 3, "span": 0.1, "journal": tmp_path / "journal", "progress": False}
-    first = compute_surface(model, [tokens()], autocast="bfloat16", **how)
-    again = compute_surface(model, [tokens()], autocast="bfloat16", **how)
+    how: dict[str, Any] = {"dim": 1, "points": 3, "span": 0.1}
+    run = Run(autocast="bfloat16", journal=tmp_path / "journal")
+    first = compute_surface(model, [tokens()], run=run, **how)
+    again = compute_surface(model, [tokens()], run=run, **how)
     assert again.autocast == first.autocast
     assert (again.loss == first.loss).all()
     with pytest.raises(InputError):  # other settings than the journal's
-        compute_surface(model, [tokens()], **how)
+        compute_surface(model, [tokens()], run=Run(journal=tmp_path / "journal"), **how)
 
 
 def test_float64_weights_are_refused(model: LlamaForCausalLM) -> None:
     """autocast casts no float64: the surface would say bfloat16 of what ran in float64."""
     with pytest.raises(InputError, match="float64"):
-        compute_surface(model.double(), [tokens()], dim=1, points=3, autocast="bfloat16", progress=False)
+        compute_surface(model.double(), [tokens()], dim=1, points=3, run=Run(autocast="bfloat16", progress=False))
 
 
 def test_another_type_is_refused(model: LlamaForCausalLM) -> None:
     with pytest.raises(InputError, match="float8"):
-        compute_surface(model, [tokens()], dim=1, points=3, autocast="float8", progress=False)
+        compute_surface(model, [tokens()], dim=1, points=3, run=Run(autocast="float8", progress=False))
 
 
 def test_the_command_says_it(run: Any, save_checkpoint_folder: Any, records: Any) -> None:

@@ -25,6 +25,7 @@ from torch import nn
 from landscape.errors import InputError, MeasurementWarning
 from landscape.objective.loss_functions import supervised_loss
 from landscape.objective.objective import Objective
+from landscape.objective.scope import Run, Scope
 from landscape.plotting import caption_for, require_comparable
 from landscape.surfaces.metrics import compare_metrics
 from landscape.surfaces.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
@@ -32,7 +33,7 @@ from landscape.weights.directions import Direction, difference_direction, random
 from landscape.weights.parameters import Parameters
 
 ANY_DATA = [torch.zeros(2), torch.zeros(3)]
-QUIET = {"progress": False}
+QUIET = {"run": Run(progress=False)}
 
 
 def directions_of(quadratic):
@@ -55,7 +56,7 @@ def test_surface_of_a_quadratic_is_its_closed_form_at_every_point(quadratic, poi
     u, v = directions_of(quadratic)
     start = torch.cat([quadratic.first.flatten(), quadratic.second.flatten()]).detach()
     surface = compute_surface(
-        quadratic, ANY_DATA, [u, v], points=points, span=(-0.7, 1.3), loss_fn=quadratic_loss, **QUIET
+        quadratic, ANY_DATA, [u, v], points=points, span=(-0.7, 1.3), scope=Scope(loss_fn=quadratic_loss), **QUIET
     )
     assert surface.loss.shape == points
     assert surface.coordinates.shape == (*points, 2)
@@ -71,7 +72,9 @@ def test_surface_of_a_quadratic_is_its_closed_form_at_every_point(quadratic, poi
 def test_a_line_of_a_quadratic_is_its_closed_form(quadratic):
     (u, _) = directions_of(quadratic)
     start = torch.cat([quadratic.first.flatten(), quadratic.second.flatten()]).detach()
-    surface = compute_surface(quadratic, ANY_DATA, [u], points=9, span=2.0, loss_fn=quadratic_loss, **QUIET)
+    surface = compute_surface(
+        quadratic, ANY_DATA, [u], points=9, span=2.0, scope=Scope(loss_fn=quadratic_loss), **QUIET
+    )
     expected = [value(quadratic, start + x * flat(u)) for x in surface.axes[0]]
     assert surface.loss == pytest.approx(expected, rel=1e-13)
     assert surface.axes[0][4] == 0.0
@@ -131,7 +134,7 @@ def test_the_model_comes_back_when_a_point_fails(quadratic, failure, seen):
         return quadratic_loss(model, batch)
 
     with pytest.raises(seen):
-        compute_surface(quadratic, ANY_DATA, directions_of(quadratic), points=5, loss_fn=failing, **QUIET)
+        compute_surface(quadratic, ANY_DATA, directions_of(quadratic), points=5, scope=Scope(loss_fn=failing), **QUIET)
     assert_same_state(before, state_of(quadratic))
 
 
@@ -179,7 +182,7 @@ def test_parameters_select_what_is_perturbed():
     handle = model.register_forward_hook(
         lambda *_: moved.update(n for n, p in model.named_parameters() if not torch.equal(p, base[n]))
     )
-    compute_surface(model, make_batches(), points=3, parameters="*.mlp.*", **QUIET)
+    compute_surface(model, make_batches(), points=3, scope=Scope(parameters="*.mlp.*"), **QUIET)
     handle.remove()
     assert moved == {n for n in base if ".mlp." in n}
 
@@ -203,7 +206,7 @@ def test_interpolation_of_a_quadratic_is_the_parabola(quadratic):
     end = torch.tensor([0.2, -0.4, 1.1, 0.9]).double()
     other = Quadratic(quadratic.matrix, quadratic.center, end)
     start = torch.cat([quadratic.first.flatten(), quadratic.second.flatten()]).detach()
-    surface = compute_interpolation(quadratic, other, ANY_DATA, points=9, loss_fn=quadratic_loss, **QUIET)
+    surface = compute_interpolation(quadratic, other, ANY_DATA, points=9, scope=Scope(loss_fn=quadratic_loss), **QUIET)
     expected = [value(quadratic, (1 - t) * start + t * end) for t in surface.axes[0]]
     assert surface.loss == pytest.approx(expected, rel=1e-13)
 
@@ -261,7 +264,7 @@ def test_the_plane_of_a_quadratic_is_its_closed_form(quadratic):
     start = torch.cat([quadratic.first.flatten(), quadratic.second.flatten()]).detach()
     ends = [torch.tensor([0.2, -0.4, 1.1, 0.9]).double(), torch.tensor([-1.0, 0.3, 0.1, 2.0]).double()]
     others = [Quadratic(quadratic.matrix, quadratic.center, end) for end in ends]
-    surface = compute_plane([quadratic, *others], ANY_DATA, points=(4, 6), loss_fn=quadratic_loss, **QUIET)
+    surface = compute_plane([quadratic, *others], ANY_DATA, points=(4, 6), scope=Scope(loss_fn=quadratic_loss), **QUIET)
     u = ends[0] - start
     v = ends[1] - start
     u, v = u / u.norm(), v - (v @ u) / (u @ u) * u
@@ -276,12 +279,12 @@ def test_a_degenerate_plane_is_refused(quadratic):
     step = torch.ones(4).double()
     on_line = [Quadratic(quadratic.matrix, quadratic.center, start + k * step) for k in (1, 2)]
     with pytest.raises(InputError, match="one line"):
-        compute_plane([quadratic, *on_line], ANY_DATA, loss_fn=quadratic_loss, **QUIET)
+        compute_plane([quadratic, *on_line], ANY_DATA, scope=Scope(loss_fn=quadratic_loss), **QUIET)
     same = Quadratic(quadratic.matrix, quadratic.center, start)
     with pytest.raises(InputError, match="equal"):
-        compute_plane([quadratic, same, on_line[0]], ANY_DATA, loss_fn=quadratic_loss, **QUIET)
+        compute_plane([quadratic, same, on_line[0]], ANY_DATA, scope=Scope(loss_fn=quadratic_loss), **QUIET)
     with pytest.raises(InputError, match="three"):
-        compute_plane([quadratic, on_line[0]], ANY_DATA, loss_fn=quadratic_loss, **QUIET)
+        compute_plane([quadratic, on_line[0]], ANY_DATA, scope=Scope(loss_fn=quadratic_loss), **QUIET)
 
 
 # --- spans, non-finite losses, rounding ---------------------------------------------------------------------
@@ -292,11 +295,13 @@ def test_auto_span_is_where_the_loss_has_risen_by_a_nat():
     unit = [torch.eye(4).double()[k] for k in (0, 1)]
     u, v = (Direction({"first": e[None, :2], "second": e[None, 2:]}, "given", "e") for e in unit)
     # mean rise over +-s along both is (8 + 2)/4 s^2 = 1 at s = sqrt(0.4); found to 5%, rounded to 3 digits
-    span = auto_span(model, ANY_DATA, [u, v], loss_fn=quadratic_loss)
+    span = auto_span(model, ANY_DATA, [u, v], scope=Scope(loss_fn=quadratic_loss))
     assert 0.4**0.5 <= span <= 1.06 * 0.4**0.5
-    surface = compute_surface(model, ANY_DATA, [u, v], points=3, span="auto", loss_fn=quadratic_loss, **QUIET)
+    surface = compute_surface(
+        model, ANY_DATA, [u, v], points=3, span="auto", scope=Scope(loss_fn=quadratic_loss), **QUIET
+    )
     assert surface.axes[0][-1] == span
-    narrow = auto_span(model, ANY_DATA, [u], rise=1e-6, loss_fn=quadratic_loss)
+    narrow = auto_span(model, ANY_DATA, [u], rise=1e-6, scope=Scope(loss_fn=quadratic_loss))
     assert (1e-6 / 4) ** 0.5 <= narrow <= 1.06 * (1e-6 / 4) ** 0.5
 
 
@@ -304,7 +309,7 @@ def test_auto_span_says_when_nothing_rises():
     model = Quadratic(torch.zeros(4, 4), torch.zeros(4), torch.zeros(4))
     u = Direction({"first": torch.ones(1, 2).double()}, "given", "u")
     with pytest.warns(MeasurementWarning, match="does not rise"):
-        assert auto_span(model, ANY_DATA, [u], loss_fn=quadratic_loss) == 256
+        assert auto_span(model, ANY_DATA, [u], scope=Scope(loss_fn=quadratic_loss)) == 256
 
 
 def test_non_finite_losses_stay_and_are_counted(quadratic):
@@ -315,7 +320,7 @@ def test_non_finite_losses_stay_and_are_counted(quadratic):
 
     u = Direction({"first": torch.tensor([[1.0, 0.0]]).double()}, "given", "u")
     with pytest.warns(MeasurementWarning, match="3 of 5 losses are not finite"):
-        surface = compute_surface(quadratic, ANY_DATA, [u], points=5, span=2.0, loss_fn=cliff, **QUIET)
+        surface = compute_surface(quadratic, ANY_DATA, [u], points=5, span=2.0, scope=Scope(loss_fn=cliff), **QUIET)
     assert surface.nonfinite == 3
     assert np.isinf(surface.loss[0])
     assert np.isnan(surface.loss[3:]).all()
@@ -325,7 +330,7 @@ def test_non_finite_losses_stay_and_are_counted(quadratic):
 def test_non_finite_losses_survive_saving(quadratic, tmp_path):
     loss = np.array([np.nan, np.inf, -np.inf, 0.1, 1 / 3])
     surface = compute_surface(
-        quadratic, ANY_DATA, directions_of(quadratic)[:1], points=5, loss_fn=quadratic_loss, **QUIET
+        quadratic, ANY_DATA, directions_of(quadratic)[:1], points=5, scope=Scope(loss_fn=quadratic_loss), **QUIET
     )
     broken = dataclasses.replace(surface, loss=loss)
     broken.save(tmp_path / "s.json")
@@ -430,7 +435,7 @@ def test_a_model_whose_matrices_are_all_zero_has_no_random_surface():
                 parameter.zero_()
     with pytest.raises(InputError, match=r"random direction 1 is zero in all .*embed_tokens.* weights it is scaled to"):
         compute_surface(model, make_batches(), points=3, **QUIET)
-    compute_surface(model, make_batches(), points=3, include_1d=True, **QUIET)  # the gains are not zero
+    compute_surface(model, make_batches(), points=3, scope=Scope(include_1d=True), **QUIET)  # the gains are not zero
 
 
 def test_a_step_out_of_the_finite_numbers_is_not_called_faithful():
@@ -461,10 +466,9 @@ def measurements():
     (first_layer,) = random_directions(line, 1, parameters="0.*")
     smooth = functools.partial(F.smooth_l1_loss, beta=0.5)
 
-    def surface(directions=None, loss_fn=mse, **options):
-        return functools.partial(
-            compute_surface, line, pairs, directions, dim=1, points=3, loss_fn=loss_fn, progress=False, **options
-        )
+    def surface(directions=None, loss_fn=mse, **weights):
+        scope = Scope(loss_fn=loss_fn, **weights)
+        return functools.partial(compute_surface, line, pairs, directions, dim=1, points=3, scope=scope)
 
     return {
         "directions": (surface([one]), surface([two])),
@@ -507,7 +511,9 @@ def test_lines_between_other_models_from_memory_are_other_measurements(tmp_path)
 
 
 def test_the_caption_says_what_moved():
-    surface = compute_surface(build_model("llama"), make_batches(), points=3, parameters="*.mlp.*", **QUIET)
+    surface = compute_surface(
+        build_model("llama"), make_batches(), points=3, scope=Scope(parameters="*.mlp.*"), **QUIET
+    )
     assert "only *.mlp.* moved" in caption_for([surface])
 
 
@@ -523,21 +529,21 @@ def test_a_killed_surface_continues_where_it_was(tmp_path, quadratic):
         calls.append(1)
         return quadratic_loss(model, batch)
 
-    arguments = {"points": 5, "progress": False, "journal": journal}
+    arguments = {"points": 5, "run": Run(journal=journal)}
     directions = directions_of(quadratic)
     with pytest.raises(KeyboardInterrupt):
-        compute_surface(quadratic, ANY_DATA, directions, loss_fn=counted, **arguments)
+        compute_surface(quadratic, ANY_DATA, directions, scope=Scope(loss_fn=counted), **arguments)
     evaluated, last[0] = len(calls) // len(ANY_DATA), 1000
-    finished = compute_surface(quadratic, ANY_DATA, directions, loss_fn=counted, **arguments)
+    finished = compute_surface(quadratic, ANY_DATA, directions, scope=Scope(loss_fn=counted), **arguments)
     assert len(calls) == 25 * len(ANY_DATA), f"{evaluated} points were known and none is evaluated twice"
-    whole = compute_surface(quadratic, ANY_DATA, directions, points=5, loss_fn=quadratic_loss, **QUIET)
+    whole = compute_surface(quadratic, ANY_DATA, directions, points=5, scope=Scope(loss_fn=quadratic_loss), **QUIET)
     assert np.array_equal(finished.loss, whole.loss)
     assert finished.weight == whole.weight
 
 
 def test_a_journal_of_other_weights_data_or_settings_is_refused(tmp_path):
     model, batches = build_model("llama"), make_batches()
-    arguments = {"points": 3, "progress": False, "journal": tmp_path / "journal"}
+    arguments = {"points": 3, "run": Run(journal=tmp_path / "journal")}
     compute_surface(model, batches, **arguments)
     for changed in ({"seed": 1}, {"span": 0.5}, {"normalize": "layer"}):
         with pytest.raises(InputError, match="other settings"):

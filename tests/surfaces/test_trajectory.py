@@ -11,6 +11,7 @@ from conftest import quadratic_loss
 from torch import nn
 
 from landscape.errors import InputError
+from landscape.objective.scope import Run, Scope
 from landscape.plotting import caption_for, plot_surfaces, surfaces_html
 from landscape.surfaces.surface import Surface
 from landscape.surfaces.trajectory import compute_trajectory, random_walk_variance, trajectory_directions
@@ -59,7 +60,9 @@ def test_directions_are_those_of_a_dense_pca_about_the_end():
 def test_the_surface_of_a_path_in_a_plane_is_the_loss_itself_and_leaves_nothing_out(quadratic):
     u, v = np.array([1.0, 0, 0, 0]), np.array([0, 0.6, 0, 0.8])
     models = path_of(quadratic, [2 * u + 0.3 * v, 1.5 * u - 0.2 * v, 0.5 * u + 0.1 * v])
-    surface = compute_trajectory(models, [torch.zeros(3)], points=5, loss_fn=quadratic_loss, progress=False)
+    surface = compute_trajectory(
+        models, [torch.zeros(3)], points=5, scope=Scope(loss_fn=quadratic_loss), run=Run(progress=False)
+    )
     path = surface.path
     assert sum(path.explained) == pytest.approx(1, abs=1e-12)
     assert max(path.residuals) < 1e-6 * max(path.distances)  # square root of the rounding of squares
@@ -75,7 +78,9 @@ def test_the_surface_of_a_path_in_a_plane_is_the_loss_itself_and_leaves_nothing_
 def test_what_the_plane_leaves_out_is_said(quadratic, tmp_path):
     moves = [np.array([4.0, 0, 0, 0]), np.array([0, 2.0, 0, 0]), np.array([0, 0, 1.0, 0])]
     models = path_of(quadratic, moves)
-    surface = compute_trajectory(models, [torch.zeros(3)], points=5, loss_fn=quadratic_loss, progress=False)
+    surface = compute_trajectory(
+        models, [torch.zeros(3)], points=5, scope=Scope(loss_fn=quadratic_loss), run=Run(progress=False)
+    )
     assert surface.path.explained == pytest.approx((16 / 21, 4 / 21), abs=1e-12)
     assert surface.path.residuals == pytest.approx((0, 0, 1, 0), abs=1e-6)
     assert surface.path.random_walk == random_walk_variance(3)
@@ -103,7 +108,7 @@ def test_paths_without_a_plane_are_refused(quadratic):
     data = [torch.zeros(3)]
     line = path_of(quadratic, [np.array([2.0, 0, 0, 0]), np.array([1.0, 0, 0, 0])])
     with pytest.raises(InputError, match=r"path has 1 dimension\(s\), not 2"):
-        compute_trajectory(line, data, loss_fn=quadratic_loss)
+        compute_trajectory(line, data, scope=Scope(loss_fn=quadratic_loss))
     still = path_of(quadratic, [np.zeros(4), np.zeros(4)])
     with pytest.raises(InputError, match=r"path has 0 dimension\(s\), not 2"):
         trajectory_directions(still)
@@ -165,10 +170,18 @@ def test_the_command_says_what_a_path_takes(run, tuned, save_checkpoint_folder, 
 def test_a_result_of_another_path_is_not_taken_for_this_one(tuned, quadratic, tmp_path):
     moves = [np.array([4.0, 0, 0, 0]), np.array([0, 2.0, 0, 0])]
     surface = compute_trajectory(
-        path_of(quadratic, moves), [torch.zeros(3)], points=3, loss_fn=quadratic_loss, progress=False
+        path_of(quadratic, moves),
+        [torch.zeros(3)],
+        points=3,
+        scope=Scope(loss_fn=quadratic_loss),
+        run=Run(progress=False),
     )
     other = compute_trajectory(
-        path_of(quadratic, moves[::-1]), [torch.zeros(3)], points=3, loss_fn=quadratic_loss, progress=False
+        path_of(quadratic, moves[::-1]),
+        [torch.zeros(3)],
+        points=3,
+        scope=Scope(loss_fn=quadratic_loss),
+        run=Run(progress=False),
     )
     assert surface.identity() != other.identity()
     assert dataclasses.replace(surface, path=None).path is None  # surfaces of earlier versions have none
