@@ -1,14 +1,18 @@
 """What the command line says of itself: help, version, metrics, and the nearest name where one was mistyped."""
 
+import inspect
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import typer
 
 import landscape
+import landscape.results
 from landscape.cli import options
 from landscape.cli.app import COMMANDS, app
 from landscape.errors import nearest
@@ -197,3 +201,31 @@ def test_demo_prints_one_json_document(run, monkeypatch):
     assert json.loads(out) == {"output": "out", "rows": rows}
     assert "1. A tiny Llama" in err
     assert run("demo", "-o", "out")[1] == "1. A tiny Llama\n"
+
+
+# --- glossary -----------------------------------------------------------------------------------------------
+
+GLOSSARY = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8")
+
+
+def test_the_glossary_names_options_arguments_and_fields_that_exist():
+    known = {option for _, parameter in parameters_of_commands() for option in parameter.opts}
+    assert set(re.findall(r"`(--[\w-]+)`", GLOSSARY)) <= known
+    for function, argument in re.findall(r"`(\w+)\((\w+)=\)`", GLOSSARY):
+        assert argument in inspect.signature(getattr(landscape, function)).parameters, (function, argument)
+    for name, field in re.findall(r"`(\w+)\.(\w+)`", GLOSSARY):
+        owner = landscape.results.Provenance if name == "Provenance" else getattr(landscape, name)
+        assert field in owner.__dataclass_fields__ or hasattr(owner, field), (name, field)
+
+
+def test_every_option_that_carries_a_concept_of_measurement_is_in_the_glossary():
+    measured = (options.MEASUREMENT, options.SURFACE)
+    missing = {
+        option
+        for _, parameter in parameters_of_commands()
+        if parameter.rich_help_panel in measured
+        for option in parameter.opts
+        if f"`{option}`" not in GLOSSARY
+    }
+    plain = {"--dim", "--log", "--levels", "--per-layer", "--check", "--normalize-logits"}  # the help says it all
+    assert missing <= plain
