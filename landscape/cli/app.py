@@ -90,7 +90,7 @@ def main() -> None:
         code, sentence = 1, f"{error}."
     except Exception as error:
         if hasattr(error, "format_message"):
-            code, sentence = 2, usage_error(error)
+            code, sentence = 2, usage_error(error) or None  # without a command, the help is the answer
         elif is_one_of_many:
             code, sentence = 1, traceback.format_exc()
         else:

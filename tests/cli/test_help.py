@@ -72,6 +72,12 @@ def test_help_does_not_wait_for_torch(arguments):
     assert done.stdout.endswith("set()\n"), done
 
 
+def test_without_a_command_the_help_is_printed(run):
+    code, out, err = run()
+    assert (code, err) == (2, "")
+    assert out == run("--help")[1]
+
+
 def test_version(run):
     assert run("--version") == (0, f"landscape {landscape.__version__}\n", "")
 
