@@ -46,7 +46,7 @@ def check_sharpness(
         if base is not None:
             site.displacement = displacement_between(site, base, model)
         site.objective = _Unevaluated(site.objective.loss_fn)  # type: ignore[assignment]
-        site.data = _Unevaluated(None)  # type: ignore[assignment]
+        site.data = _Unevaluated(None)
         with contextlib.suppress(_Evaluated):
             chosen.measure(site, **settings)
 

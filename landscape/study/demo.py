@@ -28,28 +28,37 @@ GRID, SPAN = 11, 1.0
 EVALUATED = 20  # examples behind each point of a surface
 
 
-def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
-    """Make everything under `folder` and print what happens; what is there already is not made again."""
+def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list[dict]:
+    """Make everything under `folder` and print what happens; what is there already is not made again.
+
+    Args:
+        folder: Gets the checkpoints, the surfaces and `demo.json`.
+        seed: Seed for everything that is random.
+        progress: Show progress bars.
+
+    Returns:
+        The rows of the table that it prints, one for each checkpoint.
+    """
     started = time.perf_counter()
     settings = {"command": "demo", "seed": seed, "versions": installed_versions()}
     with results_folder(folder, settings):
-        _print_now(f"1. A tiny Llama with random weights and a tokenizer trained on builtin:docs -> {folder / 'random'}")
+        _announce(f"1. A tiny Llama with random weights and a tokenizer trained on builtin:docs -> {folder / 'random'}")
         if not (folder / "random").exists():
             tokenizer = train_tokenizer()
             save_checkpoint(tiny_llama(len(tokenizer), seed), tokenizer, folder / "random")
         common: dict[str, Any] = {"batch_size": BATCH, "max_length": LENGTH, "seed": seed, "save_every": 50}
         common |= {"device": "cpu", "progress": progress}
-        _print_now(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
+        _announce(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
         finetune(folder / "random", "builtin:docs", folder / "base", lr=3e-3, steps=PRETRAIN_STEPS, **common)
         for optimizer, title in (("adamw", "AdamW"), ("sam", f"SAM, rho={RHO}")):
-            _print_now(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
+            _announce(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
             finetune(
                 folder / "base", "builtin:code", folder / optimizer,
                 optimizer=optimizer, rho=RHO, lr=1e-3, steps=TUNE_STEPS, **common,
             )  # fmt: skip
-        _print_now(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
+        _announce(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
         surfaces = _surfaces(folder, seed, progress)
-        _print_now("5. What each forgot of the docs, and how flat it is\n")
+        _announce("5. What each forgot of the docs, and how flat it is\n")
         rows = _table(folder, surfaces)
         write_json(folder / "demo.json", rows)
     print(_formatted(rows))
@@ -63,9 +72,10 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
         print(f"  {folder / name}")
     print(f"Checkpoints: {folder / 'base'}  {folder / 'adamw'}  {folder / 'sam'}; try")
     print(f"  landscape plot {folder / 'adamw'} {folder / 'sam'} --kind interpolate --data builtin:docs")
+    return rows
 
 
-def _print_now(text: str) -> None:
+def _announce(text: str) -> None:
     print(text, flush=True)  # as it goes, also into a pipe
 
 

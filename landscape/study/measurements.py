@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from landscape.curvature.results import TraceEstimate
 from landscape.curvature.trace import hessian_trace
 from landscape.data.tokens import TokenData
 from landscape.errors import InputError
+from landscape.forgetting.harness import BenchmarkForgetting
 from landscape.forgetting.losses import Forgetting, measure_forgetting
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
@@ -104,17 +105,32 @@ def random_surface_task(name: str, options: Mapping[str, Any], *, seed: int = 0,
     return Task(name, Surface, measure)
 
 
-def forgetting_task(name: str, data: str, *, seed: int = 0, run: Run = Run()) -> Task:
-    """Return the task of measuring what the second of two checkpoints lost against the first on one data set."""
+def forgetting_task(
+    *,
+    resamples: int = 9999,
+    seed: int = 0,
+    run: Run = Run(),
+    benchmarks: Callable[[Checkpoint, Checkpoint], Sequence[BenchmarkForgetting]] | None = None,
+) -> Task:
+    """Return the task of measuring what the second of two checkpoints lost against the first, on data sets by name.
+
+    Args:
+        resamples: Number of bootstrap resamples of the examples.
+        seed: Seed for the bootstrap.
+        run: How it is run; only `progress` has a meaning.
+        benchmarks: Called with base and tuned checkpoint for scores of benchmarks to be kept in the result.
+    """
 
     def measure(models: Sequence[Checkpoint], tokens: Any, journal: Path) -> Forgetting:
         base, tuned = models
-        return measure_forgetting(base, tuned, {data: tokens}, seed=seed, progress=run.progress)
+        scores = benchmarks(base, tuned) if benchmarks is not None else ()
+        options: dict[str, Any] = {"resamples": resamples, "seed": seed, "progress": run.progress}
+        return measure_forgetting(base, tuned, tokens, **options, benchmarks=scores)
 
-    return Task(name, Forgetting, measure)
+    return Task("forgetting", Forgetting, measure)
 
 
-def distance_task(name: str = "distance") -> Task:
+def distance_task() -> Task:
     """Return the task of measuring how far the second of two checkpoints is from the first."""
 
     def measure(models: Sequence[Checkpoint], tokens: Any, journal: Path) -> Distance:
@@ -128,7 +144,7 @@ def distance_task(name: str = "distance") -> Task:
         except InputError as error:
             raise InputError(f"{base.source} is no base of {tuned.source}: {error}") from error
 
-    return Task(name, Distance, measure, check)
+    return Task("distance", Distance, measure, check)
 
 
 def mean_loss(checkpoint: Checkpoint, tokens: TokenData) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ class Task:
         result_type: The type of its results.
         measure: `measure(checkpoints, tokens, journal) -> result`. The journal is the path of a file in which a long
             measurement keeps finished parts.
-        check: `check(checkpoints, tokens)` raises InputError where `measure` cannot be done with these models, as far as
-            that can be seen without evaluating a loss. It is called before anything is measured.
+        check: `check(checkpoints, tokens)` raises InputError where `measure` cannot be done with these models, as
+            far as that can be seen without evaluating a loss. It is called before anything is measured.
         differing: Names of settings in which a result that was there already differs from what `measure` would give.
     """
 
@@ -109,9 +110,7 @@ def run_cells(comparison: Comparison, cells: Sequence[Cell]) -> Iterator[tuple[C
         del models
 
 
-def run_tasks(
-    comparison: Comparison, folder: Path, tasks: Sequence[Task]
-) -> dict[str, dict[tuple[str, str], Any]]:
+def run_tasks(comparison: Comparison, folder: Path, tasks: Sequence[Task]) -> dict[str, dict[tuple[str, str], Any]]:
     """Do every task with every checkpoint on every data set.
 
     Args:
@@ -123,7 +122,9 @@ def run_tasks(
         Results by name of the task and by (name of the checkpoint, name of the data set).
     """
     cells = [cell for task in tasks for cell in cells_of_each(comparison, folder, task)]
-    results = {(cell.task.name, cell.checkpoints[0], cell.data): result for cell, result in run_cells(comparison, cells)}
+    results = {
+        (cell.task.name, cell.checkpoints[0], cell.data): result for cell, result in run_cells(comparison, cells)
+    }
     keys = [(index, data) for index in range(len(comparison.names)) for data in comparison.data]
     return {
         task.name: {(comparison.names[index], data): results[task.name, index, data] for index, data in keys}
@@ -133,7 +134,7 @@ def run_tasks(
 
 def cells_of_each(comparison: Comparison, folder: Path, task: Task) -> list[Cell]:
     """Return the cells of a task that is done with each checkpoint by itself, on each data set."""
-    groups = {index: (index,) for index in range(len(comparison.names))}
+    groups: dict[int, tuple[int, ...]] = {index: (index,) for index in range(len(comparison.names))}
     return _cells(comparison, folder, task, groups, groups)
 
 
@@ -147,6 +148,20 @@ def cells_of_all(comparison: Comparison, folder: Path, task: Task, named: Sequen
         named: The checkpoints that the provenance of a result names, by index.
     """
     return _cells(comparison, folder, task, {0: tuple(range(len(comparison.names)))}, {0: tuple(named)}, of_all=True)
+
+
+def cells_against_base(comparison: Comparison, folder: Path, task: Task) -> list[Cell]:
+    """Return the cells of a task that is done with the first checkpoint and each other one, on all data at once."""
+    one_set = dataclasses.replace(comparison, data=dict(list(comparison.data.items())[:1]))
+    digests = {name: tokens.digest for name, tokens in comparison.data.items()}
+    cells = []
+    for (index, _), name in one_set.file_names(task.name, of_all=False).items():
+        if index == 0:
+            continue
+        described = {"base": comparison.describe(0), "tuned": comparison.describe(index)}
+        check_origin = functools.partial(_check_origin, comparison, task, folder / name, described, digests)
+        cells.append(Cell(task, (0, index), "", comparison.data, folder / name, check_origin))
+    return cells
 
 
 def file_names(comparison: Comparison, tasks: Sequence[Task]) -> list[str]:
@@ -166,16 +181,15 @@ def _cells(
     for (index, data), name in comparison.file_names(task.name, of_all).items():
         path, tokens = folder / name, comparison.data[data]
         described = [comparison.describe(member) for member in named[index]]
-
-        def check_origin(
-            result: Any, path: Path = path, digest: str = tokens.digest, described: list[dict] = described
-        ) -> None:
-            checkpoint = described[0] if len(described) == 1 else dict(zip("abc", described, strict=False))
-            differing = task.differing(result) if task.differing else ()
-            comparison.check_origin(path, result.provenance, checkpoint, digest, differing)
-
+        checkpoint = described[0] if len(described) == 1 else dict(zip("abc", described, strict=False))
+        check_origin = functools.partial(_check_origin, comparison, task, path, checkpoint, tokens.digest)
         cells.append(Cell(task, groups[index], data, tokens, path, check_origin))
     return cells
+
+
+def _check_origin(comparison: Comparison, task: Task, path: Path, checkpoint: dict, digest: Any, result: Any) -> None:
+    differing = task.differing(result) if task.differing else ()
+    comparison.check_origin(path, result.provenance, checkpoint, digest, differing)
 
 
 def _load_group(comparison: Comparison, group: tuple[int, ...], loaded: dict[int, Checkpoint]) -> list[Checkpoint]:

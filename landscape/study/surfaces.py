@@ -124,9 +124,9 @@ def compare_surfaces(
     else:
         cells = cells_of_each(comparison, folder, task)
     eigenvectors = {
-        (comparison.names[cell.checkpoints[0]], cell.tokens): cell.path.name.replace(
-            "surface", "eigenvectors"
-        ).replace(".json", ".safetensors")
+        (comparison.names[cell.checkpoints[0]], cell.tokens): cell.path.name.replace("surface", "eigenvectors").replace(
+            ".json", ".safetensors"
+        )
         for cell in cells
     }
     results = dict(run_cells(comparison, cells))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.checkpoints import LoadOptions
 from landscape.data.tokens import DataOptions, TokenData
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, nearest
 from landscape.objective.scope import Run
 from landscape.results import digest_of, results_folder, write_text
 from landscape.sharpness import SHARPNESS_METRICS, check_metric
@@ -53,7 +53,6 @@ DEFAULT_METRICS: Metrics = (
 )
 FLATNESS_ON = {"old": ("old",), "new": ("new",), "both": ("old", "new")}
 _IDENTITY = ("name", "source", "digest", "base", "base_digest", "optimizer", "rho", "lr", "seed", "steps")
-
 
 
 _TEXT = frozenset(("name", "source", "digest", "base", "base_digest", "optimizer"))
@@ -215,12 +214,15 @@ def _chosen(metrics: Metrics) -> dict[str, tuple[str, dict[str, Any]]]:
 def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return all options of a metric. Raises InputError for names, options and values that it does not have."""
     if name not in FLATNESS_METRICS:
-        raise InputError(f"metric={name!r} is none of {', '.join(FLATNESS_METRICS)}.")
+        raise InputError(f"metric={name!r} is none of {', '.join(FLATNESS_METRICS)}.{nearest(name, FLATNESS_METRICS)}")
     if name != "surface":
         return check_metric(name, options, has_base=True)[1]
     unknown = [option for option in options if option not in SURFACE_OPTIONS]
     if unknown:
-        raise InputError(f"metric='surface' has no option {unknown[0]}; it has {', '.join(SURFACE_OPTIONS)}.")
+        raise InputError(
+            f"metric='surface' has no option {unknown[0]}; it has {', '.join(SURFACE_OPTIONS)}."
+            f"{nearest(unknown[0], SURFACE_OPTIONS)}"
+        )
     dim, points, span, normalize = (SURFACE_OPTIONS | options).values()
     for option, is_valid, rule in (
         ("dim", dim in (1, 2), "1 or 2"),
@@ -253,7 +255,7 @@ class _Column:
     metric: str
     options: dict[str, Any]
     data: str
-    tokens: TokenData | None
+    tokens: TokenData | Mapping[str, TokenData] | None
     task: Task
 
     def file_name(self, digest: str) -> str:
@@ -272,8 +274,9 @@ def _columns(
     """Return what is measured of every checkpoint: outcomes on the second halves, flatness on the first ones."""
     columns = []
     for data, (_, second) in halves.items():
-        task = forgetting_task("forgetting", data, seed=seed, run=run)
-        columns.append(_Column("forgetting", "forgetting", {}, data, second, task))
+        columns.append(
+            _Column("forgetting", "forgetting", {}, data, {data: second}, forgetting_task(seed=seed, run=run))
+        )
     columns.append(_Column("distance", "distance", {}, "", None, distance_task()))
     for data in flatness_on:
         for name, (metric, options) in chosen.items():
