@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from landscape.checkpoints import Checkpoint, identify
+from landscape.objective.causal import CausalLoss
 from landscape.objective.scope import Scope
 from landscape.sharpness import check_metric, displacement_between
 from landscape.sharpness.registry import Site
@@ -42,10 +43,12 @@ def check_sharpness(
     chosen, settings = check_metric(metric, options, has_base=base is not None)
     at = base if base is not None and chosen.needs_base else model
     with preserved(identify(at)[0]):
-        site = Site(at, data, dataclasses.replace(scope), seed=0)
+        # The form of a language model's loss is found by evaluating it, and does not matter here.
+        loss_fn = scope.loss_fn or CausalLoss(at_supervised=True, linear_head=True)
+        site = Site(at, data, dataclasses.replace(scope, loss_fn=loss_fn), seed=0)
         if base is not None:
             site.displacement = displacement_between(site, base, model)
-        site.objective = _Unevaluated(site.objective.loss_fn)  # type: ignore[assignment]
+        site.objective = _Unevaluated(loss_fn)  # type: ignore[assignment]
         site.data = _Unevaluated(None)
         with contextlib.suppress(_Evaluated):
             chosen.measure(site, **settings)
