@@ -122,7 +122,7 @@ def plot(
         load_options=LoadOptions(dtype, device, adapter, device_map, trust_remote_code),
     )
     print_data(tokens.describe(comparison.files[0].vocabulary_size) for tokens in comparison.data.values())
-    settings = {"command": "plot", **comparison.settings(), **shape, "seed": seed}
+    settings = {"command": "plot", **comparison.settings(), **_with_span(shape), "seed": seed}
     files = ("surface.png", "surface.pdf", "surface.html", "summary.json")
     result_files = comparison.file_names("surface", of_all=kind in OF_ALL).values()
     with results_folder(output, settings, (*files, *result_files)):
