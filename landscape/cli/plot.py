@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import enum
-import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -33,17 +32,15 @@ from landscape.cli.common import (
     table_console,
 )
 from landscape.errors import InputError
+from landscape.surfaces.kinds import SURFACE_KINDS
+from landscape.surfaces.options import parse_numbers
 
 if TYPE_CHECKING:
-    from landscape.surfaces.surface import Surface
+    from landscape.surfaces.result import Surface
 
 
-class Kind(enum.StrEnum):
-    random = "random"
-    interpolate = "interpolate"
-    plane = "plane"
-    eigen = "eigen"
-    trajectory = "trajectory"
+Kind = enum.StrEnum("Kind", {name: name for name in SURFACE_KINDS})  # type: ignore[misc]
+DEFAULT_KIND = Kind("random")
 
 
 class Normalize(enum.StrEnum):
@@ -66,21 +63,23 @@ def plot(
     data: Data = None,
     kind: Annotated[
         Kind,
-        typer.Option(
-            help="Random directions; the line between two checkpoints; the plane through three; eigenvectors of the "
-            "Hessian, of the largest and the lowest eigenvalue; the plane of a run's path, of a folder tuned with "
-            "--keep-trajectory or of checkpoints in order."
-        ),
-    ] = Kind.random,
+        typer.Option(help=" ".join(f"{name}: {kind.help}" for name, kind in SURFACE_KINDS.items())),
+    ] = DEFAULT_KIND,
     dim: Annotated[int | None, typer.Option(help="1 or 2 (random and eigen). Default 2.", min=1, max=2)] = None,
     points: Annotated[str, typer.Option(help="Grid points per axis: N or N,M.")] = "25",
     span: Annotated[
         str | None,
         typer.Option(
             help="S for [-S, S], or LOW,HIGH, in units of the direction; auto: until the loss has risen by 1 nat. "
-            "Default 1. For interpolate LOW,HIGH with a at 0 and b at 1, default -0.5,1.5; for plane and trajectory "
-            "the margin around the checkpoints as a fraction of their extent, default 0.25; for eigen a distance, "
+            "Default 1. For interpolate LOW,HIGH with a at 0 and b at 1, default -0.5,1.5; for eigen a distance, "
             "default auto."
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="For plane and trajectory, the border around the checkpoints as a fraction of their extent. "
+            "Default 0.25."
         ),
     ] = None,
     normalize: Annotated[
@@ -109,24 +108,26 @@ def plot(
     trust_remote_code: Trust = False,
 ) -> None:
     """Loss surfaces of checkpoints, side by side: surface.png, .pdf, .html, and a reloadable file for each."""
-    shape = _shape_of(kind, dim, points, span, normalize) | ({"autocast": autocast.value} if autocast else {})
+    chosen = SURFACE_KINDS[kind.value].from_options(
+        dim=dim, points=points, span=span, margin=margin, normalize=normalize and normalize.value, seed=seed
+    )
     contours = _levels(levels, log)
-    if offload_base and kind not in (Kind.random, Kind.eigen):
+    if offload_base and "offload_base" not in chosen.run_options:
+        fitting = [name for name, other in SURFACE_KINDS.items() if "offload_base" in other.run_options]
         raise InputError(
-            f"--offload-base goes with --kind random and eigen; --kind {kind.value} holds other models too."
+            f"--offload-base goes with --kind {' and '.join(fitting)}; --kind {kind.value} holds other models too."
         )
     check_device(device, device_map)
     quiet_libraries()
     from landscape.checkpoints import resolve_device
+    from landscape.objective.scope import Run
     from landscape.plotting import write_figures
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
-    from landscape.study.surfaces import OF_ALL, check_count, compare_surfaces, summarize
-    from landscape.surfaces.trajectory import trajectory_sources
+    from landscape.study.surfaces import compare_surfaces, summarize
 
-    if kind is Kind.trajectory:
-        checkpoints = trajectory_sources(checkpoints)
-    check_count(kind.value, len(checkpoints))
+    checkpoints = chosen.sources(checkpoints)
+    chosen.check_count(len(checkpoints))
     comparison = open_comparison(
         checkpoints,
         data or (),
@@ -142,13 +143,13 @@ def plot(
     )
     for described in comparison.data.values():
         print(described.describe(comparison.files[0].vocabulary_size), file=sys.stderr)
-    settings = {"command": "plot", **comparison.settings(), **shape, "seed": seed}
+    settings = {"command": "plot", **comparison.settings(), **chosen.folder_settings()}
+    settings |= ({"autocast": autocast.value} if autocast else {}) | {"seed": seed}
     files = ("surface.png", "surface.pdf", "surface.html", "summary.json")
-    results = comparison.file_names("surface", of_all=kind.value in OF_ALL).values()
+    results = comparison.file_names("surface", of_all=not chosen.is_of_each()).values()
     with results_folder(output, settings, (*files, *results)):
-        surfaces = compare_surfaces(
-            comparison, output, **shape, seed=seed, offload_base=offload_base, progress=not quiet
-        )
+        run = Run(autocast=autocast and autocast.value, offload_base=offload_base, progress=not quiet)
+        surfaces = compare_surfaces(comparison, output, chosen, run=run)
         write_figures(list(surfaces.values()), output / "surface", log=log, levels=contours)
         summary = {"settings": settings, "surfaces": [summarize(name, s) for name, s in surfaces.items()]}
         write_json(output / "summary.json", summary)
@@ -159,55 +160,9 @@ def plot(
     print("wrote " + "  ".join(str(output / name) for name in (*files, *surfaces)), file=sys.stderr)
 
 
-def _shape_of(kind: Kind, dim: int | None, points: str, span: str | None, normalize: Normalize | None) -> dict:
-    """What `--kind --dim --points --span --normalize` say together, checked."""
-    natural = 1 if kind is Kind.interpolate else 2
-    free = kind in (Kind.random, Kind.eigen)  # in its dimension and span
-    if not free and dim not in (None, natural):
-        raise InputError(f"--kind {kind.value} is {natural}-dimensional; --dim {dim} does not go with it.")
-    if kind is not Kind.random and normalize is not None:
-        raise InputError(f"--normalize scales random directions; it does not go with --kind {kind.value}.")
-    dim = dim or natural
-    counts = [int(n) if n.is_integer() else 0 for n in _numbers(points, "--points")]
-    if len(counts) == 1:
-        counts *= dim
-    if len(counts) != dim or min(counts) < 3:
-        raise InputError(f"--points {points} is not {'a number' if dim == 1 else 'N or N,M'} with at least 3 an axis.")
-    ends: Any = {Kind.random: 1.0, Kind.interpolate: (-0.5, 1.5), Kind.eigen: "auto"}.get(kind, 0.25)
-    if span == "auto":
-        if not free:
-            raise InputError(f"--span auto looks along directions; it does not go with --kind {kind.value}.")
-        ends = "auto"
-    elif span is not None:
-        ends = _ends_of(kind, span)
-    scale = (normalize or Normalize.filter).value if kind is Kind.random else None
-    return {"kind": kind.value, "dim": dim, "points": counts, "span": ends, "normalize": scale}
-
-
-def _ends_of(kind: Kind, span: str) -> float | tuple[float, ...]:
-    numbers = _numbers(span, "--span")
-    margin = kind in (Kind.plane, Kind.trajectory)
-    forms = "a margin" if margin else "LOW,HIGH" if kind is Kind.interpolate else "S or LOW,HIGH"
-    if len(numbers) == 2 and not margin and numbers[0] < numbers[1]:
-        return tuple(numbers)
-    if len(numbers) == 1 and kind is not Kind.interpolate and (numbers[0] > 0 or (margin and numbers[0] == 0)):
-        return numbers[0]
-    raise InputError(f"--span {span} is not {forms} for --kind {kind.value} (S positive, LOW < HIGH).")
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.replace("x", ",").split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} {text} is not a number or a list of numbers.") from error
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{option} {text} is not finite.")
-    return numbers
-
-
 def _levels(text: str, log: bool) -> int | list[float]:
     """How many contours, or the losses to draw them at."""
-    numbers = _numbers(text, "--levels")
+    numbers = parse_numbers(text, "--levels")
     if len(numbers) > 1:
         if log and min(numbers) <= 0:
             raise InputError(f"--levels {text} does not go with --log, whose losses are above 0.")
@@ -278,7 +233,9 @@ def _print_surfaces(surfaces: list[Surface]) -> None:
     first = surfaces[0]
     grid = ", ".join(f"[{axis[0]:.4g}, {axis[-1]:.4g}] in {len(axis)}" for axis in first.axes)
     draw = (
-        f"one draw of directions (seed {first.seed}), normalize={first.normalize}; " if first.kind == "random" else ""
+        f"one draw of directions (seed {first.seed}), normalize={first.normalize}; "
+        if first.kind_type.is_random
+        else ""
     )
     console.print(
         f"* our reconstructions of the metrics Li et al. 2024 name; they hold for this grid only: {draw}{grid}.",

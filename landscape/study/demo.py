@@ -12,11 +12,13 @@ from landscape.checkpoints import load_checkpoint, save_checkpoint
 from landscape.data.corpora import builtin_corpus
 from landscape.data.tokens import load_data
 from landscape.objective.objective import Objective
+from landscape.objective.scope import Run
 from landscape.plotting import write_figures
 from landscape.results import installed_versions, results_folder, write_json
 from landscape.study.comparison import open_comparison
 from landscape.study.surfaces import compare_surfaces, summarize
-from landscape.surfaces.surface import Surface
+from landscape.surfaces.kinds.random import RandomSurface
+from landscape.surfaces.result import Surface
 from landscape.training.finetuning import finetune
 from landscape.weights.preservation import preserved
 
@@ -113,9 +115,8 @@ def _surfaces(folder: Path, seed: int, progress: bool) -> list[Surface]:
     )
     settings = {"command": "plot", **comparison.settings(), "points": GRID, "span": SPAN, "seed": seed}
     with results_folder(folder / "plot", settings):
-        found = compare_surfaces(
-            comparison, folder / "plot", points=(GRID, GRID), span=SPAN, seed=seed, progress=progress
-        )
+        kind = RandomSurface(points=GRID, span=SPAN, seed=seed)
+        found = compare_surfaces(comparison, folder / "plot", kind, run=Run(progress=progress))
         surfaces = list(found.values())
         write_figures(surfaces, folder / "plot" / "surface")
         summaries = [summarize(name, surface) for name, surface in found.items()]

@@ -18,7 +18,8 @@ from landscape.objective.scope import Run, Scope
 from landscape.results import Provenance, Result, digest_of, journaled
 from landscape.sharpness import Sharpness, compute_sharpness
 from landscape.study.comparison import Comparison
-from landscape.surfaces.surface import Surface, compute_surface
+from landscape.surfaces.compute import compute_surface
+from landscape.surfaces.result import Surface
 from landscape.weights.parameters import Parameters
 from landscape.weights.vectors import vector_norm, wide_dtype
 

@@ -13,8 +13,9 @@ from torch import nn
 from landscape.errors import InputError
 from landscape.objective.scope import Run, Scope
 from landscape.plotting import caption_for, plot_surfaces, surfaces_html
-from landscape.surfaces.surface import Surface
-from landscape.surfaces.trajectory import compute_trajectory, random_walk_variance, trajectory_directions
+from landscape.surfaces.compute import compute_trajectory
+from landscape.surfaces.path import random_walk_variance, trajectory_directions
+from landscape.surfaces.result import Surface
 from landscape.training.finetuning import finetune
 from landscape.weights.parameters import Parameters
 
@@ -158,7 +159,8 @@ def test_the_command_says_what_a_path_takes(run, tuned, save_checkpoint_folder, 
         ((base,), "has kept no path"),
         ((base, tuned), "at least 3 checkpoints"),
         ((tuned, "--dim", 1), "2-dimensional"),
-        ((tuned, "--span", "-1,1"), "a margin"),
+        ((tuned, "--span", "-1,1"), "use --margin"),
+        ((tuned, "--margin", "-1"), "--margin -1.0 must be at least 0"),
         ((tuned, "--normalize", "unit"), "--normalize scales random"),
     ):
         code, _, err = run("plot", "--kind", "trajectory", "--data", records, "--points", 3, *arguments)
