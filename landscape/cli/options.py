@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from landscape.errors import InputError, nearest
+from landscape.surfaces.kinds import SURFACE_KINDS
 
 # The panels that group options in the help.
 DATA, MODEL, MEASUREMENT, SURFACE = "Data", "Model", "Measurement", "Surface"
@@ -23,7 +24,10 @@ DtypeName = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 AdapterMode = Literal["merge", "keep"]
 DeviceMapName = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 AutocastName = Literal["bfloat16"]
-KindName = Literal["random", "interpolate", "plane", "eigen", "trajectory"]
+if TYPE_CHECKING:
+    KindName = str
+else:
+    KindName = Literal[tuple(SURFACE_KINDS)]
 NormalizationName = Literal["filter", "unit", "head", "layer", "none"]
 CurvatureName = Literal["hessian", "ggn"]
 HvpName = Literal["auto", "exact", "forward_over_reverse", "finite_difference"]
@@ -338,10 +342,7 @@ Kind = Annotated[
         SURFACE,
         "--kind",
         KindName,
-        "What the axes are. random: random directions around each checkpoint. interpolate: the line through two "
-        "checkpoints. plane: the plane through three checkpoints. eigen: the eigenvectors of the largest and the "
-        "lowest eigenvalue of the Hessian. trajectory: the plane that best fits the path of a training run, from a "
-        "folder tuned with --keep-trajectory or from checkpoints in order.",
+        "What the axes are. " + " ".join(f"{name}: {kind.help}" for name, kind in SURFACE_KINDS.items()),
     ),
 ]
 Dim = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,15 +43,13 @@ from landscape.cli.tables import (
     quiet_libraries,
 )
 from landscape.errors import InputError
+from landscape.surfaces.kinds import SURFACE_KINDS
+from landscape.surfaces.options import parse_numbers
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from landscape.surfaces.surface import Surface
-
-FREE = ("random", "eigen")  # kinds whose dimension and span are free to choose
-DEFAULT_SPAN = {"random": 1.0, "interpolate": (-0.5, 1.5), "eigen": "auto"}
-DEFAULT_MARGIN = 0.25  # of the kinds that have checkpoints to leave a border around
+    from landscape.surfaces.result import Surface
 
 HEADINGS = {
     "surface_curvature": "surface curvature*",
@@ -96,24 +93,27 @@ def plot(
 
         landscape plot runs/adamw runs/sam --data old=alpaca.jsonl
     """
-    shape = _shape(kind, dim, points, _extent(kind, span, margin), normalize)
-    shape |= {"autocast": autocast} if autocast else {}
+    surface_kind = SURFACE_KINDS[kind].from_options(
+        dim=dim, points=points, span=span, margin=margin, normalize=normalize, seed=seed
+    )
     contours = _levels(levels, log)
-    if offload_base and kind not in FREE:
-        raise InputError(f"--offload-base goes with --kind random and eigen; --kind {kind} holds other models too.")
+    if offload_base and "offload_base" not in surface_kind.run_options:
+        fitting = [name for name, other in SURFACE_KINDS.items() if "offload_base" in other.run_options]
+        raise InputError(
+            f"--offload-base goes with --kind {' and '.join(fitting)}; --kind {kind} holds other models too."
+        )
     check_device(device, device_map)
     quiet_libraries()
     from landscape.checkpoints import LoadOptions
     from landscape.data.tokens import DataOptions
+    from landscape.objective.scope import Run
     from landscape.plotting import write_figures
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
-    from landscape.study.surfaces import OF_ALL, check_count, compare_surfaces, summarize
-    from landscape.surfaces.trajectory import trajectory_sources
+    from landscape.study.surfaces import compare_surfaces, summarize
 
-    if kind == "trajectory":
-        checkpoints = trajectory_sources(checkpoints)
-    check_count(kind, len(checkpoints))
+    checkpoints = surface_kind.sources(checkpoints)
+    surface_kind.check_count(len(checkpoints))
     comparison = open_comparison(
         checkpoints,
         data or (),
@@ -122,13 +122,13 @@ def plot(
         load_options=LoadOptions(dtype, device, adapter, device_map, trust_remote_code),
     )
     print_data(tokens.describe(comparison.files[0].vocabulary_size) for tokens in comparison.data.values())
-    settings = {"command": "plot", **comparison.settings(), **_with_span(shape), "seed": seed}
+    settings = {"command": "plot", **comparison.settings(), **surface_kind.folder_settings()}
+    settings |= ({"autocast": autocast} if autocast else {}) | {"seed": seed}
     files = ("surface.png", "surface.pdf", "surface.html", "summary.json")
-    result_files = comparison.file_names("surface", of_all=kind in OF_ALL).values()
+    result_files = comparison.file_names("surface", of_all=not surface_kind.is_of_each()).values()
     with results_folder(output, settings, (*files, *result_files)):
-        surfaces = compare_surfaces(
-            comparison, output, **_with_span(shape), seed=seed, offload_base=offload_base, progress=not quiet
-        )
+        run = Run(autocast=autocast, offload_base=offload_base, progress=not quiet)
+        surfaces = compare_surfaces(comparison, output, surface_kind, run=run)
         write_figures(list(surfaces.values()), output / "surface", log=log, levels=contours)
         summary = {"settings": settings, "surfaces": [summarize(name, s) for name, s in surfaces.items()]}
         write_json(output / "summary.json", summary)
@@ -139,74 +139,9 @@ def plot(
     print_written(*(output / name for name in (*files, *surfaces)))
 
 
-def _with_span(shape: dict) -> dict:
-    """The arguments of `compare_surfaces`, which calls a margin a span as well."""
-    return {"span" if name == "margin" else name: value for name, value in shape.items()}
-
-
-# --- options ------------------------------------------------------------------------------------------------
-
-
-def _shape(kind: str, dim: int | None, points: str, extent: dict, normalize: str | None) -> dict:
-    """The settings that `--kind --dim --points --span --margin --normalize` make together, checked."""
-    natural = 1 if kind == "interpolate" else 2
-    if kind not in FREE and dim not in (None, natural):
-        raise InputError(f"--kind {kind} is {natural}-dimensional; --dim {dim} does not go with it.")
-    if kind != "random" and normalize is not None:
-        raise InputError(f"--normalize scales random directions; it does not go with --kind {kind}.")
-    dim = dim or natural
-    counts = [int(n) if n.is_integer() else 0 for n in _numbers(points, "--points")]
-    if len(counts) == 1:
-        counts *= dim
-    if len(counts) != dim or min(counts) < 3:
-        raise InputError(f"--points {points} is not {'a number' if dim == 1 else 'N or N,M'} with at least 3 an axis.")
-    return {
-        "kind": kind,
-        "dim": dim,
-        "points": counts,
-        **extent,
-        "normalize": (normalize or "filter") if kind == "random" else None,
-    }
-
-
-def _extent(kind: str, span: str | None, margin: float | None) -> dict:
-    """How far the axes reach: the span of the kinds that have one, the margin of those that hold checkpoints."""
-    if kind not in DEFAULT_SPAN:
-        if span is not None:
-            raise InputError(f"--kind {kind} has no --span: its axes hold the checkpoints and a margin; use --margin.")
-        if margin is not None and not 0 <= margin < math.inf:
-            raise InputError(f"--margin {margin} must be at least 0 and finite.")
-        return {"margin": DEFAULT_MARGIN if margin is None else margin}
-    if margin is not None:
-        raise InputError(f"--margin goes with --kind plane and trajectory; use --span with --kind {kind}.")
-    if span is None:
-        return {"span": DEFAULT_SPAN[kind]}
-    if span == "auto":
-        if kind not in FREE:
-            raise InputError(f"--span auto looks along directions; it does not go with --kind {kind}.")
-        return {"span": "auto"}
-    numbers = _numbers(span, "--span")
-    if len(numbers) == 2 and numbers[0] < numbers[1]:
-        return {"span": tuple(numbers)}
-    if len(numbers) == 1 and numbers[0] > 0 and kind in FREE:
-        return {"span": numbers[0]}
-    forms = "S or LOW,HIGH" if kind in FREE else "LOW,HIGH"
-    raise InputError(f"--span {span} is not {forms} for --kind {kind} (S positive, LOW < HIGH).")
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.replace("x", ",").split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} {text} is not a number or a list of numbers.") from error
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{option} {text} is not finite.")
-    return numbers
-
-
 def _levels(text: str, log: bool) -> int | list[float]:
     """How many contours, or the losses to draw them at."""
-    numbers = _numbers(text, "--levels")
+    numbers = parse_numbers(text, "--levels")
     if len(numbers) > 1:
         if log and min(numbers) <= 0:
             raise InputError(f"--levels {text} does not go with --log, whose losses are above 0.")
@@ -249,7 +184,9 @@ def _print_surfaces(surfaces: list[Surface]) -> None:
         )
     grid = ", ".join(f"[{axis[0]:.4g}, {axis[-1]:.4g}] in {len(axis)}" for axis in first.axes)
     draw = (
-        f"one draw of directions (seed {first.seed}), normalize={first.normalize}; " if first.kind == "random" else ""
+        f"one draw of directions (seed {first.seed}), normalize={first.normalize}; "
+        if first.kind_type.is_random
+        else ""
     )
     print_note(
         console,

@@ -38,15 +38,21 @@ def provenance_of(
 
 
 def journal_of(
-    path: Path | str, objective: Objective, parameters: Parameters, loss: str | None, settings: Mapping[str, Any]
+    path: Path | str,
+    objective: Objective,
+    parameters: Parameters,
+    loss: str | None,
+    settings: Mapping[str, Any],
+    weights: str | None = None,
 ) -> Journal:
     """The journal of a measurement that moves `parameters`: no other weights, data, loss or settings share it.
 
-    loss  the name of the loss function, see `losses.loss_name`
+    loss     the name of the loss function, see `losses.loss_name`
+    weights  the digest of all weights, where it was taken already: it reads all of them
     """
     model = objective.model
     identity = {
-        "weights": vector_digest(Parameters(model, frozen=True).values()),
+        "weights": weights or vector_digest(Parameters(model, frozen=True).values()),
         "buffers": vector_digest({name: b.detach() for name, b in model.named_buffers() if not b.is_meta}),
         "parameters": digest_of(list(parameters.names)),
         "data": describe_data(objective.data)["digest"],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from landscape.curvature.results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
-    from landscape.surfaces.surface import Surface
+    from landscape.surfaces.result import Surface
 
 __all__ = [
     "caption_for",

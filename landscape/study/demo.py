@@ -11,12 +11,14 @@ import torch
 from landscape.checkpoints import LoadOptions, save_checkpoint
 from landscape.data.corpora import builtin_corpus
 from landscape.data.tokens import DataOptions
+from landscape.objective.scope import Run
 from landscape.plotting import write_figures
 from landscape.results import installed_versions, results_folder, write_json
 from landscape.study.comparison import open_comparison
 from landscape.study.measurements import mean_loss
 from landscape.study.surfaces import compare_surfaces, summarize
-from landscape.surfaces.surface import Surface
+from landscape.surfaces.kinds.random import RandomSurface
+from landscape.surfaces.result import Surface
 from landscape.training.finetuning import finetune
 
 VOCABULARY = 1024
@@ -122,9 +124,8 @@ def _surfaces(folder: Path, seed: int, progress: bool) -> list[Surface]:
     )
     settings = {"command": "plot", **comparison.settings(), "points": GRID, "span": SPAN, "seed": seed}
     with results_folder(folder / "plot", settings):
-        surfaces = compare_surfaces(
-            comparison, folder / "plot", points=(GRID, GRID), span=SPAN, seed=seed, progress=progress
-        )
+        kind = RandomSurface(points=GRID, span=SPAN, seed=seed)
+        surfaces = compare_surfaces(comparison, folder / "plot", kind, run=Run(progress=progress))
         write_figures(list(surfaces.values()), folder / "plot" / "surface")
         summaries = [summarize(name, surface) for name, surface in surfaces.items()]
         write_json(folder / "plot" / "summary.json", {"settings": settings, "surfaces": summaries})

@@ -22,7 +22,8 @@ from landscape.results import Provenance, Result
 from landscape.sharpness import Sharpness, compute_sharpness
 from landscape.sharpness.checking import check_sharpness
 from landscape.study.runner import Task
-from landscape.surfaces.surface import Surface, compute_surface
+from landscape.surfaces.compute import compute_surface
+from landscape.surfaces.result import Surface
 from landscape.weights.directions import check_same_tensors
 from landscape.weights.parameters import Parameters
 from landscape.weights.preservation import preserved

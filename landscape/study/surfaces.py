@@ -6,144 +6,92 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from landscape.checkpoints import Checkpoint
-from landscape.curvature.eigenvalues import eigen_directions
 from landscape.data.tokens import TokenData
-from landscape.errors import InputError
-from landscape.objective.scope import Run
-from landscape.results import journaled
+from landscape.objective.scope import Run, Scope
+from landscape.results import journaled, to_plain
 from landscape.study.comparison import Comparison
 from landscape.study.runner import Task, cells_of_all, cells_of_each, run_cells
-from landscape.surfaces.grid import ends
-from landscape.surfaces.surface import Span, Surface, auto_span, compute_interpolation, compute_plane, compute_surface
-from landscape.surfaces.trajectory import compute_trajectory
-from landscape.weights.directions import Direction, load_directions, random_directions, save_directions
-
-CHECKPOINTS_OF = {"interpolate": 2, "plane": 3}
-OF_ALL = (*CHECKPOINTS_OF, "trajectory")  # kinds of surface that are of several checkpoints
+from landscape.surfaces.kind import AlongDirections, SurfaceKind
+from landscape.surfaces.measure import measure_surface
+from landscape.surfaces.result import Surface
+from landscape.weights.directions import load_directions, save_directions
 
 
 def compare_surfaces(
-    comparison: Comparison,
-    folder: Path,
-    *,
-    kind: str = "random",
-    dim: int = 2,
-    points: Sequence[int] = (25, 25),
-    span: Span = 1.0,
-    normalize: str = "filter",
-    seed: int = 0,
-    autocast: str | None = None,
-    offload_base: bool = False,
-    progress: bool = True,
+    comparison: Comparison, folder: Path, kind: SurfaceKind, *, run: Run = Run(progress=True)
 ) -> dict[str, Surface]:
-    """Surfaces of every checkpoint on every data set, by the name of the file in `folder` that keeps each.
+    """Measure surfaces of every checkpoint on every data set; return them by the name of the file in `folder` that keeps each.
 
-    "random" gives one per checkpoint, along the same draw of directions on the same axes; "interpolate" one for
-    two checkpoints; "plane" one for three and "trajectory" one for a path (`span` is then a margin); "eigen" one per
-    checkpoint along the eigenvectors of its own loss on that data, which `folder` keeps too. What `folder` holds
-    already is read, what a killed run left half done is finished. Raises InputError where checkpoints and kind do
-    not fit together.
+    A kind that is of each checkpoint gives a surface for each, on the same axes; other kinds give one of all. What
+    `folder` holds already is read, what a killed run left half done is finished. Directions that are costly to find
+    are kept in `folder` too.
+
+    Args:
+        comparison: The checkpoints and the data sets.
+        folder: Where the results are kept.
+        kind: The kind of surface and its settings.
+        run: `autocast`, `progress` and for some kinds `offload_base` have a use here; every surface has a journal of
+            its own.
+
+    Raises:
+        InputError: The kind takes another number of checkpoints, or a file in `folder` is of something else.
     """
-    check_count(kind, len(comparison.files))
-    if kind == "interpolate":
-        grid: dict[str, Any] = {"points": points[0], "span": span}
-    elif kind in ("plane", "trajectory"):
-        grid = {"points": points, "margin": span}
-    elif kind == "eigen":
-        grid = {"points": points, "span": span}
-    else:
-        grid = {"points": points, "span": span, "normalize": normalize, "seed": seed}
-    run = Run(autocast=autocast, progress=progress)
+    count = len(comparison.files)
+    kind.check_count(count)
 
     def differing(surface: Surface) -> list[str]:
-        wanted: dict[str, Any] = {"kind": kind, "normalize": grid.get("normalize"), "seed": grid.get("seed")}
-        wanted["autocast"] = autocast
-        if kind in ("random", "eigen"):
-            wanted["points"] = list(points)
-            wanted |= {} if span == "auto" else {"span": [ends(span)] * dim}
-        if kind == "trajectory":
-            wanted["path"] = [file.digest for file in comparison.files]
-        actual: dict[str, Any] = {
-            "path": surface.provenance.settings.get("path"),
-            "kind": surface.kind,
-            "normalize": surface.normalize,
-            "seed": surface.seed,
-            "autocast": surface.autocast and surface.autocast.dtype,
-        }
-        actual |= {"points": list(surface.loss.shape), "span": [(axis[0], axis[-1]) for axis in surface.axes]}
-        return [word for word, value in wanted.items() if actual[word] != value]
+        members = comparison.files if not kind.is_of_each() else ()
+        agreed = kind.identity([file.digest for file in members]) | {"autocast": run.autocast}
+        settings = surface.provenance.settings
+        return [word for word, value in agreed.items() if settings.get(word) != to_plain(value)]
 
-    def along(checkpoint: Checkpoint, tokens: TokenData) -> list[Direction] | None:
-        """Return the directions of an eigen surface, which have a file of their own; None for other kinds."""
-        if kind != "eigen":
-            return None
-        path = folder / eigenvectors[checkpoint.name, tokens]
+    def with_directions(kind: AlongDirections, checkpoint: Checkpoint, tokens: TokenData) -> AlongDirections:
+        """Return the kind with the directions of this checkpoint, where they are costly and have a file."""
+        if not kind.kept_directions:
+            return kind
+        path = folder / names[checkpoint.name, tokens].replace("surface", kind.kept_directions)
+        path = path.with_suffix(".safetensors")
 
-        def compute(journal: Path) -> None:
-            eigen_run = Run(progress=progress, journal=journal)
-            save_directions(eigen_directions(checkpoint, tokens, dim, seed=seed, run=eigen_run), path)
+        def find(journal: Path) -> None:
+            search = Run(progress=run.progress, journal=journal)
+            save_directions(kind.find_directions(checkpoint, tokens, Scope(), search), path)
 
-        journaled(path, compute)  # kept, so that a killed run continues along the same
-        return load_directions(path, checkpoint.model)
+        journaled(path, find)  # kept, so that a killed run continues along the same
+        return dataclasses.replace(kind, directions=load_directions(path, checkpoint.model))
 
     @functools.cache
-    def grid_of_all() -> dict[str, Any]:
-        """Return the grid that all surfaces share, with the span that "auto" stands for."""
-        if span != "auto":
-            return grid
+    def kind_of_all() -> SurfaceKind:
+        """Return the kind with the span that all checkpoints share, which is found when the first is measured."""
+        if not (isinstance(kind, AlongDirections) and kind.has_open_span):
+            return kind
         spans = []
-        for index in range(len(comparison.files)):
+        for index in range(count):
             checkpoint = comparison.load(index)
             for tokens in comparison.data.values():
-                directions = along(checkpoint, tokens) or random_directions(
-                    checkpoint.model, dim, normalize=normalize, seed=seed, on_host=offload_base
-                )
-                where = Run(autocast=autocast, offload_base=offload_base)
-                spans.append(auto_span(checkpoint, tokens, directions, run=where))
+                spans.append(with_directions(kind, checkpoint, tokens).find_span(checkpoint, tokens, run))
             del checkpoint
-        return grid | {"span": max(spans)}
+        return dataclasses.replace(kind, span=max(spans))
 
     def measure(models: Sequence[Checkpoint], tokens: TokenData, journal: Path) -> Surface:
-        options = grid_of_all() | {"run": dataclasses.replace(run, journal=journal)}
-        if kind == "interpolate":
-            return compute_interpolation(models[0], models[1], tokens, **options)
-        if kind == "plane":
-            return compute_plane(models, tokens, **options)
-        if kind == "trajectory":
-            return compute_trajectory(models, tokens, **options)
-        options |= {"dim": dim, "run": dataclasses.replace(options["run"], offload_base=offload_base)}
-        return compute_surface(models[0], tokens, along(models[0], tokens), **options)
+        own = kind_of_all()
+        if isinstance(own, AlongDirections):
+            own = with_directions(own, models[0], tokens)
+        return measure_surface(own, models, tokens, run=dataclasses.replace(run, journal=journal))
 
     task = Task("surface", Surface, measure, differing=differing)
-    if kind in OF_ALL:  # a trajectory's surface is of its end; what led there is in the settings
-        last = len(comparison.files) - 1
-        cells = cells_of_all(comparison, folder, task, [last] if kind == "trajectory" else range(last + 1))
-    else:
+    if kind.is_of_each():
         cells = cells_of_each(comparison, folder, task)
-    eigenvectors = {
-        (comparison.names[cell.checkpoints[0]], cell.tokens): cell.path.name.replace("surface", "eigenvectors").replace(
-            ".json", ".safetensors"
-        )
-        for cell in cells
-    }
+    else:
+        cells = cells_of_all(comparison, folder, task, kind.named_checkpoints(count))
+    names = {(comparison.names[cell.checkpoints[0]], cell.tokens): cell.path.name for cell in cells}
     results = dict(run_cells(comparison, cells))
     return {cell.path.name: results[cell] for cell in cells}
 
 
-def check_count(kind: str, count: int) -> None:
-    """Raise InputError where a kind of surface does not take `count` checkpoints."""
-    wanted = CHECKPOINTS_OF.get(kind, count)
-    if wanted != count:
-        raise InputError(f"--kind {kind} takes {wanted} checkpoints, got {count}.")
-    if kind == "trajectory" and count < 3:
-        raise InputError(f"--kind trajectory takes at least 3 checkpoints, in order, got {count}.")
-
-
 def summarize(file: str, surface: Surface) -> dict:
-    """A surface in a few numbers, for `summary.json`: what a script reads without loading the grid."""
+    """Return a surface in a few numbers, for `summary.json`: what a script reads without loading the grid."""
     return {
         "file": file,
         "checkpoint": surface.name,

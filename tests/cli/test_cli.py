@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from landscape.checkpoints import load_checkpoint
 from landscape.data.tokens import load_data
-from landscape.surfaces.surface import Surface
+from landscape.surfaces.result import Surface
 
 SMALL = ("--points", "3", "--device", "cpu")
 

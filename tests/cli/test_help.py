@@ -83,12 +83,11 @@ def test_version(run):
 
 
 def test_choices_are_those_of_the_modules_that_take_them():
-    from landscape.study.measure import FLATNESS_ON
-
     from landscape.checkpoints import loading
     from landscape.correlation.statistics import METHODS
     from landscape.curvature.opening import CURVATURES, HVPS
     from landscape.curvature.trace import WEIGHTINGS
+    from landscape.study.table import FLATNESS_ON
     from landscape.training.finetuning import OPTIMIZERS
     from landscape.weights.filters import NORMALIZATIONS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from landscape.surfaces.surface import Surface
+from landscape.surfaces.result import Surface
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

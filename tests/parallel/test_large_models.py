@@ -32,7 +32,7 @@ from landscape.objective.causal import CausalLoss, supervised_hidden
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
 from landscape.sharpness import compute_sharpness
-from landscape.surfaces.surface import compute_interpolation, compute_surface
+from landscape.surfaces.compute import compute_interpolation, compute_surface
 from landscape.weights.directions import difference_direction, load_directions, random_directions, save_directions
 from landscape.weights.parameters import Parameters
 from landscape.weights.vectors import inner_product, vector_digest

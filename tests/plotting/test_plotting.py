@@ -28,7 +28,7 @@ from landscape.plotting import (
     write_figures,
 )
 from landscape.results import Provenance
-from landscape.surfaces.surface import Marker, Surface
+from landscape.surfaces.result import Marker, Surface
 from landscape.weights.perturbation import Fidelity
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

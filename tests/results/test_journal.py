@@ -27,7 +27,7 @@ from landscape.linalg.spectrum import lanczos, quadrature
 from landscape.objective.scope import Run, Scope
 from landscape.results import Journal, Snapshots, journaled
 from landscape.sharpness import compute_sharpness
-from landscape.surfaces.surface import compute_surface
+from landscape.surfaces.compute import compute_surface
 
 SMALL = ("--device", "cpu", "--quiet", "--limit", "4")
 
@@ -363,7 +363,7 @@ import landscape.results.snapshots as snapshots
 from landscape.cli import main
 import landscape.study.comparison, landscape.curvature.eigenvalues, landscape.curvature.layers
 import landscape.study.measurements, landscape.plotting
-import landscape.curvature.checks, landscape.study.surfaces, landscape.curvature.trace, landscape.surfaces.trajectory
+import landscape.curvature.checks, landscape.study.surfaces, landscape.curvature.trace, landscape.surfaces.path
 import landscape.plotting.surfaces.interactive, landscape.plotting.surfaces.paper
 from landscape.objective.scope import Run, Scope
 import transformers.models.llama.modeling_llama

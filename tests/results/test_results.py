@@ -29,7 +29,7 @@ from landscape.results import (
     write_json,
     write_text,
 )
-from landscape.surfaces.surface import Marker, Surface
+from landscape.surfaces.result import Marker, Surface
 from landscape.weights.perturbation import Fidelity
 
 SURFACE = Surface(

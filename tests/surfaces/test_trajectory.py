@@ -13,8 +13,9 @@ from torch import nn
 from landscape.errors import InputError
 from landscape.objective.scope import Run, Scope
 from landscape.plotting import caption_for, plot_surfaces, surfaces_html
-from landscape.surfaces.surface import Surface
-from landscape.surfaces.trajectory import compute_trajectory, random_walk_variance, trajectory_directions
+from landscape.surfaces.compute import compute_trajectory
+from landscape.surfaces.path import random_walk_variance, trajectory_directions
+from landscape.surfaces.result import Surface
 from landscape.training.finetuning import finetune
 from landscape.weights.parameters import Parameters
 
