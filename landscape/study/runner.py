@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,15 @@ class Task:
             measurement keeps finished parts.
         check: `check(checkpoints, tokens)` raises InputError where `measure` cannot be done with these models, as
             far as that can be seen without evaluating a loss. It is called before anything is measured.
-        differing: Names of settings in which a result that was there already differs from what `measure` would give.
+        differing: `differing(result, digests)` names settings in which a result that was there already differs from
+            what `measure` would give for checkpoints with these digests.
     """
 
     name: str
     result_type: type[Result]
     measure: Measure
     check: Callable[[Sequence[Checkpoint], Any], None] | None = None
-    differing: Callable[[Any], Sequence[str]] | None = None
+    differing: Callable[[Any, Sequence[str]], Sequence[str]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,8 +134,10 @@ def run_tasks(comparison: Comparison, folder: Path, tasks: Sequence[Task]) -> di
 
 def cells_of_each(comparison: Comparison, folder: Path, task: Task) -> list[Cell]:
     """Return the cells of a task that is done with each checkpoint by itself, on each data set."""
-    groups: dict[int, tuple[int, ...]] = {index: (index,) for index in range(len(comparison.names))}
-    return _cells(comparison, folder, task, groups, groups)
+    return [
+        _cell(comparison, folder / name, task, (index,), data, comparison.describe(index))
+        for (index, data), name in comparison.file_names(task.name, of_all=False).items()
+    ]
 
 
 def cells_of_all(comparison: Comparison, folder: Path, task: Task, named: Sequence[int]) -> list[Cell]:
@@ -147,21 +149,24 @@ def cells_of_all(comparison: Comparison, folder: Path, task: Task, named: Sequen
         task: What to measure.
         named: The checkpoints that the provenance of a result names, by index.
     """
-    return _cells(comparison, folder, task, {0: tuple(range(len(comparison.names)))}, {0: tuple(named)}, of_all=True)
+    described = [comparison.describe(index) for index in named]
+    origin = described[0] if len(described) == 1 else dict(zip("abc", described, strict=False))
+    everything = tuple(range(len(comparison.names)))
+    return [
+        _cell(comparison, folder / name, task, everything, data, origin)
+        for (_, data), name in comparison.file_names(task.name, of_all=True).items()
+    ]
 
 
 def cells_against_base(comparison: Comparison, folder: Path, task: Task) -> list[Cell]:
     """Return the cells of a task that is done with the first checkpoint and each other one, on all data at once."""
     one_set = dataclasses.replace(comparison, data=dict(list(comparison.data.items())[:1]))
-    digests = {name: tokens.digest for name, tokens in comparison.data.items()}
-    cells = []
-    for (index, _), name in one_set.file_names(task.name, of_all=False).items():
-        if index == 0:
-            continue
-        described = {"base": comparison.describe(0), "tuned": comparison.describe(index)}
-        check_origin = functools.partial(_check_origin, comparison, task, folder / name, described, digests)
-        cells.append(Cell(task, (0, index), "", comparison.data, folder / name, check_origin))
-    return cells
+    base = comparison.describe(0)
+    return [
+        _cell(comparison, folder / name, task, (0, index), None, {"base": base, "tuned": comparison.describe(index)})
+        for (index, _), name in one_set.file_names(task.name, of_all=False).items()
+        if index > 0
+    ]
 
 
 def file_names(comparison: Comparison, tasks: Sequence[Task]) -> list[str]:
@@ -169,27 +174,28 @@ def file_names(comparison: Comparison, tasks: Sequence[Task]) -> list[str]:
     return [cell.path.name for task in tasks for cell in cells_of_each(comparison, Path(), task)]
 
 
-def _cells(
-    comparison: Comparison,
-    folder: Path,
-    task: Task,
-    groups: dict[int, tuple[int, ...]],
-    named: dict[int, tuple[int, ...]],
-    of_all: bool = False,
-) -> list[Cell]:
-    cells = []
-    for (index, data), name in comparison.file_names(task.name, of_all).items():
-        path, tokens = folder / name, comparison.data[data]
-        described = [comparison.describe(member) for member in named[index]]
-        checkpoint = described[0] if len(described) == 1 else dict(zip("abc", described, strict=False))
-        check_origin = functools.partial(_check_origin, comparison, task, path, checkpoint, tokens.digest)
-        cells.append(Cell(task, groups[index], data, tokens, path, check_origin))
-    return cells
+def _cell(
+    comparison: Comparison, path: Path, task: Task, checkpoints: tuple[int, ...], data: str | None, origin: dict
+) -> Cell:
+    """Return a cell whose file must say that its result is of certain checkpoints.
 
+    Args:
+        comparison: The checkpoints and the data sets.
+        path: The file.
+        task: What is measured.
+        checkpoints: What it is measured of, by index.
+        data: The name of the data set; None for all of them.
+        origin: What the provenance of a result says about the checkpoints.
+    """
+    tokens: Any = comparison.data if data is None else comparison.data[data]
+    digest = tokens.digest if data is not None else {name: one.digest for name, one in comparison.data.items()}
+    digests = [comparison.files[index].digest for index in checkpoints]
 
-def _check_origin(comparison: Comparison, task: Task, path: Path, checkpoint: dict, digest: Any, result: Any) -> None:
-    differing = task.differing(result) if task.differing else ()
-    comparison.check_origin(path, result.provenance, checkpoint, digest, differing)
+    def check_origin(result: Any) -> None:
+        differing = task.differing(result, digests) if task.differing is not None else ()
+        comparison.check_origin(path, result.provenance, origin, digest, differing)
+
+    return Cell(task, checkpoints, data or "", tokens, path, check_origin)
 
 
 def _load_group(comparison: Comparison, group: tuple[int, ...], loaded: dict[int, Checkpoint]) -> list[Checkpoint]:

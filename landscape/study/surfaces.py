@@ -22,7 +22,7 @@ from landscape.weights.directions import load_directions, save_directions
 def compare_surfaces(
     comparison: Comparison, folder: Path, kind: SurfaceKind, *, run: Run = Run(progress=True)
 ) -> dict[str, Surface]:
-    """Measure surfaces of every checkpoint on every data set; return them by the name of the file in `folder` that keeps each.
+    """Measure surfaces of checkpoints on every data set, and keep each in its own file of a folder.
 
     A kind that is of each checkpoint gives a surface for each, on the same axes; other kinds give one of all. What
     `folder` holds already is read, what a killed run left half done is finished. Directions that are costly to find
@@ -35,15 +35,17 @@ def compare_surfaces(
         run: `autocast`, `progress` and for some kinds `offload_base` have a use here; every surface has a journal of
             its own.
 
+    Returns:
+        The surfaces by the name of the file that keeps each.
+
     Raises:
         InputError: The kind takes another number of checkpoints, or a file in `folder` is of something else.
     """
     count = len(comparison.files)
     kind.check_count(count)
 
-    def differing(surface: Surface) -> list[str]:
-        members = comparison.files if not kind.is_of_each() else ()
-        agreed = kind.identity([file.digest for file in members]) | {"autocast": run.autocast}
+    def differing(surface: Surface, digests: Sequence[str]) -> list[str]:
+        agreed = kind.identity(digests) | {"autocast": run.autocast}
         settings = surface.provenance.settings
         return [word for word, value in agreed.items() if settings.get(word) != to_plain(value)]
 

@@ -139,7 +139,7 @@ def test_a_result_of_something_else_is_refused(comparison, tmp_path):
         run_tasks(comparison, tmp_path, [Recorder().task()])
     (tmp_path / "kept").rename(tmp_path / "recorded-llama_0.json")
     with pytest.raises(InputError, match=r"\(grid differ"):
-        run_tasks(comparison, tmp_path, [Recorder().task(differing=lambda result: ["grid"])])
+        run_tasks(comparison, tmp_path, [Recorder().task(differing=lambda result, digests: ["grid"])])
 
 
 def test_cells_of_one_file_share_its_result(comparison, tmp_path):
