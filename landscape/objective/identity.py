@@ -29,8 +29,8 @@ def provenance_of(
     return Provenance(
         settings=dict(settings),
         seed=seed,
-        checkpoint=checkpoint or {"weights": vector_digest(Parameters(model, frozen=True).values())},
-        data=describe_data(objective.data),
+        checkpoint=checkpoint or {"weights": objective.weights_digest()},
+        data=objective.data_description(),
         device=str(objective.device),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         seconds=seconds,
@@ -52,10 +52,10 @@ def journal_of(
     """
     model = objective.model
     identity = {
-        "weights": weights or vector_digest(Parameters(model, frozen=True).values()),
+        "weights": weights or objective.weights_digest(),
         "buffers": vector_digest({name: b.detach() for name, b in model.named_buffers() if not b.is_meta}),
         "parameters": digest_of(list(parameters.names)),
-        "data": describe_data(objective.data)["digest"],
+        "data": objective.data_description()["digest"],
         "device": str(objective.device),
         "loss": loss,
     }

@@ -10,9 +10,11 @@ from torch import nn
 
 from landscape.checkpoints import Checkpoint, identify
 from landscape.objective.causal import CausalLoss
-from landscape.objective.scope import Scope
-from landscape.sharpness import check_metric, displacement_between
-from landscape.sharpness.registry import Site
+from landscape.objective.scope import Run, Scope
+from landscape.objective.subject import progress_bar
+from landscape.sharpness.compute import displacement_between
+from landscape.sharpness.registry import check_metric
+from landscape.sharpness.site import Site
 from landscape.weights.preservation import preserved
 
 
@@ -27,7 +29,7 @@ def check_sharpness(
 ) -> None:
     """Raise InputError where `compute_sharpness` would refuse the metric or its options for this model.
 
-    The metric's own function is run up to the place where it first asks for a loss, a gradient or the data.
+    The metric's own function is run up to where it first asks for a loss, a gradient or a product with the Hessian.
 
     Args:
         model: The model to measure.
@@ -42,14 +44,14 @@ def check_sharpness(
     """
     chosen, settings = check_metric(metric, options, has_base=base is not None)
     at = base if base is not None and chosen.needs_base else model
-    with preserved(identify(at)[0]):
-        # The form of a language model's loss is found by evaluating it, and does not matter here.
-        loss_fn = scope.loss_fn or CausalLoss(at_supervised=True, linear_head=True)
-        site = Site(at, data, dataclasses.replace(scope, loss_fn=loss_fn), seed=0)
+    module, _, _ = identify(at)
+    # The form of a language model's loss is found by evaluating it, and does not matter here.
+    loss_fn = scope.loss_fn or CausalLoss(at_supervised=True, linear_head=True)
+    with progress_bar(metric, None, "eval", False) as bar, preserved(module):
+        site = Site(at, data, dataclasses.replace(scope, loss_fn=loss_fn), Run(), seed=0, bar=bar, identity={})
         if base is not None:
             site.displacement = displacement_between(site, base, model)
         site.objective = _Unevaluated(loss_fn)  # type: ignore[assignment]
-        site.data = _Unevaluated(None)
         with contextlib.suppress(_Evaluated):
             chosen.measure(site, **settings)
 
@@ -59,13 +61,10 @@ class _Evaluated(Exception):
 
 
 class _Unevaluated:
-    """Stands for an objective and for data, and ends the check as soon as anything is asked of them."""
+    """Stands for an objective, and ends the check as soon as anything but its loss function is asked of it."""
 
     def __init__(self, loss_fn: Any):
         self.loss_fn = loss_fn
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise _Evaluated
-
-    def __iter__(self) -> NoReturn:
         raise _Evaluated

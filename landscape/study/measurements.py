@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from landscape.checkpoints import Checkpoint
 from landscape.curvature.results import TraceEstimate
-from landscape.curvature.trace import hessian_trace
 from landscape.data.tokens import TokenData
 from landscape.errors import InputError
 from landscape.forgetting.harness import BenchmarkForgetting
@@ -28,8 +27,6 @@ from landscape.weights.directions import check_same_tensors
 from landscape.weights.parameters import Parameters
 from landscape.weights.preservation import preserved
 from landscape.weights.vectors import vector_norm, wide_dtype
-
-TRACES = ("trace", "adaptive_trace", "filter_trace")
 
 
 def sharpness_task(
@@ -73,28 +70,11 @@ def sharpness_task(
     def check(models: Sequence[Checkpoint], tokens: Any) -> None:
         check_sharpness(models[-1], tokens, metric=metric, base=_base_of(models, base), scope=scope, **options)
 
-    return Task(name, Sharpness, measure, check)
+    return Task(name, Sharpness, measure, check, earlier_types=(TraceEstimate,))
 
 
 def _base_of(models: Sequence[Checkpoint], base: Checkpoint | None) -> Checkpoint | None:
     return models[0] if len(models) > 1 else base
-
-
-def trace_task(name: str, metric: str, options: Mapping[str, Any], *, seed: int = 0, run: Run = Run()) -> Task:
-    """Return the task of estimating a trace by the name and options of its sharpness metric, with its interval."""
-    given = dict(options)
-    weighting = "adaptive" if metric == "adaptive_trace" else given.pop("normalize", None)
-    scope = Scope(curvature=given.pop("curvature"))
-    run = dataclasses.replace(run, method=given.pop("method"))
-
-    def measure(models: Sequence[Checkpoint], tokens: Any, journal: Path) -> TraceEstimate:
-        here = dataclasses.replace(run, journal=journal)
-        return hessian_trace(models[-1], tokens, weighting=weighting, seed=seed, scope=scope, run=here, **given)
-
-    def check(models: Sequence[Checkpoint], tokens: Any) -> None:
-        check_sharpness(models[-1], tokens, metric=metric, **options)
-
-    return Task(name, TraceEstimate, measure, check)
 
 
 def random_surface_task(name: str, options: Mapping[str, Any], *, seed: int = 0, run: Run = Run()) -> Task:
@@ -244,8 +224,7 @@ def numbers_of(result: Any, column: str, data: str) -> list[Number]:
     if isinstance(result, Surface):
         known = {name: value for name, value in result.metrics().values().items() if value is not None}
         return [number(f"{column}_{name.removeprefix('surface_')}_{data}", value) for name, value in known.items()]
-    interval = result.confidence_interval if isinstance(result, TraceEstimate) else None
-    numbers = [number(f"{column}_{data}", result.value, result.stderr, interval, result.converged)]
+    numbers = [number(f"{column}_{data}", result.value, result.stderr, result.confidence_interval, result.converged)]
     if isinstance(result, Sharpness) and "predicted_rise" in result.details:
         numbers.append(number(f"predicted_rise_{data}", float(result.details["predicted_rise"])))
     return numbers

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from landscape.checkpoints import Checkpoint
-from landscape.results import Result, journaled
+from landscape.results import Result, journaled, read_json
 from landscape.study.comparison import Comparison
 
 # Called with the models, the data and the path of a journal that a killed run leaves and the next one continues.
@@ -28,6 +28,7 @@ class Task:
             far as that can be seen without evaluating a loss. It is called before anything is measured.
         differing: `differing(result, digests)` names settings in which a result that was there already differs from
             what `measure` would give for checkpoints with these digests.
+        earlier_types: Types of results that earlier versions kept for the task; they are read too.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Task:
     measure: Measure
     check: Callable[[Sequence[Checkpoint], Any], None] | None = None
     differing: Callable[[Any, Sequence[str]], Sequence[str]] | None = None
+    earlier_types: Sequence[type[Result]] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +61,9 @@ class Cell:
 
     def load(self) -> Any:
         """Read the result from its file. Raises InputError where the file holds something else."""
-        result = self.task.result_type.load(self.path)
+        kept_as = read_json(self.path).get("format") if self.task.earlier_types else None
+        earlier = [kind for kind in self.task.earlier_types if kept_as == f"landscape/{kind.kind_of_result}"]
+        result = (earlier or [self.task.result_type])[0].load(self.path)
         if self.check_origin is not None:
             self.check_origin(result)
         return result

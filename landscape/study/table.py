@@ -20,13 +20,11 @@ from landscape.sharpness import SHARPNESS_METRICS, check_metric
 from landscape.study.comparison import Comparison, open_comparison
 from landscape.study.halves import disjoint_halves
 from landscape.study.measurements import (
-    TRACES,
     distance_task,
     forgetting_task,
     numbers_of,
     random_surface_task,
     sharpness_task,
-    trace_task,
 )
 from landscape.study.runner import Cell, Task, run_cells
 from landscape.weights.directions import NORMALIZATIONS
@@ -282,8 +280,6 @@ def _columns(
         for name, (metric, options) in chosen.items():
             if metric == "surface":
                 task = random_surface_task(name, options, seed=seed, run=run)
-            elif metric in TRACES:
-                task = trace_task(name, metric, options, seed=seed, run=run)
             else:
                 task = sharpness_task(name, metric, options, seed=seed, run=run)
             columns.append(_Column(name, metric, options, data, halves[data][0], task))

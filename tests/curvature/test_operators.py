@@ -11,8 +11,8 @@ from curved import TinyTransformer, dense_hessian, matrix_of, tiny_data
 from torch import nn
 
 from landscape import hessian_vector_product, supervised_loss
-from landscape.curvature.memory import counting_saved_bytes
-from landscape.curvature.opening import curvature_of
+from landscape.curvature.operators.memory import counting_saved_bytes
+from landscape.curvature.operators.opening import curvature_of
 from landscape.data.tokens import Example, TokenData
 from landscape.errors import InputError, MeasurementWarning
 from landscape.objective.objective import Objective

@@ -23,7 +23,8 @@ from landscape.curvature.density import hessian_density
 from landscape.curvature.eigenvalues import hessian_eigenvalues
 from landscape.curvature.trace import hessian_trace
 from landscape.errors import InputError, MeasurementWarning
-from landscape.linalg.spectrum import lanczos, quadrature
+from landscape.linalg.lanczos import lanczos
+from landscape.linalg.quadrature import quadrature
 from landscape.objective.scope import Run, Scope
 from landscape.results import Journal, Snapshots, journaled
 from landscape.sharpness import compute_sharpness
@@ -106,17 +107,17 @@ def test_lanczos_continues_bit_for_bit_from_wherever_it_was_stopped(dtype):
     matrix, start = with_spectrum(np.linspace(-1, 1, 60), dtype=dtype), start_vector(60).to(dtype)
     options = {"k": (2, 1), "which": "BE", "rtol": 1e-3, "basis_size": 8, "vectors": True}
     whole = lanczos(MatrixOperator(matrix), start, **options)
-    assert whole.products > 3 * 8, "several restarts, to stop before, at and after"
-    for last in range(1, whole.products):
+    assert whole.matvecs > 3 * 8, "several restarts, to stop before, at and after"
+    for last in range(1, whole.matvecs):
         states = []
         with pytest.raises(Killed):
-            lanczos(Counting(matrix, last), start, keep=lambda s, to=states: to.append(s), **options)
+            lanczos(Counting(matrix, last), start, save_state=lambda s, to=states: to.append(s), **options)
         kept = states[-1]
-        assert kept.products == last
+        assert kept.matvecs == last
         left = Counting(matrix)
         again = lanczos(left, start, resume=kept, **options)
-        assert left.taken == whole.products - last
-        assert again.products == whole.products
+        assert left.taken == whole.matvecs - last
+        assert again.matvecs == whole.matvecs
         assert np.array_equal(again.values, whole.values)
         assert np.array_equal(again.residuals, whole.residuals)
         assert torch.equal(again.vectors, whole.vectors)
@@ -133,7 +134,7 @@ def test_a_quadrature_continues_bit_for_bit_from_every_step():
     def rest(state):
         return state.second.copy(), state.step
 
-    whole = quadrature(MatrixOperator(matrix), probes, 12, keep=keep)
+    whole = quadrature(MatrixOperator(matrix), probes, 12, save_state=keep)
     for state in states:
         left = Counting(matrix)
         again = quadrature(left, probes, 12, resume=state)
