@@ -7,12 +7,13 @@ import weakref
 import pytest
 from conftest import build_model
 
-from landscape import InputError, LoadOptions, load_checkpoint
+from landscape import InputError, LoadOptions, hessian_trace, load_checkpoint, load_data
 from landscape.results import Provenance, digest_of
 from landscape.sharpness import SHARPNESS_METRICS
 from landscape.sharpness.checking import check_sharpness
 from landscape.study import measurements
 from landscape.study.comparison import open_comparison
+from landscape.study.halves import disjoint_halves
 from landscape.study.measurements import Distance
 from landscape.study.runner import Cell, Task, cells_against_base, cells_of_all, run_cells, run_tasks
 from landscape.study.table import measure_checkpoints
@@ -244,3 +245,33 @@ def test_models_are_those_of_the_same_base(tuned):
     with pytest.raises(InputError, match="is no base of"):
         measure_checkpoints(base, [one, narrow], *rest, metrics=["gradient_norm"], load_options=CPU)
     assert not tuned[-1].with_name("t.csv.cells").exists()
+
+
+def test_traces_that_an_earlier_version_kept_are_read(tuned):
+    _, checkpoints, source, _, output = tuned
+    options = {"metrics": [("trace", {"rtol": 100.0, "max_probes": 8})], "flatness_on": "old", "load_options": CPU}
+    first = measure_checkpoints(*tuned, **options)
+    for folder in checkpoints:
+        checkpoint = load_checkpoint(folder, device="cpu")
+        half, _ = disjoint_halves(load_data(source, checkpoint.tokenizer, max_length=128))
+        (cell,) = output.with_name("t.csv.cells").glob(f"trace-*{checkpoint.digest}.json")
+        cell.unlink()
+        dataclasses.replace(hessian_trace(checkpoint, half, rtol=100.0, max_probes=8), data="old").save(cell)
+        assert json.loads(cell.read_text())["format"] == "landscape/trace"
+    again = measure_checkpoints(*tuned, **options)
+    assert first.to_csv() == again.to_csv()
+    timeless = [[{**row, "seconds": 0} for row in table.attrs["details"]] for table in (first, again)]
+    assert timeless[0] == timeless[1]
+
+
+def test_the_command_refuses_a_forgetting_of_other_data(save_checkpoint_folder, records, run, tmp_path):
+    base, one, two = (save_checkpoint_folder("llama", seed=seed) for seed in (0, 1, 2))
+    options = ("--data", records, "--device", "cpu", "-q", "--resamples", 99, "-o", tmp_path / "out")
+    assert run("forgetting", base, one, two, *options)[0] == 0
+    kept = tmp_path / "out" / "forgetting-llama_1.json"
+    content = json.loads(kept.read_text())
+    content["provenance"]["data"]["tasks"]["digest"] = "another"
+    kept.write_text(json.dumps(content))
+    code, _, err = run("forgetting", base, one, two, *options)
+    assert code == 2
+    assert "is not a result of this run (data differ)" in err
