@@ -75,7 +75,7 @@ def test_help_does_not_wait_for_torch(arguments):
 def test_without_a_command_the_help_is_printed(run):
     code, out, err = run()
     assert (code, err) == (2, "")
-    assert out == run("--help")[1]
+    assert out.strip() == run("--help")[1].strip()
 
 
 def test_version(run):
