@@ -6,8 +6,10 @@ file: it is the only place where the table is written.
 
 from .checkpoints import load_checkpoint as load_checkpoint
 from .checkpoints import Checkpoint as Checkpoint
+from .checkpoints import LoadOptions as LoadOptions
 from .checkpoints import save_checkpoint as save_checkpoint
 from .data.tokens import load_data as load_data
+from .data.tokens import DataOptions as DataOptions
 from .data.tokens import TokenData as TokenData
 from .objective.loss_functions import supervised_loss as supervised_loss
 from .objective.scope import Scope as Scope

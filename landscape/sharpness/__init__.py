@@ -95,7 +95,7 @@ def compute_sharpness(
     if base is not None:
         _, base_name, described = identify(base)
         identity["base"] = described or base_name
-    common = site.said(identity, seed)
+    common = site.result_fields(identity, seed)
     if chosen.needs_base:  # the site is at the base; the result is of the model
         of_model, name, described = identify(model)
         checkpoint = described or {"weights": vector_digest(Parameters(of_model, frozen=True).values())}
