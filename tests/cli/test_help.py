@@ -88,7 +88,7 @@ def test_choices_are_those_of_the_modules_that_take_them():
     from landscape.curvature.opening import CURVATURES, HVPS
     from landscape.curvature.trace import WEIGHTINGS
     from landscape.study.measure import FLATNESS_ON
-    from landscape.training.finetuning import OPTIMIZERS
+    from landscape.training.options import OPTIMIZERS
     from landscape.weights.filters import NORMALIZATIONS
 
     assert get_args(options.NormalizationName) == NORMALIZATIONS
