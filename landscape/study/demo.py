@@ -30,8 +30,11 @@ GRID, SPAN = 11, 1.0
 EVALUATED = 20  # examples behind each point of a surface
 
 
-def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
-    """Make everything under `folder`, printing what happens; what is there already is not made again."""
+def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list[dict]:
+    """Make everything under `folder`, printing what happens; what is there already is not made again.
+
+    Returns the rows of the table that it prints, one for each checkpoint.
+    """
     started = time.perf_counter()
     settings = {"command": "demo", "seed": seed, "versions": installed_versions()}
     with results_folder(folder, settings):
@@ -69,6 +72,7 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
         print(f"  {folder / name}")
     print(f"Checkpoints: {folder / 'base'}  {folder / 'adamw'}  {folder / 'sam'}; try")
     print(f"  landscape plot {folder / 'adamw'} {folder / 'sam'} --kind interpolate --data builtin:docs")
+    return rows
 
 
 def _say(text: str) -> None:

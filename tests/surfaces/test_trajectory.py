@@ -162,7 +162,8 @@ def test_the_command_says_what_a_path_takes(run, tuned, save_checkpoint_folder, 
         ((base,), "has kept no path"),
         ((base, tuned), "at least 3 checkpoints"),
         ((tuned, "--dim", 1), "2-dimensional"),
-        ((tuned, "--span", "-1,1"), "a margin"),
+        ((tuned, "--span", "-1,1"), "use --margin"),
+        ((tuned, "--margin", "-1"), "--margin -1.0 must be at least 0"),
         ((tuned, "--normalize", "unit"), "--normalize scales random"),
     ):
         code, _, err = run("plot", "--kind", "trajectory", "--data", records, "--points", 3, *arguments)
