@@ -100,7 +100,7 @@ def check_curvature(
     head = _untied_head(objective, parameters)
     if head is not None:
         checks += _head_checks(subject, head, hvp, seed)
-    return CurvatureCheck(checks=tuple(checks), **subject.said({"check": "curvature", "hvp": hvp}, seed))
+    return CurvatureCheck(checks=tuple(checks), **subject.result_fields({"check": "curvature", "hvp": hvp}, seed))
 
 
 def _untied_head(objective: Objective, parameters: Parameters) -> str | None:

@@ -102,5 +102,5 @@ def hessian_density(
         hvp_reason=operator.reason,
         hvp_error=operator.error,
         parameters=selected.numel,
-        **subject.said(settings, seed),
+        **subject.result_fields(settings, seed),
     )

@@ -160,7 +160,7 @@ def hessian_eigenvalues(
         hvp_reason=operator.reason,
         hvp_error=operator.error,
         parameters=selected.numel,
-        **subject.said(settings, seed),
+        **subject.result_fields(settings, seed),
         vectors=directions,
     )
 

@@ -83,5 +83,5 @@ def hessian_layers(
         probes=trace.probes,
         matvecs=matvecs,
         hvp=trace.hvp,
-        **subject.said(settings, seed),
+        **subject.result_fields(settings, seed),
     )

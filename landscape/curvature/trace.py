@@ -116,7 +116,7 @@ def hessian_trace(
         confidence=confidence,
         rtol=rtol,
         parameters=selected.numel,
-        **subject.said(settings, seed),
+        **subject.result_fields(settings, seed),
         **found,
     )
 

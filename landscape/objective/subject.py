@@ -25,7 +25,21 @@ from landscape.weights.parameters import Parameters
 
 
 class Subject:
-    """The model, data and parameters of one measurement, and what its result says of them."""
+    """The model, data and parameters of one measurement, and what its result says of them.
+
+    Attributes:
+        loss: Name of the loss function; None for the default.
+        module: The model.
+        name: Name of the model, for plots and tables.
+        objective: The loss of the model on the data.
+        parameters: The selected parameters.
+
+    Args:
+        model: A module or a loaded checkpoint.
+        data: Batches, as for `Objective`.
+        parameters: Shell globs over parameter names; None selects all.
+        loss_fn: As for `Objective`.
+    """
 
     def __init__(self, model: nn.Module | Checkpoint, data: Iterable[Batch], scope: Scope):
         self._started = time.perf_counter()
@@ -34,8 +48,13 @@ class Subject:
         self.objective = Objective(self.module, data, scope.loss_fn)
         self.parameters = Parameters(self.module, scope.parameters)
 
-    def said(self, settings: dict, seed: int) -> dict[str, Any]:
-        """The fields that every result of it shares."""
+    def result_fields(self, settings: dict, seed: int) -> dict[str, Any]:
+        """Return the fields that every result on the subject shares: name, data, weight and provenance.
+
+        Args:
+            settings: The options of the measurement.
+            seed: Seed of its random draws.
+        """
         seconds = time.perf_counter() - self._started
         return {
             "name": self.name,
@@ -46,31 +65,52 @@ class Subject:
 
     @contextlib.contextmanager
     def open_journal(self, path: Path | str | None, settings: dict, seed: int) -> Iterator[Journal | None]:
-        """The journal of one computation on the subject, which other settings, weights or data do not share.
+        """Open the journal of one computation, which no other settings, weights or data share.
 
-        None without a path. Raises InputError for a sharded model, whose vectors no journal keeps.
+        Args:
+            path: The journal; None opens none.
+            settings: The options of the computation.
+            seed: Seed of its random draws.
+
+        Yields:
+            The journal, or None without a path.
+
+        Raises:
+            InputError: The model is sharded, because no journal keeps the vectors of such a model.
         """
         if path is None:
             yield None
             return
         if is_sharded(self.module):
             raise InputError("the vectors of a sharded model (fully_shard) are kept in no journal; leave journal out.")
-        said = {"settings": settings, "seed": seed}
-        with journal_of(path, self.objective, self.parameters, self.loss, said) as journal:
+        computation = {"settings": settings, "seed": seed}
+        with journal_of(path, self.objective, self.parameters, self.loss, computation) as journal:
             yield journal
 
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int | None, unit: str, progress: bool) -> Iterator[tqdm]:
+    """Show a progress bar on the terminal inside the block.
+
+    Args:
+        title: Words before the bar.
+        total: Number of units; None where it is not known.
+        unit: What is counted, such as "probe".
+        progress: Whether the bar is shown at all.
+
+    Yields:
+        The bar, whose `update` counts.
+    """
     with tqdm(desc=title, total=total, unit=unit, disable=not progress) as bar:
         yield bar
 
 
 def group_by_layer(names: Sequence[str]) -> dict[str, list[int]]:
-    """Indices of parameters by layer: the name up to its first number, or the module for those without one.
+    """Group the indices of parameters by layer: the name up to its first number, or the module where it has none.
 
-    >>> group_by_layer(["model.embed.weight", "model.layers.0.q.weight", "model.layers.0.k.weight", "head.weight"])
-    {'model.embed': [0], 'model.layers.0': [1, 2], 'head': [3]}
+    Example:
+        >>> group_by_layer(["model.embed.weight", "model.layers.0.q.weight", "model.layers.0.k.weight", "head.weight"])
+        {'model.embed': [0], 'model.layers.0': [1, 2], 'head': [3]}
     """
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names):

@@ -12,7 +12,7 @@ from torch import nn
 
 from landscape.checkpoints import Checkpoint, identify
 from landscape.data.batches import Batch
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, nearest
 from landscape.objective.loss_functions import LossFunction, NormalizedLogits
 from landscape.weights.directions import Direction, check_same_tensors
 from landscape.weights.parameters import Parameters
@@ -95,7 +95,7 @@ def compute_sharpness(
     if base is not None:
         _, base_name, described = identify(base)
         identity["base"] = described or base_name
-    common = site.said(identity, seed)
+    common = site.result_fields(identity, seed)
     if chosen.needs_base:  # the site is at the base; the result is of the model
         of_model, name, described = identify(model)
         checkpoint = described or {"weights": vector_digest(Parameters(of_model, frozen=True).values())}
@@ -127,11 +127,16 @@ def check_metric(metric: str, options: dict[str, Any], *, has_base: bool) -> tup
     """
     chosen = SHARPNESS_METRICS.get(metric)
     if chosen is None:
-        raise InputError(f"metric={metric!r} is none of {', '.join(SHARPNESS_METRICS)}.")
+        raise InputError(
+            f"metric={metric!r} is none of {', '.join(SHARPNESS_METRICS)}.{nearest(metric, SHARPNESS_METRICS)}"
+        )
     own = chosen.options
     unknown = [name for name in options if name not in own]
     if unknown:
-        raise InputError(f"metric={metric!r} has no option {unknown[0]}; it has {', '.join(own) if own else 'none'}.")
+        raise InputError(
+            f"metric={metric!r} has no option {unknown[0]}; it has {', '.join(own) if own else 'none'}."
+            f"{nearest(unknown[0], own)}"
+        )
     for name, value in options.items():
         default = own[name]
         numeric = isinstance(default, (int, float)) and not isinstance(default, bool)
