@@ -53,8 +53,8 @@ def correlate(
 
         landscape correlate table.csv --groups base --control loss_after_new
     """
+    from landscape.correlation import Resampling, read_table
     from landscape.correlation import correlate as run
-    from landscape.correlation import read_table
     from landscape.plotting import write_correlation_figures
     from landscape.results import digest_of, results_folder, write_json, write_text
 
@@ -67,9 +67,7 @@ def correlate(
         controls=control or (),
         groups=groups,
         hyperparameters=hyperparameter or (),
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
+        resampling=Resampling(resamples=resamples, confidence=confidence, seed=seed),
     )
     settings = {
         "command": "correlate",

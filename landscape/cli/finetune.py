@@ -64,30 +64,36 @@ def finetune(
     quiet_libraries()
     if optimizer == "adamw" and rho is not None:
         raise InputError("--rho is the radius of sam and asam; it does not go with --optimizer adamw.")
+    if rehearse is None and rehearse_ratio is not None:
+        raise InputError("--rehearse-ratio is a share of old data, but --rehearse names none.")
+    from landscape.checkpoints import LoadOptions
+    from landscape.data.tokens import DataOptions
     from landscape.results import read_json
     from landscape.training.finetuning import finetune as run
+    from landscape.training.options import Optimization, Rehearsal, Saving
 
+    rehearsal = None
+    if rehearse is not None:
+        rehearsal = Rehearsal(rehearse) if rehearse_ratio is None else Rehearsal(rehearse, rehearse_ratio)
     folder = run(
         base,
         data,
         output,
-        optimizer=optimizer,
-        rho=rho,
-        lr=lr,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        lora=lora,
-        rehearse=rehearse,
-        rehearse_ratio=rehearse_ratio,
-        max_length=max_length,
-        limit=limit,
+        optimization=Optimization(
+            optimizer=optimizer,
+            rho=rho,
+            lr=lr,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            lora=lora,
+        ),
+        rehearsal=rehearsal,
         seed=seed,
-        save_every=save_every,
-        keep_trajectory=keep_trajectory,
-        device=device,
-        trust_remote_code=trust_remote_code,
+        data_options=DataOptions(max_length=max_length, limit=limit),
+        load_options=LoadOptions(device=device, trust_remote_code=trust_remote_code),
+        saving=Saving(save_every=save_every, keep_trajectory=keep_trajectory),
         progress=not quiet,
     )
     record = read_json(folder / "landscape.json")

@@ -26,7 +26,7 @@ DeviceMapName = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 AutocastName = Literal["bfloat16"]
 if TYPE_CHECKING:
     KindName = str
-else:
+else:  # A new kind of surface is a new file, which the command line offers without being told.
     KindName = Literal[tuple(SURFACE_KINDS)]
 NormalizationName = Literal["filter", "unit", "head", "layer", "none"]
 CurvatureName = Literal["hessian", "ggn"]
@@ -342,7 +342,10 @@ Kind = Annotated[
         SURFACE,
         "--kind",
         KindName,
-        "What the axes are. " + " ".join(f"{name}: {kind.help}" for name, kind in SURFACE_KINDS.items()),
+        " ".join(
+            ["Kind of surface."]
+            + [f"For {name}, {kind.help[0].lower()}{kind.help[1:]}" for name, kind in SURFACE_KINDS.items()]
+        ),
     ),
 ]
 Dim = Annotated[

@@ -98,9 +98,9 @@ def plot(
     )
     contours = _levels(levels, log)
     if offload_base and "offload_base" not in surface_kind.run_options:
-        fitting = [name for name, other in SURFACE_KINDS.items() if "offload_base" in other.run_options]
+        names = [name for name, other in SURFACE_KINDS.items() if "offload_base" in other.run_options]
         raise InputError(
-            f"--offload-base goes with --kind {' and '.join(fitting)}; --kind {kind} holds other models too."
+            f"--offload-base goes with --kind {' and '.join(names)}; --kind {kind} holds other models too."
         )
     check_device(device, device_map)
     quiet_libraries()
@@ -137,6 +137,9 @@ def plot(
     else:
         _print_surfaces(list(surfaces.values()))
     print_written(*(output / name for name in (*files, *surfaces)))
+
+
+# --- options ------------------------------------------------------------------------------------------------
 
 
 def _levels(text: str, log: bool) -> int | list[float]:
@@ -183,11 +186,8 @@ def _print_surfaces(surfaces: list[Surface]) -> None:
             f"{sum(first.path.random_walk):.1%}. Checkpoints lie up to {max(first.path.residuals):.4g} beside it.",
         )
     grid = ", ".join(f"[{axis[0]:.4g}, {axis[-1]:.4g}] in {len(axis)}" for axis in first.axes)
-    draw = (
-        f"one draw of directions (seed {first.seed}), normalize={first.normalize}; "
-        if first.kind_type.is_random
-        else ""
-    )
+    draw = f"one draw of directions (seed {first.seed}), normalize={first.normalize}; "
+    draw = draw if first.kind_type.is_random else ""
     print_note(
         console,
         f"* our reconstructions of the metrics Li et al. 2024 name; they hold for this grid only: {draw}{grid}.",

@@ -141,6 +141,7 @@ class TokenData:
 
     @cached_property
     def _batches(self) -> list[dict[str, torch.Tensor]]:
+        """The batches, made once."""
         return [pad_examples([self.examples[i] for i in group], self.padding_id) for group in self._groups]
 
     @property

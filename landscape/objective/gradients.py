@@ -1,4 +1,4 @@
-"""How gradients are taken, of whole and of sharded weights."""
+"""How gradients are taken, of whole and of sharded weights, so that a caller's gradients and flags stay as they are."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from torch import Tensor, nn
 
 from landscape.parallel.sharding import settle
 
+Gradients = tuple[Tensor | None, ...]  # one for each tensor; None where the loss does not depend on it
 
-def _from_graph(loss_sum: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+
+def gradients_of_whole(loss_sum: Tensor, tensors: Sequence[Tensor]) -> Gradients:
+    """Return the gradients of a loss in whole tensors."""
     return torch.autograd.grad(loss_sum, tensors, allow_unused=True)
 
 
-def _from_backward(loss_sum: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """Gradients of shards, which FSDP2 has for backward() alone."""
+def gradients_of_shards(loss_sum: Tensor, tensors: Sequence[Tensor]) -> Gradients:
+    """Return the gradients of a loss in shards, which FSDP2 makes for backward() alone."""
     loss_sum.backward()
-    found = tuple(tensor.grad for tensor in tensors)
+    gradients = tuple(tensor.grad for tensor in tensors)
     for tensor in tensors:
         tensor.grad = None
-    return found
+    return gradients
 
 
 @contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model's `.grad`s are none; afterwards they are what they were."""
+def preserved_gradients(model: nn.Module) -> Iterator[None]:
+    """Take away the `.grad` of the model's parameters inside the block, and give it back afterwards."""
     settle(model)
     held = [(tensor, tensor.grad) for tensor in model.parameters()]
     try:
@@ -41,7 +44,16 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Inside the block `tensors` take gradients; their flags are as before afterwards."""
+    """Let `tensors` take gradients inside the block; their flags are as before afterwards.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> with differentiable([weight]):
+        ...     weight.requires_grad
+        True
+        >>> weight.requires_grad
+        False
+    """
     frozen = [t for t in tensors if not t.requires_grad]
     try:
         for tensor in frozen:

@@ -7,7 +7,7 @@ because a `DTensor`'s own `float()` is that of its slice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -107,6 +107,34 @@ def summed_like(numbers: Tensor, like: Tensor) -> Tensor:
     mesh = like.device_mesh
     placements = [Replicate() if p.is_replicate() else Partial() for p in like.placements]
     return DTensor.from_local(numbers.to(mesh.device_type), mesh, placements, run_check=False).full_tensor().cpu()
+
+
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` cut over the processes as `like` is; itself where one of them is whole. Every process has to call."""
+    if isinstance(tensor, DTensor) and isinstance(like, DTensor):
+        return tensor.redistribute(placements=like.placements)
+    return tensor
+
+
+def summed_over_all(sums: Iterable[tuple[Tensor, Tensor]], terms: int) -> list[float]:
+    """Sums over tensors that may be cut in different ways, each over all of its slices.
+
+    There is one reduction for each way of cutting and one copy from each device, not one for each tensor.
+
+    Args:
+        sums: Pairs of a tensor and `terms` numbers (shape (terms,), the same floating type throughout) of the slice of
+            it that this process holds.
+        terms: How many numbers there are; it gives the shape where `sums` is empty.
+    """
+    groups: dict[Any, tuple[Tensor, Tensor]] = {}
+    for tensor, numbers in sums:
+        cut = (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
+        key = (cut, numbers.device)
+        groups[key] = (tensor, groups[key][1] + numbers if key in groups else numbers)
+    total = torch.zeros(terms, dtype=torch.float64)
+    for tensor, numbers in groups.values():
+        total += summed_like(numbers, tensor).cpu().double()
+    return total.tolist()
 
 
 def everywhere(tensor: Tensor, like: Tensor) -> Tensor:

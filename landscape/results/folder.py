@@ -131,4 +131,5 @@ def _withdraw(folder: Path, made: Sequence[Path]) -> None:
 
 
 def _is_empty_journal(path: Path) -> bool:
-    return path.suffix == ".journal" and path.read_bytes().count(b"\n") <= 1  # the first line names the settings
+    """Whether a file is a journal without a point: its first line names the settings."""
+    return path.suffix == ".journal" and path.read_bytes().count(b"\n") <= 1

@@ -20,6 +20,7 @@ from landscape.study.surfaces import compare_surfaces, summarize
 from landscape.surfaces.kinds.random import RandomSurface
 from landscape.surfaces.result import Surface
 from landscape.training.finetuning import finetune
+from landscape.training.options import Optimization, Saving
 
 VOCABULARY = 1024
 LENGTH = 128  # tokens of an example
@@ -48,16 +49,20 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list[dict
         if not (folder / "random").exists():
             tokenizer = train_tokenizer()
             save_checkpoint(tiny_llama(len(tokenizer), seed), tokenizer, folder / "random")
-        common: dict[str, Any] = {"batch_size": BATCH, "max_length": LENGTH, "seed": seed, "save_every": 50}
-        common |= {"device": "cpu", "progress": progress}
+        common: dict[str, Any] = {
+            "seed": seed,
+            "data_options": DataOptions(max_length=LENGTH),
+            "load_options": LoadOptions(device="cpu"),
+            "saving": Saving(save_every=50),
+            "progress": progress,
+        }
         _announce(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
-        finetune(folder / "random", "builtin:docs", folder / "base", lr=3e-3, steps=PRETRAIN_STEPS, **common)
+        pretraining = Optimization(lr=3e-3, steps=PRETRAIN_STEPS, batch_size=BATCH)
+        finetune(folder / "random", "builtin:docs", folder / "base", optimization=pretraining, **common)
         for optimizer, title in (("adamw", "AdamW"), ("sam", f"SAM, rho={RHO}")):
             _announce(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
-            finetune(
-                folder / "base", "builtin:code", folder / optimizer,
-                optimizer=optimizer, rho=RHO, lr=1e-3, steps=TUNE_STEPS, **common,
-            )  # fmt: skip
+            tuning = Optimization(optimizer=optimizer, rho=RHO, lr=1e-3, steps=TUNE_STEPS, batch_size=BATCH)
+            finetune(folder / "base", "builtin:code", folder / optimizer, optimization=tuning, **common)
         _announce(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
         surfaces = _surfaces(folder, seed, progress)
         _announce("5. What each forgot of the docs, and how flat it is\n")

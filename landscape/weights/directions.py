@@ -110,14 +110,16 @@ def random_directions(
     if normalize not in NORMALIZATIONS:
         raise InputError(f"normalize={normalize!r} is none of {', '.join(NORMALIZATIONS)}.")
     if count < 1:
-        raise InputError(f"count={count} directions; it takes at least one.")
+        raise InputError(f"count={count} is too small: at least one direction is needed.")
     selected = Parameters(model, parameters)
     names = [entry.name for entry in selected if include_1d or entry.tensor.ndim >= 2]
     if not names:
         raise InputError("only 1-D tensors are selected, and random directions leave them out; set include_1d.")
     weights = sum(selected[name].numel() for name in names)
     if count > weights:
-        raise InputError(f"count={count} directions in a space of {weights} weights.")
+        raise InputError(
+            f"count={count} directions in a space of {weights} weights cannot be orthogonal to each other."
+        )
     directions: list[Direction] = []
     raw: list[dict[str, Tensor]] = []
     for index in range(count):
@@ -205,7 +207,7 @@ def check_directions(directions: Sequence[Direction], parameters: Parameters) ->
                 raise InputError(f"{direction.label} has a tensor {name}, which is no parameter of the model.")
             if entry.name != name:
                 raise InputError(
-                    f"{direction.label} has a tensor {name}; tied, it goes by its first name, {entry.name}."
+                    f"{direction.label} has a tensor {name}, which is tied; use its first name, {entry.name}."
                 )
             if entry.tensor.shape != tensor.shape:
                 given, needed = tuple(tensor.shape), tuple(entry.tensor.shape)

@@ -96,7 +96,7 @@ def test_interpolation_and_plane(run, save_checkpoint_folder, records, tokenizer
         (summary,) = json.loads(open(f"{kind}/summary.json").read())["surfaces"]
         assert [m["loss"] for m in summary["markers"]] == pytest.approx(expected[:count], rel=1e-5)
         assert f"{expected[0]:.4f}" in out
-    assert json.loads(open("plane/settings.json").read())["margin"] == 0.25
+    assert json.loads(open("plane/settings.json").read())["span"] == 0.25  # as folders always had it
 
 
 def test_the_margin_of_a_plane_is_a_fraction_of_what_the_checkpoints_span(run, save_checkpoint_folder, records):

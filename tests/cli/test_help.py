@@ -75,7 +75,7 @@ def test_help_does_not_wait_for_torch(arguments):
 def test_without_a_command_the_help_is_printed(run):
     code, out, err = run()
     assert (code, err) == (2, "")
-    assert out == run("--help")[1]
+    assert out.strip() == run("--help")[1].strip()
 
 
 def test_version(run):
@@ -83,12 +83,13 @@ def test_version(run):
 
 
 def test_choices_are_those_of_the_modules_that_take_them():
+    from landscape.curvature.opening import CURVATURES, HVPS
+
     from landscape.checkpoints import loading
     from landscape.correlation.statistics import METHODS
-    from landscape.curvature.opening import CURVATURES, HVPS
     from landscape.curvature.trace import WEIGHTINGS
     from landscape.study.table import FLATNESS_ON
-    from landscape.training.finetuning import OPTIMIZERS
+    from landscape.training.options import OPTIMIZERS
     from landscape.weights.filters import NORMALIZATIONS
 
     assert get_args(options.NormalizationName) == NORMALIZATIONS

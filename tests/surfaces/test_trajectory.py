@@ -10,6 +10,8 @@ import torch
 from conftest import quadratic_loss
 from torch import nn
 
+from landscape.checkpoints import LoadOptions
+from landscape.data.tokens import DataOptions
 from landscape.errors import InputError
 from landscape.objective.scope import Run, Scope
 from landscape.plotting import caption_for, plot_surfaces, surfaces_html
@@ -17,6 +19,7 @@ from landscape.surfaces.compute import compute_trajectory
 from landscape.surfaces.path import random_walk_variance, trajectory_directions
 from landscape.surfaces.result import Surface
 from landscape.training.finetuning import finetune
+from landscape.training.options import Optimization, Saving
 from landscape.weights.parameters import Parameters
 
 
@@ -125,7 +128,8 @@ def test_paths_without_a_plane_are_refused(quadratic):
 def tuned(tmp_path_factory, save_checkpoint_folder, records):
     return finetune(
         save_checkpoint_folder("llama", seed=1), str(records), tmp_path_factory.mktemp("run") / "tuned",
-        steps=8, lr=3e-3, batch_size=4, max_length=64, device="cpu", progress=False, keep_trajectory=4,
+        optimization=Optimization(steps=8, lr=3e-3, batch_size=4), data_options=DataOptions(max_length=64),
+        load_options=LoadOptions(device="cpu"), saving=Saving(keep_trajectory=4), progress=False,
     )  # fmt: skip
 
 
