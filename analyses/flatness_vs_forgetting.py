@@ -163,12 +163,20 @@ def run_base(output: Path, settings: dict, base: Base) -> None:
     warnings.simplefilter("ignore", landscape.MeasurementWarning)  # what did not converge says so in the table
     folder = output / "checkpoints" / base.name
     texts = Texts(output, settings)
-    shared: dict[str, Any] = {"max_length": settings["max_length"], "device": "cpu", "progress": False}
+    shared: dict[str, Any] = {
+        "seed": base.seed,
+        "load_options": landscape.LoadOptions(device="cpu"),
+        "progress": False,
+    }
     of = settings["bases"]
     start = random_start(folder / "start", settings["shape"], base.seed, output / "tokenizer")
     origin_folder = landscape.finetune(
-        start, settings["old"], folder / "base", optimizer=base.optimizer, lr=base.lr, steps=of["steps"],
-        batch_size=of["batch_size"], seed=base.seed, rho=of["rho"] if base.optimizer == "sam" else None, **shared,
+        start, settings["old"], folder / "base",
+        optimization=landscape.Optimization(
+            optimizer=base.optimizer, rho=of["rho"] if base.optimizer == "sam" else None, lr=base.lr,
+            steps=of["steps"], batch_size=of["batch_size"],
+        ),
+        data_options=landscape.DataOptions(max_length=settings["max_length"]), **shared,
     )  # fmt: skip
     origin = landscape.load_checkpoint(origin_folder, device="cpu")
     at_base = output / "rows" / base.name / "base.json"
@@ -180,10 +188,13 @@ def run_base(output: Path, settings: dict, base: Base) -> None:
         if file.exists():
             continue
         tuned = landscape.finetune(
-            origin_folder, texts.training, folder / arm.name, optimizer=arm.optimizer, lr=arm.lr, steps=arm.steps,
-            batch_size=of["batch_size"], seed=base.seed, rho=of["rho"] if arm.optimizer == "sam" else None,
-            lora=arm.lora, keep_trajectory=of["keep_trajectory"] if arm.kind == "full" else None,
-            limit=settings["training_examples"], **shared,
+            origin_folder, texts.training, folder / arm.name,
+            optimization=landscape.Optimization(
+                optimizer=arm.optimizer, rho=of["rho"] if arm.optimizer == "sam" else None, lr=arm.lr,
+                steps=arm.steps, batch_size=of["batch_size"], lora=arm.lora,
+            ),
+            data_options=landscape.DataOptions(settings["max_length"], limit=settings["training_examples"]),
+            saving=landscape.Saving(keep_trajectory=of["keep_trajectory"] if arm.kind == "full" else None), **shared,
         )  # fmt: skip
         identity = {
             "name": f"{base.name}/{arm.name}",

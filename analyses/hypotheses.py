@@ -31,7 +31,7 @@ def test(rows: list[dict], settings: dict) -> dict:
     columns = [m["column"] for m in settings["metrics"]] + list(SURFACE)
     metrics = [f"{column}_{where}" for where in ("old", "new") for column in columns]
     every = [*metrics, *RIVALS, *NEGATIVE]
-    explored: dict[str, Any] = {"resamples": EXPLORED}
+    explored: dict[str, Any] = {"resampling": landscape.Resampling(EXPLORED)}
     overall = landscape.correlate(
         full, flatness=every, groups="base", controls=GIVEN, hyperparameters=FACTORS, **explored
     )
@@ -174,7 +174,9 @@ def sham(full: pandas.DataFrame, settings: dict) -> dict:
         column = entry["column"]
         if entry.get("sham"):
             change = (moved[f"{column}_sham"] / moved[f"{column}_old"]).to_numpy()
-            table = landscape.correlate(full, flatness=[f"{column}_old", f"{column}_sham"], groups="base", resamples=99)
+            table = landscape.correlate(
+                full, flatness=[f"{column}_old", f"{column}_sham"], groups="base", resampling=landscape.Resampling(99)
+            )
             before, after = table["estimate"]
             found[column] = moves(change, column in invariant) | {"before": before, "after": after}
     step = (moved["displacement_curvature_sham"] / moved["displacement_curvature"]).to_numpy()

@@ -65,17 +65,16 @@ def run_seed(output: Path, settings: dict, seed: int) -> list[dict]:
     """A base and what each method makes of it; a finished row is not measured again."""
     folder = output / f"seed-{seed}"
     shared: dict[str, Any] = {
-        "max_length": settings["max_length"],
         "seed": seed,
-        "device": "cpu",
+        "load_options": landscape.LoadOptions(device="cpu"),
         "progress": False,
-        "batch_size": settings["tuning"]["batch_size"],
     }
     of = settings["base"]
     start = random_start(folder / "random", settings["shape"], seed, output / "tokenizer")
     base = landscape.finetune(
-        start, settings["old"], folder / "base", lr=of["lr"], steps=of["steps"],
-        **shared | {"batch_size": of["batch_size"]},
+        start, settings["old"], folder / "base",
+        optimization=landscape.Optimization(lr=of["lr"], steps=of["steps"], batch_size=of["batch_size"]),
+        data_options=landscape.DataOptions(max_length=settings["max_length"]), **shared,
     )  # fmt: skip
     rows = []
     for method in METHODS:
@@ -95,11 +94,15 @@ def tune(base: Path, method: str, folder: Path, settings: dict, shared: dict) ->
     optimizer, share, besides = METHODS[method]
     of = settings["tuning"]
     alone = next(name for name, how in METHODS.items() if how == (optimizer, share, None))
-    rehearsal = {"rehearse": settings["old"], "rehearse_ratio": of["rehearse_ratio"]} if besides == "rehearse" else {}
+    rehearsal = landscape.Rehearsal(settings["old"], of["rehearse_ratio"]) if besides == "rehearse" else None
     tuned = landscape.finetune(
-        base, settings["new"], folder / file_name(method if rehearsal else alone), optimizer=optimizer, lr=of["lr"],
-        rho=of["rho"] if optimizer == "sam" else None, steps=int(of["steps"] * share),
-        limit=settings["training_examples"], **rehearsal, **shared,
+        base, settings["new"], folder / file_name(method if rehearsal else alone),
+        optimization=landscape.Optimization(
+            optimizer=optimizer, rho=of["rho"] if optimizer == "sam" else None, lr=of["lr"],
+            steps=int(of["steps"] * share), batch_size=of["batch_size"],
+        ),
+        rehearsal=rehearsal,
+        data_options=landscape.DataOptions(settings["max_length"], limit=settings["training_examples"]), **shared,
     )  # fmt: skip
     if besides == "merge":
         return landscape.merge_checkpoints(base, tuned, of["alpha"], folder / file_name(method))

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import landscape
-from landscape import finetune
+from landscape import DataOptions, Optimization, Saving, finetune
 from landscape.checkpoints.merging import merge_checkpoints
 from landscape.study.demo import tiny_llama, train_tokenizer
 from landscape.surfaces.trajectory import compute_trajectory, trajectory_sources
@@ -22,18 +22,21 @@ LENGTH = 128  # tokens of an example
 
 def main(folder: str, base: str | None = None, steps: int = 150) -> None:
     runs = Path(folder)
-    common = {"batch_size": 32, "max_length": LENGTH, "device": "auto"}
+    options = DataOptions(max_length=LENGTH)
     if base is None:
         if not (runs / "random").exists():
             tokenizer = train_tokenizer()
             landscape.save_checkpoint(tiny_llama(len(tokenizer), seed=0), tokenizer, runs / "random")
-        base = str(finetune(runs / "random", OLD, runs / "base", lr=3e-3, steps=steps, **common))
+        pretraining = Optimization(lr=3e-3, steps=steps, batch_size=32)
+        base = str(finetune(runs / "random", OLD, runs / "base", optimization=pretraining, data_options=options))
 
     # The same data, order and number of steps; SAM takes two gradients a step.
-    common |= {"lr": 1e-3, "steps": max(4, steps // 3), "keep_trajectory": 4}
+    adamw = Optimization(optimizer="adamw", lr=1e-3, steps=max(4, steps // 3), batch_size=32)
+    sam = dataclasses.replace(adamw, optimizer="sam", rho=0.05)
+    saving = Saving(keep_trajectory=4)
     tuned = [
-        finetune(base, NEW, runs / "adamw", optimizer="adamw", **common),
-        finetune(base, NEW, runs / "sam", optimizer="sam", rho=0.05, **common),
+        finetune(base, NEW, runs / "adamw", optimization=adamw, data_options=options, saving=saving),
+        finetune(base, NEW, runs / "sam", optimization=sam, data_options=options, saving=saving),
     ]
 
     # Both losses along the line from the base (0) to each tuned model (1): a model merged with alpha lies at alpha.

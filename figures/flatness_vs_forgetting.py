@@ -30,6 +30,7 @@ WAYS = ("equal steps", "equal gradient evaluations", "equal new-task loss")
 
 
 def main(folder: str, figure: str | None = None) -> None:
+    """Draw the figure of the results in `folder`, and print the table."""
     results_file, table_file = Path(folder) / "results.json", Path(folder) / "table.csv"
     for path in (results_file, table_file):
         if not path.exists():
@@ -43,14 +44,16 @@ def main(folder: str, figure: str | None = None) -> None:
 
 
 def words(metric: str) -> str:
+    """The name of a metric for readers."""
     name = metric.removesuffix("_old").removesuffix("_new")
-    said = {"kl_old": "KL to base, old text", "kl_new": "KL to base, new text", "weight_norm": "norm of the weights"}
-    said |= {"predicted_forgetting": "second-order prediction", "displacement_curvature": "curvature along the step"}
-    said |= {"distance": "distance from base", "random": "random number"}
-    return said.get(metric, name.replace("_", " ").replace("sam", "SAM").replace("fisher rao", "Fisher-Rao"))
+    known = {"kl_old": "KL to base, old text", "kl_new": "KL to base, new text", "weight_norm": "norm of the weights"}
+    known |= {"predicted_forgetting": "second-order prediction", "displacement_curvature": "curvature along the step"}
+    known |= {"distance": "distance from base", "random": "random number"}
+    return known.get(metric, name.replace("_", " ").replace("sam", "SAM").replace("fisher rao", "Fisher-Rao"))
 
 
 def draw(results: dict, full: pandas.DataFrame) -> Any:
+    """The figure: all correlations, two metrics against forgetting, SAM against AdamW, and the rescaled checkpoints."""
     plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
     figure = plt.figure(figsize=(10, 7.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.15, 1])
@@ -79,8 +82,8 @@ def forest(axes: Any, results: dict) -> None:
             continue
         if row["low"] is not None:
             axes.plot([row["low"], row["high"]], [height, height], color=colour, lw=1.4, solid_capstyle="butt")
-        sure = row["q"] is not None and row["q"] < 0.05
-        axes.plot(row["estimate"], height, "o", color=colour, mfc=colour if sure else "white", ms=4.5)
+        significant = row["q"] is not None and row["q"] < 0.05
+        axes.plot(row["estimate"], height, "o", color=colour, mfc=colour if significant else "white", ms=4.5)
         if row.get("partial") is not None:
             axes.plot(row["partial"], height, "|", color="black", ms=6, mew=1.2)
     axes.axvline(0, color="black", lw=0.6)
@@ -99,6 +102,7 @@ def forest(axes: Any, results: dict) -> None:
 
 
 def scatter(axes: Any, full: pandas.DataFrame, metric: str, results: dict) -> None:
+    """One metric against forgetting, a point per checkpoint."""
     markers = dict(zip(sorted(full["lr"].unique()), "o^sD", strict=False))
     for (optimizer, lr), part in full.groupby(["optimizer", "lr"]):
         name, colour = OPTIMIZERS[optimizer]
@@ -118,10 +122,10 @@ def scatter(axes: Any, full: pandas.DataFrame, metric: str, results: dict) -> No
 def differences(axes: Any, h3: dict) -> None:
     """Forgetting of SAM minus that of AdamW, three ways."""
     for height, way in enumerate(reversed(WAYS)):
-        found = h3[way]
-        axes.plot([found["low"], found["high"]], [height, height], color=OPTIMIZERS["sam"][1], lw=2)
-        axes.plot(found["value"], height, "o", color=OPTIMIZERS["sam"][1], ms=5)
-        for marker, value in zip("o^sD", found["by_lr"].values(), strict=False):
+        estimate = h3[way]
+        axes.plot([estimate["low"], estimate["high"]], [height, height], color=OPTIMIZERS["sam"][1], lw=2)
+        axes.plot(estimate["value"], height, "o", color=OPTIMIZERS["sam"][1], ms=5)
+        for marker, value in zip("o^sD", estimate["by_lr"].values(), strict=False):
             axes.plot(value, height + 0.22, marker, color="0.5", mfc="none", ms=4)
     axes.axvline(0, color="black", lw=0.6)
     axes.set_yticks(range(len(WAYS)), [f"at {way}" for way in reversed(WAYS)])

@@ -26,6 +26,7 @@ DEEPEST = 5  # |log2 ratio| at which the colours end
 
 
 def main(folder: str, figure: str | None = None) -> None:
+    """Draw the figure of the table in `folder`, and print it in Markdown."""
     table = Path(folder) / "invariance.csv"
     if not table.exists():
         sys.exit(f"error: there is no {table}; make it with python analyses/invariance.py --output {folder}")
@@ -39,18 +40,18 @@ def main(folder: str, figure: str | None = None) -> None:
     print(markdown(cells, metrics, columns))
 
 
-# --- what a cell says ---------------------------------------------------------------------------------------
+# --- texts and colours of cells -----------------------------------------------------------------------------
 
 
 def label(row: dict) -> str:
-    """The metric and those of its options that say what is measured, not how well."""
-    said = [
+    """The metric with those of its options that change what is measured, without those of its accuracy."""
+    kept = [
         name if value is True else value
         for name, value in json.loads(row["options"]).items()
         if value is True or (isinstance(value, str) and name != "method")
     ]
     name, _, detail = row["metric"].partition(": ")
-    return (detail or name.replace("_", " ")) + (f" ({', '.join(said)})" if said else "")
+    return (detail or name.replace("_", " ")) + (f" ({', '.join(kept)})" if kept else "")
 
 
 def ratio_and_error(row: dict) -> tuple[float, float]:
@@ -63,7 +64,7 @@ def ratio_and_error(row: dict) -> tuple[float, float]:
 
 
 def text_of(row: dict | None) -> str:
-    """ "1": the same number; "≈1": no difference beyond the error of sampling."""
+    """The ratio in words, "1" for the same number, and "≈1" for no difference beyond the error of sampling."""
     if row is None:
         return ""
     ratio, error = ratio_and_error(row)
@@ -75,7 +76,7 @@ def text_of(row: dict | None) -> str:
 
 
 def depth(row: dict | None) -> float:
-    """|log2 ratio|, zero where the cell says it is one."""
+    """|log2 ratio|, and zero where the text of the cell is one."""
     if row is None:
         return math.nan
     ratio = float(row["ratio"])
@@ -88,6 +89,7 @@ def depth(row: dict | None) -> float:
 
 
 def draw(cells: dict, metrics: list[str], columns: list[str]) -> plt.Figure:
+    """The table as a figure, with darker cells where a number moved further."""
     values = np.array([[depth(cells.get((metric, column))) for column in columns] for metric in metrics])
     figure, axes = plt.subplots(figsize=(0.62 * len(columns) + 2.4, 0.27 * len(metrics) + 1.6))
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=DEEPEST, aspect="auto")
@@ -122,6 +124,7 @@ def draw(cells: dict, metrics: list[str], columns: list[str]) -> plt.Figure:
 
 
 def markdown(cells: dict, metrics: list[str], columns: list[str]) -> str:
+    """The table in Markdown."""
     lines = [["metric", *columns], ["---"] * (len(columns) + 1)]
     lines += [[metric, *(text_of(cells.get((metric, column))) for column in columns)] for metric in metrics]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -21,6 +21,7 @@ MARKERS = {"": "o", "half": "D", "WiSE-FT": "s", "rehearsal": "^", "start": "*"}
 
 
 def main(folder: str, figure: str | None = None) -> None:
+    """Draw the figure of the table in `folder`."""
     path = Path(folder) / "optimizers.csv"
     if not path.exists():
         sys.exit(f"error: there is no {path}; make it with python analyses/optimizers.py --output {folder}")
@@ -30,12 +31,14 @@ def main(folder: str, figure: str | None = None) -> None:
 
 
 def look(method: str) -> tuple[str, str]:
+    """Colour and marker of a method."""
     colour = next(colour for name, colour in COLOURS.items() if method.startswith(name))
     marker = next(marker for name, marker in reversed(MARKERS.items()) if name in method)
     return colour, marker
 
 
 def draw(table: pandas.DataFrame) -> plt.Figure:
+    """The figure: losses on old and new text, and forgetting against the start."""
     plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
     figure, (plane, bars) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", width_ratios=[1.1, 1])
     methods = list(dict.fromkeys(table["method"]))

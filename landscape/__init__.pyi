@@ -6,8 +6,10 @@ file: it is the only place where the table is written.
 
 from .checkpoints import load_checkpoint as load_checkpoint
 from .checkpoints import Checkpoint as Checkpoint
+from .checkpoints import LoadOptions as LoadOptions
 from .checkpoints import save_checkpoint as save_checkpoint
 from .data.tokens import load_data as load_data
+from .data.tokens import DataOptions as DataOptions
 from .data.tokens import TokenData as TokenData
 from .objective.loss_functions import supervised_loss as supervised_loss
 from .objective.scope import Scope as Scope
@@ -26,15 +28,15 @@ from .surfaces.surface import auto_span as auto_span
 from .surfaces.result import Surface as Surface
 from .surfaces.metrics import SurfaceMetrics as SurfaceMetrics
 from .surfaces.metrics import compare_metrics as compare_metrics
-from .plotting import plot_surfaces as plot_surfaces
-from .plotting import surfaces_html as surfaces_html
-from .plotting import plot_density as plot_density
-from .plotting import density_html as density_html
-from .plotting import plot_layers as plot_layers
-from .plotting import layers_html as layers_html
-from .plotting import plot_correlations as plot_correlations
-from .plotting import plot_correlation_scatter as plot_correlation_scatter
-from .plotting import correlations_html as correlations_html
+from .plotting.surfaces.figures import plot_surfaces as plot_surfaces
+from .plotting.surfaces.figures import surfaces_html as surfaces_html
+from .plotting.curvature.figures import plot_density as plot_density
+from .plotting.curvature.figures import density_html as density_html
+from .plotting.curvature.figures import plot_layers as plot_layers
+from .plotting.curvature.figures import layers_html as layers_html
+from .plotting.correlation.figures import plot_correlations as plot_correlations
+from .plotting.correlation.figures import plot_correlation_scatter as plot_correlation_scatter
+from .plotting.correlation.figures import correlations_html as correlations_html
 from .curvature.eigenvalues import hessian_eigenvalues as hessian_eigenvalues
 from .curvature.trace import hessian_trace as hessian_trace
 from .curvature.density import hessian_density as hessian_density
@@ -49,6 +51,9 @@ from .sharpness import compute_sharpness as compute_sharpness
 from .sharpness import SHARPNESS_METRICS as SHARPNESS_METRICS
 from .sharpness import Sharpness as Sharpness
 from .training.finetuning import finetune as finetune
+from .training.options import Optimization as Optimization
+from .training.options import Rehearsal as Rehearsal
+from .training.options import Saving as Saving
 from .forgetting.losses import measure_forgetting as measure_forgetting
 from .forgetting.losses import Forgetting as Forgetting
 from .data.questions import load_questions as load_questions
@@ -58,9 +63,10 @@ from .forgetting.harness import run_benchmarks as run_benchmarks
 from .forgetting.harness import compare_benchmarks as compare_benchmarks
 from .study.measure import measure_checkpoints as measure_checkpoints
 from .correlation import correlate as correlate
+from .correlation import Resampling as Resampling
 from .checkpoints.merging import merge_checkpoints as merge_checkpoints
 from .training.sam import SAM as SAM
-from .training.sam import SAMTrainer as SAMTrainer
+from .training.sam_trainer import SAMTrainer as SAMTrainer
 from .parallel.distributed import shared_work as shared_work
 from .errors import InputError as InputError
 from .errors import MeasurementWarning as MeasurementWarning

@@ -1,8 +1,14 @@
-"""Checkpoints on disk: inspected before they are trusted, loaded without running their code, written whole."""
+"""Checkpoints on disk: inspected before they are trusted, loaded without running their code, written completely.
+
+`inspection` reads a folder and finds it whole, `loading` builds models and tokenizers of it, `saving` writes a folder.
+`merging` writes weights between two checkpoints, with the help of `streaming`, which reads and writes weight files one
+tensor at a time.
+"""
 
 from landscape.checkpoints.inspection import METADATA_FILE, CheckpointFiles, distinct_names, inspect_checkpoint
 from landscape.checkpoints.loading import (
     Checkpoint,
+    LoadOptions,
     identify,
     load_checkpoint,
     load_files,
@@ -15,6 +21,7 @@ __all__ = [
     "METADATA_FILE",
     "Checkpoint",
     "CheckpointFiles",
+    "LoadOptions",
     "distinct_names",
     "identify",
     "inspect_checkpoint",

@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, read and found whole before any model is built from it."""
+"""Reading what a checkpoint folder holds, and checking that it is whole, before any model is built from it."""
 
 from __future__ import annotations
 
@@ -22,41 +22,60 @@ METADATA_FILE = "landscape.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# What says where a configuration comes from, not what is computed with it.
+# Keys that say where a configuration comes from, not what is computed with it.
 _VOLATILE = {"_name_or_path", "transformers_version"}
 _VOLATILE_OF_ADAPTER = {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"}
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointFiles:
-    """A checkpoint folder whose files were read and found whole, before any model is built from them."""
+    """A checkpoint folder whose files were read and are whole, before any model is built from them.
 
-    source: str  # as the user named it
+    Attributes:
+        source: The folder or hub id, as the user named it.
+        folder: The local folder.
+        name_parts: Parts of the folder's path, or of the hub id with its revision; the last is the shortest name.
+        stored: Shapes of the tensors in the folder, by name.
+        digest: SHA-256 (hex) of the tensors, however they are sharded, and of the configuration that they are computed
+            with.
+        metadata: The content of `landscape.json`, or an empty dict.
+        config: The transformers configuration.
+        base: The files of an adapter's base; None for a whole model.
+    """
+
+    source: str
     folder: Path
-    name_parts: tuple[str, ...]  # the folder's, or of a hub id with its revision; the last is the shortest name
-    stored: dict[str, tuple[int, ...]]  # shapes of the tensors in the folder
-    digest: str  # SHA-256 over the tensors, however they are sharded, and what the configuration computes with them
-    metadata: dict  # landscape.json, or empty
-    config: Any  # transformers configuration
-    base: CheckpointFiles | None = None  # of an adapter
+    name_parts: tuple[str, ...]
+    stored: dict[str, tuple[int, ...]]
+    digest: str
+    metadata: dict
+    config: Any
+    base: CheckpointFiles | None = None
 
     @property
     def name(self) -> str:
+        """The last part of the folder's path or of the hub id."""
         return self.name_parts[-1]
 
     @property
     def vocabulary_size(self) -> int | None:
+        """Number of token ids of the model, where its configuration says it."""
         return getattr(self.config.get_text_config(), "vocab_size", None)
 
     @property
     def max_positions(self) -> int | None:
+        """Maximum number of positions of the model, where its configuration says it."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
 
 def distinct_names(checkpoints: Sequence[CheckpointFiles]) -> list[str]:
-    """A name for each: the last part of its folder or hub id, with as many before as it takes to tell them apart.
+    """Return a short name for each checkpoint, by which they can be told apart.
 
-    The same checkpoint given twice keeps its name with a counter: "run", "run (2)".
+    A name is the last part of the folder or hub id, with as many parts before it as are needed. The same checkpoint
+    given twice keeps its name with a counter: "run", "run (2)".
+
+    Args:
+        checkpoints: At least one checkpoint.
     """
     parts = [c.name_parts for c in checkpoints]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -72,7 +91,7 @@ def distinct_names(checkpoints: Sequence[CheckpointFiles]) -> list[str]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What another library's message says, as the end of one of our sentences: its first line that says something."""
+    """Return the first meaningful line of another library's message, as the end of one of our sentences."""
     if "trust_remote_code" in str(error):
         return "it needs code of its own, which runs only with --trust-remote-code."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -83,7 +102,27 @@ def reason_of(error: BaseException) -> str:
 def inspect_checkpoint(
     source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> CheckpointFiles:
-    """Read every file of a checkpoint once: shapes, digest, finiteness. Raises InputError naming what is wrong."""
+    """Read every weight file of a checkpoint once: its shapes and digest, and whether all values are finite.
+
+    Args:
+        source: A folder, or a hub id with optional `@revision`.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Whether the code of the checkpoint's configuration may run.
+
+    Raises:
+        InputError: The source is no checkpoint, is damaged or incomplete, or holds only pickled weights; the message
+            names what is wrong.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **sizes)).save_pretrained(folder)
+        ...     files = inspect_checkpoint(folder)
+        >>> files.vocabulary_size, files.stored["model.norm.weight"]
+        (16, (8,))
+    """
     source = str(source)
     folder, parts = _find(source, revision)
     if _is_adapter(folder):
@@ -92,19 +131,21 @@ def inspect_checkpoint(
 
 
 def _is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter; raise InputError where it holds a whole model too."""
     if not (folder / "adapter_config.json").exists():
         return False
     if any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
-        # transformers would load the adapter's base, whatever the weights beside it are
+        # Transformers would load the adapter's base, whatever the weights beside it are.
         raise InputError(f"{folder} holds a whole model and an adapter_config.json; keep one of them there.")
-    return True  # also where the config.json of the base lies beside it
+    return True  # This is so also where the config.json of the base lies beside it.
 
 
 def _inspect_model(source: str, folder: Path, parts: tuple[str, ...], trust_remote_code: bool) -> CheckpointFiles:
+    """Read the folder of a whole model."""
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"{source} is not a checkpoint: it has no config.json.")
-    written = read_json(path)  # for the sentence; transformers' own is a page
+    written = read_json(path)  # read here for a message of one sentence; transformers' own is a page
     if "transformers_weights" in written:
         raise InputError(f"{path} names a weight file of its own (transformers_weights); only the usual are read.")
     stored, own = _read_tensors(_shards(source, folder, "model"))
@@ -120,6 +161,7 @@ def _inspect_model(source: str, folder: Path, parts: tuple[str, ...], trust_remo
 
 
 def _inspect_adapter(source: str, folder: Path, parts: tuple[str, ...], trust_remote_code: bool) -> CheckpointFiles:
+    """Read the folder of an adapter, and that of its base."""
     path = folder / "adapter_config.json"
     try:
         import peft  # noqa: F401
@@ -143,7 +185,10 @@ def _inspect_adapter(source: str, folder: Path, parts: tuple[str, ...], trust_re
 
 
 def _find(source: str, revision: str | None) -> tuple[Path, tuple[str, ...]]:
-    """The local folder of a checkpoint and what it is called; from the hub where `source` is an id and no folder."""
+    """Return the local folder of a checkpoint and the parts of its name.
+
+    Where `source` is an id and no folder, its files are downloaded from the hub.
+    """
     path = Path(os.path.expanduser(source))
     try:
         path.stat()
@@ -168,25 +213,34 @@ def _find(source: str, revision: str | None) -> tuple[Path, tuple[str, ...]]:
     try:
         folder = Path(snapshot_download(repository, revision=tag or None, allow_patterns=_HUB_FILES))
     except Exception as error:
-        # hub errors are many classes of several libraries; each means the same to the user
+        # Hub errors are many classes of several libraries, and each means the same to the user.
         raise InputError(f"{source} is not a folder here, and the Hugging Face hub did not give it.") from error
     *owner, name = repository.split("/")
-    return folder, (*owner, f"{name}@{tag}" if tag else name)  # the folder is named by a commit's hash
+    return folder, (*owner, f"{name}@{tag}" if tag else name)  # The folder itself is named by a commit's hash.
 
 
 def _load_config(source: str, folder: Path, trust_remote_code: bool) -> Any:
+    """Load the transformers configuration in a folder."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:  # each architecture checks its values in its own way
+    except Exception as error:  # Each architecture checks its values in its own way.
         raise InputError(f"{source} has an unusable config.json: {reason_of(error)}") from error
 
 
 def _shards(source: str, folder: Path, stem: str) -> dict[Path, list[str] | None]:
-    """Weight files, each with the tensors that the index promises in it (None: no index), as the libraries choose them.
+    """Find the weight files of a folder, as transformers and peft choose them.
 
-    Both prefer the single file; peft knows no other.
+    Both prefer a single file, and peft knows no other.
+
+    Args:
+        source: The checkpoint, as the user named it.
+        folder: Its folder.
+        stem: Start of the files' names: "model" or "adapter_model".
+
+    Returns:
+        Each file with the tensors that an index promises in it; None where there is no index.
     """
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if single.exists():
@@ -218,13 +272,13 @@ def _shards(source: str, folder: Path, stem: str) -> dict[Path, list[str] | None
 
 
 def _read_tensors(shards: dict[Path, list[str] | None]) -> tuple[dict[str, tuple[int, ...]], str]:
-    """Shapes and digest of all tensors; raises InputError for damaged files and non-finite values."""
+    """Return the shapes and the digest of all tensors; raise InputError for damaged files and non-finite values."""
     shapes: dict[str, tuple[int, ...]] = {}
     digests: dict[str, str] = {}
     for path, promised in shards.items():
         try:
             path.open("rb").close()
-        except OSError as error:  # safetensors says "no such file" whatever it is
+        except OSError as error:  # Safetensors says "no such file", whatever the reason is.
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         try:
             with safe_open(path, framework="pt") as shard:
@@ -249,12 +303,13 @@ def _read_tensors(shards: dict[Path, list[str] | None]) -> tuple[dict[str, tuple
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are; 8-bit floats, which have no `isfinite` of their own, included."""
+    """Whether all values are finite, also in 8-bit floats, which have no `isfinite` of their own."""
     if tensor.element_size() == 1:
         tensor = tensor.to(torch.float32)
     return bool(torch.isfinite(tensor).all())
 
 
 def _metadata(folder: Path) -> dict:
+    """Read landscape.json where there is one."""
     path = folder / METADATA_FILE
     return read_json(path) if path.exists() else {}

@@ -16,7 +16,27 @@ from landscape.results import write_json
 def save_checkpoint(model: Any, tokenizer: Any, folder: Path | str, metadata: dict | None = None) -> Path:
     """Write a Hugging Face folder (safetensors, tokenizer, landscape.json) that is complete or not there at all.
 
-    Raises InputError where `folder` exists already or cannot be made.
+    Args:
+        model: A transformers or PEFT model, or anything else with `save_pretrained`.
+        tokenizer: Its tokenizer; None writes none.
+        folder: The folder to write, which must not exist yet.
+        metadata: What `landscape.json` says of the checkpoint, such as its base and the data that it is to be measured
+            on; None writes no such file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: The folder exists already or cannot be made.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **sizes))
+        >>> with tempfile.TemporaryDirectory() as runs:
+        ...     folder = save_checkpoint(model, None, Path(runs, "tiny"), {"note": "not trained"})
+        ...     sorted(path.name for path in folder.iterdir())
+        ['config.json', 'generation_config.json', 'landscape.json', 'model.safetensors']
     """
     folder = Path(folder)
     if os.path.lexists(folder):

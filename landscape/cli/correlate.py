@@ -2,119 +2,123 @@
 
 from __future__ import annotations
 
-import enum
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.markup import escape
-
-from landscape.cli.common import Json, Seed, app, table_console
+from landscape.cli.options import (
+    Color,
+    Confidence,
+    Control,
+    Flatness,
+    ForgettingColumn,
+    Groups,
+    Hyperparameter,
+    Json,
+    Method,
+    OutputFolder,
+    Resamples,
+    Seed,
+    Table,
+)
+from landscape.cli.tables import open_console, print_json, print_note, print_table, print_written, with_interval
 
 if TYPE_CHECKING:
     import pandas
 
-
-class Method(enum.StrEnum):
-    spearman = "spearman"
-    pearson = "pearson"
-    kendall = "kendall"
-
-
-_FILES = (
+FILES = (
     *("correlate.csv", "forest.png", "forest.pdf", "scatter.png", "scatter.pdf", "correlate.html"),
     "summary.json",
 )
 
 
-@app.command()
 def correlate(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A CSV file, a row per checkpoint.")],
-    flatness: Annotated[
-        list[str] | None, typer.Option(help="A column to correlate; again for more. Default: all that hold numbers.")
-    ] = None,
-    forgetting: Annotated[str, typer.Option(help="The column of what was forgotten.")] = "forgetting",
-    method: Annotated[Method, typer.Option(help="Which correlation.")] = Method.spearman,
-    control: Annotated[list[str] | None, typer.Option(help="A column held fixed in the partial correlation.")] = None,
-    groups: Annotated[
-        str | None, typer.Option(help="The column that says which checkpoints belong together, such as their base.")
-    ] = None,
-    hyperparameter: Annotated[
-        list[str] | None, typer.Option(help="A column of a factorial design, for granulated Kendall.")
-    ] = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    resamples: Annotated[int, typer.Option(help="Of bootstraps and permutations.")] = 9999,
-    color: Annotated[
-        str | None, typer.Option(help="The column that colours scatter plots. Default: optimizer, if there is one.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
-        "landscape-correlate"
-    ),
+    table: Table,
     seed: Seed = 0,
+    flatness: Flatness = None,
+    forgetting: ForgettingColumn = "forgetting",
+    method: Method = "spearman",
+    control: Control = None,
+    groups: Groups = None,
+    hyperparameter: Hyperparameter = None,
+    confidence: Confidence = 0.95,
+    resamples: Resamples = 9999,
+    color: Color = None,
+    output: OutputFolder = Path("landscape-correlate"),
     json_output: Json = False,
 ) -> None:
-    """Flatness against forgetting: intervals, p-values, what is left given controls, plots."""
+    """Correlate flatness with forgetting over the checkpoints of a table.
+
+    The command prints correlations with intervals and p-values, alone and with other columns held fixed, and draws
+    scatter plots and a forest plot.
+
+        landscape correlate table.csv --groups base --control loss_after_new
+    """
+    from landscape.correlation import Resampling, read_table
     from landscape.correlation import correlate as run
-    from landscape.correlation import read_table
     from landscape.plotting import write_correlation_figures
     from landscape.results import digest_of, results_folder, write_json, write_text
 
     frame = read_table(table)
-    found = run(
+    correlations = run(
         frame,
         flatness=flatness,
         forgetting=forgetting,
-        method=method.value,
+        method=method,
         controls=control or (),
         groups=groups,
         hyperparameters=hyperparameter or (),
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
+        resampling=Resampling(resamples=resamples, confidence=confidence, seed=seed),
     )
-    asked = {"table": str(table), "digest": digest_of(frame.to_csv(index=False)), "flatness": list(found["metric"])}
-    settings = {"command": "correlate", **asked, **found.attrs}
-    with results_folder(output, settings, _FILES):
-        write_correlation_figures(found, frame, output, color=color)
-        write_text(output / "correlate.csv", found.to_csv(index=False))
-        write_json(output / "summary.json", {"settings": settings, "rows": found.to_dict("records")})
+    settings = {
+        "command": "correlate",
+        "table": str(table),
+        "digest": digest_of(frame.to_csv(index=False)),
+        "flatness": list(correlations["metric"]),
+        **correlations.attrs,
+    }
+    summary = {"settings": settings, "rows": correlations.to_dict("records")}
+    with results_folder(output, settings, FILES):
+        write_correlation_figures(correlations, frame, output, color=color)
+        write_text(output / "correlate.csv", correlations.to_csv(index=False))
+        write_json(output / "summary.json", summary)
     if json_output:
-        print((output / "summary.json").read_text(encoding="utf-8"), end="")
+        print_json(summary)
     else:
-        _print(found, confidence)
-    print("wrote " + "  ".join(str(output / name) for name in _FILES), file=sys.stderr)
+        _print_correlations(correlations, confidence)
+    print_written(*(output / name for name in FILES))
 
 
-def _print(found: pandas.DataFrame, confidence: float) -> None:
-    from rich.table import Table
-
-    console = table_console()
-    shown = [c for c in found.columns if c in ("metric", "n", "estimate", "p", "q", "note") or found[c].notna().any()]
-    shown = [c for c in shown if not c.endswith(("low", "high"))]
-    table = Table(show_edge=False, pad_edge=False)
-    for name in shown:
-        table.add_column(
-            name.replace("_", " "), justify="left" if name in ("metric", "note") else "right", overflow="fold"
-        )
-    for _, row in found.iterrows():
-        cells = []
-        for name in shown:
-            value = row[name]
-            if name in ("estimate", "partial") and value == value:
-                ends = ("low", "high") if name == "estimate" else ("partial_low", "partial_high")
-                low, high = (row[end] for end in ends)
-                cells.append(f"{value:+.2f}\n" + (f"[{low:+.2f}, {high:+.2f}]" if low == low else "no interval"))
-            elif isinstance(value, str):
-                cells.append(escape(value))
-            elif value != value:
-                cells.append("-")
-            else:
-                cells.append(f"{value:.0f}" if name in ("n", "n_groups") else f"{value:.3g}")
-        table.add_row(*cells)
-    console.print(table)
-    console.print(
-        f"{confidence:.0%} intervals; p by permutation; q controls the false-discovery rate over these rows.",
-        highlight=False,
-        soft_wrap=True,
+def _print_correlations(correlations: pandas.DataFrame, confidence: float) -> None:
+    always = ("metric", "n", "estimate", "p", "q", "note")
+    columns = [
+        name
+        for name in correlations.columns
+        if (name in always or correlations[name].notna().any()) and not name.endswith(("low", "high"))
+    ]
+    console = open_console()
+    print_table(
+        console,
+        [name.replace("_", " ") for name in columns],
+        [[_cell(row, name) for name in columns] for _, row in correlations.iterrows()],
+        left=("note",),
     )
+    print_note(
+        console, f"{confidence:.0%} intervals; p by permutation; q controls the false-discovery rate over these rows."
+    )
+
+
+def _cell(row: Any, name: str) -> str:
+    value = row[name]
+    if isinstance(value, str):
+        return value
+    if value != value:
+        return "-"
+    if name in ("estimate", "partial"):
+        ends = ("low", "high") if name == "estimate" else ("partial_low", "partial_high")
+        low, high = (row[end] for end in ends)
+        return (
+            with_interval(f"{value:+.2f}", f"{low:+.2f}", f"{high:+.2f}")
+            if low == low
+            else f"{value:+.2f}\nno interval"
+        )
+    return f"{value:.0f}" if name in ("n", "n_groups") else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The columns of a table: what are numbers, and which rows can be used."""
+"""The columns of a table of checkpoints: which of them are numbers, and which rows can be used."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pandas
 
 
-# Columns of `landscape measure` that are which checkpoint it is (folders may be called by their steps), how it was
-# made, or what was forgotten in another form.
+# Columns of `landscape measure` that say which checkpoint a row is (a folder's name may be a number of steps), how it
+# was made, or what was forgotten in another form.
 _NO_METRICS = (
     *("name", "source", "digest", "base", "base_digest"),
     *("rho", "lr", "seed", "steps", "forgetting_*", "loss_before_*", "loss_after_*", "accuracy_*"),
@@ -25,7 +25,11 @@ _NO_METRICS = (
 
 
 def read_table(table: pandas.DataFrame | Path | str) -> pandas.DataFrame:
-    """The table itself, or what a CSV file holds. Raises InputError naming a file that cannot be read."""
+    """Return the table itself, or what a CSV file holds.
+
+    Raises:
+        InputError: The file cannot be read, or there are no rows.
+    """
     import pandas
 
     if isinstance(table, pandas.DataFrame):
@@ -41,7 +45,11 @@ def read_table(table: pandas.DataFrame | Path | str) -> pandas.DataFrame:
 
 
 def numbers_of(frame: pandas.DataFrame, name: str) -> np.ndarray:
-    """A column as float64, NaN where it is empty; text that is a number counts. InputError where other text is."""
+    """Return a column as float64, shape (rows,), NaN where it is empty; text that is a number counts as one.
+
+    Raises:
+        InputError: The column holds other text.
+    """
     values, text = _parse(frame[name])
     if text is not None:
         raise InputError(f"column {name!r} does not hold numbers but {text!r}.")
@@ -49,7 +57,7 @@ def numbers_of(frame: pandas.DataFrame, name: str) -> np.ndarray:
 
 
 def usable_rows(frame: pandas.DataFrame, columns: Sequence[str], groups: str | None) -> np.ndarray:
-    """Which rows have a finite number in each of `columns`, and a group if there are `groups`; bool, (rows,)."""
+    """Return which rows have a finite number in each of `columns`, and a group if there are `groups`; bool, (rows,)."""
     usable = np.isfinite([numbers_of(frame, name) for name in columns]).all(axis=0)
     if groups:
         usable &= frame[groups].notna().to_numpy()
@@ -57,7 +65,7 @@ def usable_rows(frame: pandas.DataFrame, columns: Sequence[str], groups: str | N
 
 
 def _parse(column: pandas.Series) -> tuple[np.ndarray, str | None]:
-    """The numbers of a column, NaN where there is none, and the first entry that is not one."""
+    """Return the numbers of a column, NaN where there is none, and the first entry that is not one."""
     import pandas
 
     kinds = pandas.api.types
@@ -72,10 +80,13 @@ def _parse(column: pandas.Series) -> tuple[np.ndarray, str | None]:
 
 
 def number_columns(frame: pandas.DataFrame, roles: Sequence[str]) -> list[str]:
-    """Columns that hold numbers and have no role, without those that `landscape measure` writes for other ends."""
+    """Return the columns that can be flatness metrics: they hold numbers and have no role.
+
+    Columns that `landscape measure` writes for other ends are left out too.
+    """
     import pandas
 
-    found = []
+    names = []
     for place, name in enumerate(frame.columns):
         column = frame.iloc[:, place]
         if name in roles or pandas.api.types.is_bool_dtype(column):
@@ -86,9 +97,9 @@ def number_columns(frame: pandas.DataFrame, roles: Sequence[str]) -> list[str]:
         if column.isna().all():
             continue
         if text is None:
-            found.append(name)
-        elif np.isfinite(values).any():  # "diverged" among numbers must not take a metric out unsaid
+            names.append(name)
+        elif np.isfinite(values).any():  # One "diverged" among numbers must not leave a metric out in silence.
             warnings.warn(
                 f"column {name!r} is left out: it holds {text!r} among its numbers.", MeasurementWarning, stacklevel=3
             )
-    return found
+    return names

@@ -12,7 +12,7 @@ Batch = Any  # a mapping of tensors, or an (inputs, targets) pair
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """`batch` with its tensors on `device`, whatever nesting of mappings, lists and tuples it is."""
+    """Return `batch` with its tensors on `device`, whatever nesting of mappings, lists and tuples it is."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
@@ -24,7 +24,12 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def rows_of(batch: Batch) -> int | None:
-    """The number of examples in a batch: the first dimension of its first tensor; None where it has none."""
+    """Return the number of examples in a batch: the first dimension of its first tensor, None where it has none.
+
+    Example:
+        >>> rows_of({"input_ids": torch.zeros(3, 7), "labels": torch.zeros(3, 7)})
+        3
+    """
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else None
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
@@ -32,7 +37,17 @@ def rows_of(batch: Batch) -> int | None:
 
 
 def take_rows(batch: Batch, rows: slice, of: int) -> Batch:
-    """The examples `rows` of a batch that has `of` of them; tensors of another length are shared by all examples."""
+    """Return the examples `rows` of a batch.
+
+    Args:
+        batch: A batch of any nesting.
+        rows: The examples to take.
+        of: The number of examples in the batch. Tensors of another length belong to all examples and are kept whole.
+
+    Example:
+        >>> take_rows((torch.arange(4), torch.tensor([7.0])), slice(1, 3), 4)
+        (tensor([1, 2]), tensor([7.]))
+    """
     if isinstance(batch, Tensor):
         return batch[rows] if batch.ndim and len(batch) == of else batch
     if isinstance(batch, Mapping):

@@ -16,12 +16,23 @@ Spans = list[tuple[int, int]]  # of characters: first, and one past the last
 
 
 def assistant_spans(tokenizer: Tokenizer, messages: list[dict], where: str) -> tuple[str, Spans]:
-    """The chat as text, and the spans of it that the assistant says. Raises InputError where that is not to be told.
+    """Render a chat, and find the spans of the text that the assistant says.
 
-    With `{% generation %}` marks these are what the marks enclose. (The token mask that transformers makes of
-    them, `return_assistant_tokens_mask`, loses the end of a character of several tokens, and runs on over the
-    following turns where a span ends in characters without a token: transformers issue 47325.) Without marks,
-    the span of a turn is what it adds to the generation prompt of the turns before it.
+    Where the template has `{% generation %}` marks, the spans are what the marks enclose. (The token mask that
+    transformers makes of them, `return_assistant_tokens_mask`, loses the end of a character of several tokens, and
+    runs on over the following turns where a span ends in characters without a token: transformers issue 47325.)
+    Without marks, the span of a turn is what the turn adds to the generation prompt of the turns before it.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template.
+        messages: The turns, each with "role" and "content".
+        where: File and line of the record, for messages.
+
+    Returns:
+        The text, and pairs of the first character of a span and the one after its last.
+
+    Raises:
+        InputError: The tokenizer has no chat template, the template fails, or it does not show what the assistant says.
     """
     try:
         template = tokenizer.get_chat_template()
@@ -52,13 +63,13 @@ def assistant_spans(tokenizer: Tokenizer, messages: list[dict], where: str) -> t
 def _render(
     tokenizer: Tokenizer, template: str, messages: list[dict], where: str, **options: bool
 ) -> tuple[str, Spans]:
-    """What `apply_chat_template(tokenize=False)` renders, and the spans in generation marks, if asked for."""
+    """Return what `apply_chat_template(tokenize=False)` renders, and the spans in generation marks if asked for."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     settings: dict[str, Any] = {"conversations": [messages], "chat_template": template, **options}
     try:
         rendered: Any = render_jinja_template(**(tokenizer.special_tokens_map | settings))
-    except Exception as error:  # a template is a program, and fails in as many ways
+    except Exception as error:  # A template is a program, and fails in as many ways.
         raise InputError(f"{where} cannot be rendered by the chat template: {first_line(error)}") from error
     texts, spans = rendered
     return texts[0], spans[0] if spans else []

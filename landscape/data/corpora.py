@@ -19,10 +19,18 @@ _CODE_PACKAGES = (
 
 
 def builtin_corpus(source: str, part: str) -> tuple[str, list[str]]:
-    """The full name `builtin:NAME@PART` of a built-in corpus, and the pieces of text of that part.
+    """Return the full name `builtin:NAME@PART` of a built-in corpus, and the pieces of text of that part.
 
-    `source` is `builtin:NAME`, or `builtin:NAME@PART`, which overrides `part`. Raises InputError for an unknown
-    name or part.
+    Args:
+        source: `builtin:NAME`, or `builtin:NAME@PART`, which overrides `part`. NAME is "docs" or "code".
+        part: "train" or "heldout". About a tenth of the pieces is held out, chosen by a fixed hash of their text.
+
+    Raises:
+        InputError: There is no such name or part.
+
+    Example:
+        >>> builtin_corpus("builtin:docs", "heldout")[0]
+        'builtin:docs@heldout'
     """
     corpora = {"docs": _language_reference, "code": _standard_library}
     name, _, suffix = source.removeprefix("builtin:").partition("@")
@@ -34,11 +42,12 @@ def builtin_corpus(source: str, part: str) -> tuple[str, list[str]]:
 
 
 def _is_held_out(piece: str) -> bool:
+    """Whether a piece is in the held-out part, by a hash of its text."""
     return hashlib.sha256(piece.encode()).digest()[0] < 26  # 26 of 256: about a tenth
 
 
 def _pieces(documents: Iterable[str]) -> list[str]:
-    """Documents cut at blank lines into pieces of about 4000 characters, each paragraph kept once.
+    """Cut documents at blank lines into pieces of about 4000 characters, with each paragraph kept once.
 
     Sections of the language reference appear in several topics: without this, a quarter of the held-out text
     would stand word for word in the training part.
@@ -61,14 +70,16 @@ def _pieces(documents: Iterable[str]) -> list[str]:
 
 
 def _language_reference() -> list[str]:
+    """Return the topics of Python's language reference, in the order of their names."""
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics)]
 
 
 def _standard_library() -> list[str]:
+    """Return the source of the standard library's modules, without tests, in the order of their names."""
     root = Path(sysconfig.get_path("stdlib"))
-    installed = ("_sysconfigdata", "sitecustomize")  # by whoever built or packaged this Python
+    installed = ("_sysconfigdata", "sitecustomize")  # written by whoever built or packaged this Python
     modules = [path for path in root.glob("*.py") if not path.name.startswith(installed)]
     for package in _CODE_PACKAGES:
         modules += (root / package).rglob("*.py")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landscape.data.records import Pair, instructed_tokens, is_question, plain_tokens, read_question
+from landscape.data.encoding import Pair, instructed_tokens, plain_tokens
+from landscape.data.records import is_question, read_question
 from landscape.data.sources import check_load_options, is_running_text, read_records
 from landscape.data.tokens import IGNORED, Example, TokenData
 from landscape.errors import InputError
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question as tokens: an example for each choice, supervised on the choice alone."""
+class EncodedQuestion:
+    """A question as tokens: an example for each choice, with a loss on the tokens of the choice alone.
+
+    Attributes:
+        plain: The choices, each after the bare prompt.
+        instructed: The same choices after the instruction format; empty where the question has no instruction.
+        lengths: Characters of each choice.
+        answer: Index of the right choice.
+    """
 
     plain: tuple[Example, ...]
-    instructed: tuple[Example, ...]  # the same choices after the instruction format; none where there is no instruction
-    lengths: tuple[int, ...]  # characters of the choices
+    instructed: tuple[Example, ...]
+    lengths: tuple[int, ...]
     answer: int
 
 
@@ -34,13 +42,25 @@ class Asked:
 class Questions(TokenData):
     """Questions, all with choices or all with one completion, all with an instruction or all without.
 
-    As `TokenData`, with the right answers after the bare prompts as its examples, it serves wherever data do.
+    It is a `TokenData` whose examples are the right answers after their bare prompts, and serves wherever data does.
+    `load_questions` makes it.
+
+    Attributes:
+        questions: The questions with all of their choices.
+
+    Example:
+        >>> right, wrong = Example((5, 7), (-100, 7)), Example((5, 8), (-100, 8))
+        >>> question = EncodedQuestion(plain=(wrong, right), instructed=(), lengths=(3, 3), answer=1)
+        >>> questions = Questions("quiz", (right,), questions=(question,))
+        >>> questions.multiple_choice, questions.chance, questions.tokens
+        (True, 0.5, 1)
     """
 
-    questions: tuple[Asked, ...] = ()
+    questions: tuple[EncodedQuestion, ...] = ()
 
     @property
     def multiple_choice(self) -> bool:
+        """Whether the questions have choices, rather than one completion each."""
         return len(self.questions[0].lengths) > 1
 
     @property
@@ -61,12 +81,12 @@ class Questions(TokenData):
         return hashed.hexdigest()
 
     def as_batches(self, examples: Sequence[Example]) -> TokenData:
-        """Any of the examples as batches within the same budget."""
+        """Return any of the examples as batches within the same budget."""
         return TokenData(self.source, tuple(examples), self.batch_tokens, self.padding_id)
 
 
 def holds_questions(source: str | Path) -> bool:
-    """Whether the records of `source` have choices, or prompts and completions with an instruction (by one of them)."""
+    """Whether one record of `source` has choices, or a prompt and a completion with an instruction."""
     if is_running_text(str(source)):
         return False
     _, records = read_records(str(source), 1, 0)
@@ -82,23 +102,49 @@ def load_questions(
     batch_tokens: int = 4096,
     seed: int = 0,
 ) -> Questions:
-    """Read questions for scoring without generation; arguments and sources of records as in `load_data`.
+    """Read questions that are scored without generation, by the losses of their choices.
 
     Records are `{"prompt" or "question", "choices": [text, ...], "answer": index from 0, text or letter of a choice}`
-    or `{"prompt", "completion"}`; with an `instruction`, the question is also asked in its instruction format: the
-    instruction on a line before the prompt, or both as one user's turn where the tokenizer has a chat template.
-    Tokens of choices are those of lm-evaluation-harness (`questions.choice_tokens`). A question longer than
-    `max_length` loses the beginning of its prompt, since every choice must be whole.
+    or `{"prompt", "completion"}`. With an `instruction`, the question is also asked in its instruction format: the
+    instruction stands on a line before the prompt, or both make one turn of the user where the tokenizer has a chat
+    template. The tokens of choices are those of lm-evaluation-harness (see `encoding.choice_tokens`).
 
-    Raises InputError for a source that cannot be read (naming file and line), records of different kinds, and a choice
-    that alone is longer than `max_length`.
+    Args:
+        source: A `.jsonl` or `.parquet` file, or a data set, as in `load_data`.
+        tokenizer: The tokenizer of the model that will be measured.
+        max_length: Maximum tokens per example. A longer question loses the beginning of its prompt, because every
+            choice must be whole.
+        limit: Maximum number of questions, drawn with `seed`; None reads all of them.
+        batch_tokens: Maximum tokens per batch. It changes memory use, never results.
+        seed: Seed for drawing the questions.
+
+    Returns:
+        The questions, in the order of their source.
+
+    Raises:
+        InputError: The source cannot be read (the message names file and line), its records are of different kinds, or
+            a choice alone is longer than `max_length`.
+
+    Example:
+        >>> import json, tempfile
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"?": 0, "two": 1, "and": 2, "four": 3}, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> record = {"question": "two and two", "choices": ["two", "four"], "answer": "four"}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "quiz.jsonl").write_text(json.dumps(record))
+        ...     questions = load_questions(Path(folder, "quiz.jsonl"), tokenizer)
+        >>> questions.chance, questions.examples[0].input_ids
+        (0.5, (1, 2, 1, 3))
     """
     check_load_options(max_length, batch_tokens, limit, seed)
     if is_running_text(str(source)):
         raise InputError(f"{source} is running text, without questions.")
     name, records = read_records(str(source), limit, seed)
-    asked: list[Asked] = []
-    cut = 0
+    encoded: list[EncodedQuestion] = []
+    truncated = 0
     kinds: set[tuple[bool, bool]] = set()
     for where, record in records:
         if not isinstance(record, dict):
@@ -113,21 +159,22 @@ def load_questions(
         if question.instruction is not None:
             pairs += [instructed_tokens(tokenizer, question, choice, where) for choice in question.choices]
         examples = tuple(_example(pair, max_length, where) for pair in pairs)
-        cut += any(len(before) + len(choice) > max_length for before, choice in pairs)
+        truncated += any(len(before) + len(choice) > max_length for before, choice in pairs)
         count = len(question.choices)
         lengths = tuple(len(choice) for choice in question.choices)
-        asked.append(Asked(examples[:count], examples[count:], lengths, question.answer))
+        encoded.append(EncodedQuestion(examples[:count], examples[count:], lengths, question.answer))
     return Questions(
         name,
-        tuple(question.plain[question.answer] for question in asked),
+        tuple(question.plain[question.answer] for question in encoded),
         batch_tokens,
         0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        truncated=cut,
-        questions=tuple(asked),
+        truncated=truncated,
+        questions=tuple(encoded),
     )
 
 
 def _example(pair: Pair, max_length: int, where: str) -> Example:
+    """Make an example with a loss on the choice; what is too long loses the beginning of its prompt."""
     before, choice = pair
     if not before or not choice:
         raise InputError(f"{where} has a {'prompt' if choice else 'choice'} without a token of its own.")

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from landscape.errors import InputError, first_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase as Tokenizer
+from landscape.errors import InputError
 
 QUESTION_KEYS = ("question", "choices", "answer", "instruction")
-
-Pair = tuple[list[int], list[int]]  # token ids of a context, and of what follows it
 
 
 @dataclass(frozen=True)
 class Question:
-    """One record. Without `choices` of its own it is a completion, the only choice."""
+    """What one record asks.
+
+    Attributes:
+        prompt: The text before the choices.
+        choices: Texts that may follow the prompt; a record without choices has its completion as the only one.
+        answer: Index of the right choice.
+        instruction: Text that goes before the prompt in the instruction format; None where the record has none.
+        multiple_choice: Whether the record has choices, rather than a completion.
+    """
 
     prompt: str
     choices: tuple[str, ...]
@@ -41,11 +44,21 @@ def is_question(record: Any) -> bool:
 
 
 def read_question(record: dict, where: str) -> Question:
-    """The question in a record.
+    """Read the question in a record.
 
-    `{"prompt" or "question", "choices", "answer"}`, the answer an index from 0, the text of a choice or its letter
-    (looked for in this order), or `{"prompt", "completion"}`; either with an `instruction`. Raises InputError naming
-    `where` for a record that is neither.
+    Args:
+        record: `{"prompt" or "question", "choices", "answer"}` or `{"prompt", "completion"}`, either of them with an
+            `instruction`. The answer is the text of a choice, its letter, or its index from 0 (looked for in this
+            order).
+        where: File and line of the record, for messages.
+
+    Raises:
+        InputError: The record is neither, or a value of it is not what it has to be.
+
+    Example:
+        >>> question = read_question({"question": "2 + 2 =", "choices": ["3", "4"], "answer": "B"}, "line 1")
+        >>> question.choices[question.answer]
+        '4'
     """
     given = record.get("instruction")
     instruction = None if given is None else checked_text(given, "'instruction'", where)
@@ -66,6 +79,7 @@ def read_question(record: dict, where: str) -> Question:
 
 
 def _answer(answer: Any, choices: tuple[str, ...], where: str) -> int:
+    """Return the index of the right choice, which a record names by its text, letter or index."""
     if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
     if isinstance(answer, str) and len(answer) == 1 and answer in string.ascii_uppercase[: len(choices)]:
@@ -76,65 +90,20 @@ def _answer(answer: Any, choices: tuple[str, ...], where: str) -> int:
 
 
 def checked_text(value: Any, what: str, where: str) -> str:
-    """`value`, if it is a string that can be encoded; else InputError saying `what` it is of the record `where`."""
+    """Return `value` where it is a string that can be encoded.
+
+    Args:
+        value: Anything that a record holds.
+        what: What the value is in the record, for messages, such as "'prompt'".
+        where: File and line of the record, for messages.
+
+    Raises:
+        InputError: The value is no string, or no valid Unicode.
+    """
     if not isinstance(value, str):
         raise InputError(f"{where} has no string as {what}.")
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair.
         raise InputError(f"{where} has a {what} that is not valid Unicode.") from error
     return value
-
-
-# --- tokens -------------------------------------------------------------------------------------------------
-
-
-def choice_tokens(tokenizer: Tokenizer, prompt: str, choice: str) -> Pair:
-    """Token ids of the prompt and of the choice, as lm-evaluation-harness makes them (`TemplateLM._encode_pair`).
-
-    One space parts them where neither has white space there; white space that ends the prompt is the choice's. Prompt
-    and choice are one text, tokenized together and cut where the prompt's own tokens end.
-    """
-    kept = prompt.rstrip()
-    gap = prompt[len(kept) :] or ("" if choice[0].isspace() else " ")
-    return _cut(tokenizer, kept, gap + choice)
-
-
-def instructed_tokens(tokenizer: Tokenizer, question: Question, choice: str, where: str) -> Pair:
-    """Token ids of the question in its instruction format, and of the choice.
-
-    The instruction stands on a line before the prompt; a tokenizer with a chat template makes the two one turn of the
-    user, which the choice answers.
-    """
-    assert question.instruction is not None
-    gap = "" if question.instruction[-1:].isspace() else "\n"
-    asked = f"{question.instruction}{gap}{question.prompt}"
-    if tokenizer.chat_template is None:
-        if question.multiple_choice:
-            return choice_tokens(tokenizer, asked, choice)
-        return _ids(tokenizer, asked), _ids(tokenizer, choice, add_special_tokens=False)
-    try:
-        turn = tokenizer.apply_chat_template(
-            [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # a template is a program, and fails in as many ways
-        raise InputError(f"{where} cannot be rendered by the chat template: {first_line(error)}") from error
-    if question.multiple_choice:
-        return _cut(tokenizer, str(turn), choice, add_special_tokens=False)  # the template has its own
-    return tuple(_ids(tokenizer, text, add_special_tokens=False) for text in (str(turn), choice))  # type: ignore
-
-
-def plain_tokens(tokenizer: Tokenizer, question: Question, choice: str) -> Pair:
-    """Token ids of the bare question and of the choice; a completion's as `load_data` makes them."""
-    if question.multiple_choice:
-        return choice_tokens(tokenizer, question.prompt, choice)
-    return _ids(tokenizer, question.prompt), _ids(tokenizer, choice, add_special_tokens=False)
-
-
-def _cut(tokenizer: Tokenizer, context: str, continuation: str, **options: bool) -> Pair:
-    before = _ids(tokenizer, context, **options)
-    return before, _ids(tokenizer, context + continuation, **options)[len(before) :]
-
-
-def _ids(tokenizer: Tokenizer, text: str, **options: bool) -> list[int]:
-    return list(tokenizer(text, verbose=False, **options)["input_ids"])

@@ -15,18 +15,22 @@ import numpy as np
 from landscape.data.records import QUESTION_KEYS
 from landscape.errors import InputError, first_line
 
-Records = Iterator[tuple[str, Any]]  # each with the words that say where it is
+Records = Iterator[tuple[str, Any]]  # each with the words that say where it is: its file and line
 
 SHAPES = '{"text"}, {"prompt", "completion"}, {"prompt", "choices", "answer"} or {"messages"}'
 _RECORD_KEYS = ("text", "prompt", "completion", "messages", *QUESTION_KEYS)
-_FILE_SUFFIXES = (".jsonl", ".txt", ".parquet", ".json", ".csv")  # what is meant as a file, readable or not
+_FILE_SUFFIXES = (".jsonl", ".txt", ".parquet", ".json", ".csv")  # A source with such a suffix is meant as a file.
 
 
 def parse_named_source(value: str) -> tuple[str, str]:
-    """The name and the source in `name=source`; a bare source is named after its file or data set.
+    """Split `name=source` into the name and the source; a bare source is named after its file or data set.
 
-    >>> parse_named_source("old=builtin:docs"), parse_named_source("runs/tasks.jsonl")
-    (('old', 'builtin:docs'), ('tasks', 'runs/tasks.jsonl'))
+    Raises:
+        InputError: The name or the source is empty.
+
+    Example:
+        >>> parse_named_source("old=builtin:docs"), parse_named_source("runs/tasks.jsonl")
+        (('old', 'builtin:docs'), ('tasks', 'runs/tasks.jsonl'))
     """
     name, equals, source = value.partition("=")
     if equals and "/" not in name and not os.path.exists(value):
@@ -58,11 +62,13 @@ def check_positive(option: str, value: int) -> None:
 
 
 def _is_file_name(source: str) -> bool:
+    """Whether `source` is a file, or is named as if it were one."""
     named_so = Path(source).suffix.lower() in _FILE_SUFFIXES
     return os.path.isfile(source) or (named_so and not os.path.isdir(source))
 
 
 def _file_suffix(source: str) -> str:
+    """Return the suffix of a file of data; raise InputError where it cannot be read or is of another kind."""
     try:
         os.stat(source)
     except FileNotFoundError as error:
@@ -75,16 +81,26 @@ def _file_suffix(source: str) -> str:
     return suffix
 
 
-# --- what is drawn ------------------------------------------------------------------------------------------
+# --- random draws ---------------------------------------------------------------------------------------------
 
 
 def shuffled(count: int, seed: int) -> list[int]:
-    """The indices below `count` in an order drawn with `seed` (a raw stream: no NumPy changes it)."""
+    """Return the indices below `count` in an order drawn with `seed`.
+
+    The order is made from the generator's raw stream, which no version of NumPy changes.
+    """
     return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable").tolist()
 
 
 def choose(count: int, limit: int | None, seed: int) -> list[int]:
-    """At most `limit` of the indices below `count`, increasing; a smaller limit draws a subset."""
+    """Draw at most `limit` of the indices below `count`, in increasing order; a smaller limit draws a subset.
+
+    Example:
+        >>> choose(3, None, seed=0)
+        [0, 1, 2]
+        >>> set(choose(100, 5, seed=0)) < set(choose(100, 10, seed=0))
+        True
+    """
     return list(range(count)) if limit is None else sorted(shuffled(count, seed)[:limit])
 
 
@@ -97,7 +113,19 @@ def is_running_text(source: str) -> bool:
 
 
 def read_records(source: str, limit: int | None, seed: int) -> tuple[str, Records]:
-    """The full name of a source of records, and the chosen records, each with the words that say where it is."""
+    """Read records from a file or a data set.
+
+    Args:
+        source: A `.jsonl` or `.parquet` file, or `ID[:CONFIG][@SPLIT]` of a data set.
+        limit: Maximum number of records, drawn at random; None reads all of them.
+        seed: Seed of the draw.
+
+    Returns:
+        The full name of the source (with the split that was read), and the records, each with its file and line.
+
+    Raises:
+        InputError: The source cannot be read or is empty. A damaged record is refused when its turn comes.
+    """
     if not _is_file_name(source):
         return _dataset_records(source, limit, seed)
     read = _jsonl_records if _file_suffix(source) == ".jsonl" else _parquet_records
@@ -105,6 +133,7 @@ def read_records(source: str, limit: int | None, seed: int) -> tuple[str, Record
 
 
 def _jsonl_records(source: str, limit: int | None, seed: int) -> Records:
+    """Yield the records of a file of JSON lines. Lines that were not drawn are not parsed."""
     lines = [(number, line) for number, line in enumerate(_read(source).split(b"\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"{source} is empty.")
@@ -112,7 +141,7 @@ def _jsonl_records(source: str, limit: int | None, seed: int) -> Records:
         number, line = lines[index]
         where = f"{source} line {number}"
         try:
-            yield where, json.loads(line.decode("utf-8-sig"))  # a file may start with a byte-order mark
+            yield where, json.loads(line.decode("utf-8-sig"))  # A file may start with a byte-order mark.
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not valid UTF-8.") from error
         except (ValueError, RecursionError) as error:
@@ -121,6 +150,7 @@ def _jsonl_records(source: str, limit: int | None, seed: int) -> Records:
 
 
 def _parquet_records(source: str, limit: int | None, seed: int) -> Records:
+    """Return the records of a parquet file."""
     pyarrow, parquet = _import("pyarrow", source), _import("pyarrow.parquet", source)
     try:
         with parquet.ParquetFile(source) as file:
@@ -131,6 +161,7 @@ def _parquet_records(source: str, limit: int | None, seed: int) -> Records:
 
 
 def _dataset_records(source: str, limit: int | None, seed: int) -> tuple[str, Records]:
+    """Return the full name and the records of what `datasets` loads by an id or from a local folder."""
     name, _, split = (source, "", "") if os.path.isdir(source) else source.partition("@")
     identifier, _, config = (name, "", "") if os.path.isdir(name) else name.partition(":")
     if not identifier or (identifier.startswith(("/", ".", "~")) and not os.path.isdir(identifier)):
@@ -140,21 +171,21 @@ def _dataset_records(source: str, limit: int | None, seed: int) -> tuple[str, Re
         _check_hub_answers(identifier)
     try:
         dataset = datasets.load_dataset(identifier, config or None, split=split or "train")
-    except Exception as error:  # builders, file systems and HTTP clients raise what they like
+    except Exception as error:  # Builders, file systems and HTTP clients raise what they like.
         raise InputError(f"{source} cannot be loaded as a data set: {first_line(error)}") from error
     dataset = dataset.select_columns(_known_columns(source, dataset.column_names))
     return f"{name}@{split or 'train'}", _rows(source, choose(len(dataset), limit, seed), dataset.select)
 
 
 def _check_hub_answers(identifier: str) -> None:
-    """Ask the Hub once: its client would retry for half a minute before it says that there is no network."""
+    """Ask the Hub once, because its client would retry for half a minute before it says that there is no network."""
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE:  # the user's word for: read it from the cache
+    if constants.HF_HUB_OFFLINE:  # With this the user says: read it from the cache.
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception as error:  # the HTTP client's own errors, whichever client it is
+    except Exception as error:  # These are the HTTP client's own errors, whichever client it is.
         raise InputError(
             f"{identifier!r} is no local file or folder, and {constants.ENDPOINT} cannot be reached to look "
             "for a data set of that name (HF_HUB_OFFLINE=1 reads one that was downloaded before)."
@@ -162,6 +193,7 @@ def _check_hub_answers(identifier: str) -> None:
 
 
 def _known_columns(source: str, columns: Sequence[str]) -> list[str]:
+    """Return the columns of a table that records are made of; raise InputError where these make no record."""
     known = [column for column in columns if column in _RECORD_KEYS]
     if not set(known) - {"question", "answer", "instruction"}:  # which say nothing without choices or a prompt
         raise InputError(f"{source} has columns {', '.join(columns)}, but none that make {SHAPES}.")
@@ -169,12 +201,14 @@ def _known_columns(source: str, columns: Sequence[str]) -> list[str]:
 
 
 def _rows(source: str, chosen: list[int], take: Any) -> Records:
+    """Return the rows that `take(chosen)` gives, each with its number in the table."""
     if not chosen:
         raise InputError(f"{source} is empty.")
     return ((f"{source} row {index + 1}", row) for index, row in zip(chosen, take(chosen), strict=True))
 
 
 def _import(module: str, source: str) -> Any:
+    """Import an optional library; raise InputError that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -185,6 +219,7 @@ def _import(module: str, source: str) -> Any:
 
 
 def _read(source: str) -> bytes:
+    """Read a file; raise InputError where that cannot be done."""
     try:
         return Path(source).read_bytes()
     except OSError as error:
@@ -192,6 +227,7 @@ def _read(source: str) -> bytes:
 
 
 def read_text(source: str) -> str:
+    """Read a file of text in UTF-8. Raises InputError where it cannot be read, is not UTF-8 or is empty."""
     try:
         text = _read(source).decode("utf-8-sig")
     except UnicodeDecodeError as error:

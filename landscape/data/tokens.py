@@ -1,4 +1,4 @@
-"""Texts and records as batches of tokens."""
+"""Examples of token ids, read from a source and held as batches that can be read again and again."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from landscape.data.chat import assistant_spans
 from landscape.data.corpora import builtin_corpus
-from landscape.data.records import checked_text, is_multiple_choice, plain_tokens, read_question
+from landscape.data.encoding import Encoded, encode_record, encode_windows
 from landscape.data.sources import (
-    SHAPES,
     check_load_options,
     check_positive,
-    choose,
     is_running_text,
     read_records,
     read_text,
-    shuffled,
 )
 from landscape.errors import InputError
 
@@ -34,15 +30,43 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label of a position where no loss is taken
 
 
+@dataclass(frozen=True)
+class DataOptions:
+    """How data is read and batched.
+
+    The fields mean what the arguments of `load_data` of the same names mean. They are together here for functions that
+    read several data sets in the same way.
+
+    Attributes:
+        max_length: Maximum tokens per example.
+        limit: Maximum number of examples, drawn at random; None reads all of them.
+        batch_tokens: Maximum tokens per batch. It changes memory use, never results.
+
+    Example:
+        >>> DataOptions(limit=100)
+        DataOptions(max_length=512, limit=100, batch_tokens=4096)
+    """
+
+    max_length: int = 512
+    limit: int | None = None
+    batch_tokens: int = 4096
+
+
 # --- token data ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence: token ids, and as many labels: the id where a loss is taken, -100 where not.
+    """One sequence of token ids with its labels.
 
-    The label at position t is predicted from t-1, so the label at position 0 never counts; `load_data` makes
-    it -100.
+    Attributes:
+        input_ids: Token ids.
+        labels: As many labels: the token id where a loss is taken, -100 where none is. The label at position t is
+            predicted from the tokens before t, so the label at position 0 never counts; `load_data` makes it -100.
+
+    Example:
+        >>> Example(input_ids=(5, 7, 9), labels=(-100, -100, 9)).tokens
+        1
     """
 
     input_ids: tuple[int, ...]
@@ -54,24 +78,44 @@ class Example:
         return sum(label != IGNORED for label in self.labels[1:])
 
     def as_bytes(self) -> bytes:
-        """What digests of data are made of: the length, the token ids and the labels as little-endian int64."""
+        """Return what digests of data are made of: length, token ids and labels as little-endian int64."""
         return np.array([len(self.input_ids), *self.input_ids, *self.labels], dtype="<i8").tobytes()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenData:
-    """Examples as batches that can be read again and again, first those that take most memory.
+    """Examples as batches that can be read again and again; the batches that take most memory come first.
 
-    A batch is what `pad_examples` makes of examples of similar length; rows * longest row <= batch_tokens, except where
-    one example alone is longer. Raises InputError unless `batch_tokens` is positive.
+    A batch is what `pad_examples` makes of examples of similar length: a mapping with `input_ids`, `attention_mask` and
+    `labels`. Its rows times its longest row are at most `batch_tokens`, except where one example alone is longer.
+    `load_data` makes it.
+
+    Attributes:
+        source: Where the examples come from.
+        examples: The examples, in the order of their source.
+        batch_tokens: Maximum tokens per batch, with padding.
+        padding_id: Token id that fills the rows.
+        truncated: Number of examples that lost their end to `max_length`.
+        dropped: Number of examples that were left out because no supervised token was in them, or remained.
+
+    Raises:
+        InputError: `batch_tokens` is not a positive whole number.
+
+    Example:
+        >>> data = TokenData("two sentences", (Example((3, 4, 5), (-100, 4, 5)), Example((6, 7), (-100, 7))))
+        >>> data.tokens, len(data)
+        (3, 1)
+        >>> next(iter(data))["input_ids"]
+        tensor([[3, 4, 5],
+                [6, 7, 0]])
     """
 
     source: str
     examples: tuple[Example, ...]
     batch_tokens: int = 4096
     padding_id: int = 0
-    truncated: int = 0  # examples that lost their end to max_length
-    dropped: int = 0  # examples left out because no supervised token was in them, or remained
+    truncated: int = 0
+    dropped: int = 0
 
     def __post_init__(self) -> None:
         check_positive("batch_tokens", self.batch_tokens)
@@ -89,7 +133,7 @@ class TokenData:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the examples in the order of their source; batches do not change it."""
+        """SHA-256 (hex) of the examples in the order of their source; how they are batched does not change it."""
         hashed = hashlib.sha256()
         for example in self.examples:
             hashed.update(example.as_bytes())
@@ -97,15 +141,17 @@ class TokenData:
 
     @cached_property
     def _batches(self) -> list[dict[str, torch.Tensor]]:
+        """The batches, made once."""
         return [pad_examples([self.examples[i] for i in group], self.padding_id) for group in self._groups]
 
     @property
     def order(self) -> list[int]:
-        """Which of the examples each row is, batch after batch."""
+        """Index of the example that each row is, batch after batch."""
         return [index for group in self._groups for index in group]
 
     @cached_property
     def _groups(self) -> list[list[int]]:
+        """Indices of the examples of each batch."""
         lengths = [len(example.input_ids) for example in self.examples]
         falling = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         ends = _batch_ends([lengths[index] for index in falling], self.batch_tokens)
@@ -113,10 +159,13 @@ class TokenData:
         return sorted(groups, key=lambda group: -len(group) * lengths[group[0]] ** 2)
 
     def unseen_rows(self, vocabulary_size: int) -> int:
-        """How many of a model's token ids are never an input that a loss depends on.
+        """Count the token ids of a model that are never an input on which a loss depends.
 
-        Their rows of the input embedding are flat whatever the model: no evaluation of these data can tell. (Rows
-        of the output embedding, and tied ones, matter for every token through the softmax.)
+        The loss on this data does not change with their rows of the input embedding, whatever the model. (Rows of the
+        output embedding, and tied ones, matter for every token through the softmax.)
+
+        Args:
+            vocabulary_size: Number of token ids of the model.
         """
         seen: set[int] = set()
         for example in self.examples:
@@ -125,7 +174,11 @@ class TokenData:
         return vocabulary_size - len(seen)
 
     def describe(self, vocabulary_size: int | None = None) -> str:
-        """One line for a terminal; with the size of a model's vocabulary, also how much of it is not in the data."""
+        """Describe the data in one line for a terminal.
+
+        Args:
+            vocabulary_size: Number of token ids of a model; the line then also says how many are not in the data.
+        """
         line = (
             f"{self.source}: {len(self.examples):,} examples, {self.tokens:,} supervised tokens, "
             f"{self.truncated:,} truncated, {self.dropped:,} dropped"
@@ -135,15 +188,15 @@ class TokenData:
         return f"{line}; {self.unseen_rows(vocabulary_size):,} of {vocabulary_size:,} vocabulary rows are not in it"
 
     def with_batch_tokens(self, batch_tokens: int) -> TokenData:
-        """The same examples in other batches."""
+        """Return the same examples in other batches."""
         return replace(self, batch_tokens=batch_tokens)
 
 
 def _batch_ends(lengths: Sequence[int], budget: int) -> list[int]:
-    """Where to cut falling `lengths` into batches, so that padded tokens and the costs of batches are fewest in all.
+    """Find where to cut falling `lengths` into batches so that padding and the costs of batches are least in all.
 
-    A batch more must save as much padding as 128 tokens, or a sixteenth of the budget: who can afford large batches
-    has a machine on which small ones are not cheap.
+    One batch more must save 128 tokens of padding, or a sixteenth of the budget: where large batches are affordable,
+    small ones waste the machine. The cuts are the optimum by dynamic programming over the first n examples.
     """
     if not lengths:
         return []
@@ -164,7 +217,11 @@ def _batch_ends(lengths: Sequence[int], budget: int) -> list[int]:
 
 
 def pad_examples(examples: Sequence[Example], padding_id: int = 0) -> dict[str, torch.Tensor]:
-    """One batch: `input_ids`, `attention_mask`, `labels`, int64 (rows, longest row), padded on the right."""
+    """Make one batch of examples.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, each int64 of shape (rows, longest row), padded on the right.
+    """
     shape = (len(examples), max(len(example.input_ids) for example in examples))
     input_ids = torch.full(shape, padding_id)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
@@ -178,7 +235,16 @@ def pad_examples(examples: Sequence[Example], padding_id: int = 0) -> dict[str, 
 
 
 def check_vocabulary(data: TokenData, vocabulary_size: int, where: str) -> None:
-    """Raise InputError where an example holds a token id that `where`, a model, has no embedding for."""
+    """Check that a model has an embedding for every token id of `data`.
+
+    Args:
+        data: The examples.
+        vocabulary_size: Number of token ids of the model.
+        where: Name of the model, for the message.
+
+    Raises:
+        InputError: An example holds a token id beyond the vocabulary.
+    """
     for index, example in enumerate(data.examples):
         largest = max(example.input_ids)
         if largest >= vocabulary_size:
@@ -204,40 +270,63 @@ def load_data(
 ) -> TokenData:
     """Read `source` into batches of tokens.
 
-    source       a `.jsonl`, `.txt` or `.parquet` file; `builtin:docs` or `builtin:code`, with `@train` or
-                 `@heldout` in place of `part`; else `ID[:CONFIG][@SPLIT]`, a `datasets` id or a local folder
-                 that `datasets` can read (split: train)
-    max_length   tokens of an example; a longer record loses its end, running text is cut into windows
-    limit        at most so many examples, drawn with `seed`: records before they are tokenized (lines not
-                 drawn are not even parsed), windows out of whole pieces of text drawn until there are enough
-    append_eos   end each text and completion with the tokenizer's EOS token, supervised (chats and running
-                 text are left as they are)
-
     Records are `{"messages"}` (loss on assistant turns), `{"prompt" or "question", "choices", "answer"}` (loss on the
-    right choice: `choices.load_questions` scores the others too), `{"prompt", "completion"}` (loss on the completion)
-    or `{"text"}` (loss on all), looked for in this order; other keys are ignored. Tokens are the tokenizer's
-    own: `tokenizer(text)`, `tokenizer(prompt)` then `tokenizer(completion, add_special_tokens=False)`, the
-    chat template for messages. A `.txt` file and each piece of a built-in corpus is running text: consecutive
-    windows of `tokenizer(text)`. The `source` of what is returned says which part or split was read.
+    right choice; `load_questions` scores the others too), `{"prompt", "completion"}` (loss on the completion) or
+    `{"text"}` (loss on all tokens), looked for in this order; other keys are ignored. Tokens are the tokenizer's own:
+    `tokenizer(text)`; `tokenizer(prompt)` and then `tokenizer(completion, add_special_tokens=False)`; the chat template
+    for messages. A `.txt` file and each piece of a built-in corpus are running text, which is cut into consecutive
+    windows of `tokenizer(text)`.
 
-    Raises InputError for a source that cannot be read (naming file and line) or holds no supervised token,
-    and for an option that is not positive.
+    Args:
+        source: A `.jsonl`, `.txt` or `.parquet` file; or `builtin:docs` or `builtin:code`, where `@train` or `@heldout`
+            may stand in place of `part`; or `ID[:CONFIG][@SPLIT]`, a `datasets` id or a local folder that `datasets`
+            can read (its split is "train" unless you name another).
+        tokenizer: The tokenizer of the model that will be measured.
+        max_length: Maximum tokens per example. A longer record loses its end, and the number of records that did is in
+            the result.
+        limit: Maximum number of examples, drawn with `seed`; None reads all of them. Records are drawn before they are
+            tokenized (lines that were not drawn are not even parsed); windows are drawn out of whole pieces of text.
+        batch_tokens: Maximum tokens per batch. It changes memory use, never results.
+        seed: Seed for drawing examples.
+        append_eos: Whether each text and completion ends with the tokenizer's EOS token, with a loss on it. Chats and
+            running text are left as they are.
+        part: The part of a built-in corpus, "train" or "heldout".
+
+    Returns:
+        The examples as batches. Its `source` says which part or split was read.
+
+    Raises:
+        InputError: The source cannot be read (the message names file and line) or holds no supervised token, or an
+            option is out of its range.
+
+    Example:
+        >>> import json, tempfile
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"?": 0, "two": 1, "and": 2, "four": 3}, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "sums.jsonl").write_text(json.dumps({"prompt": "two and two", "completion": "four"}))
+        ...     data = load_data(Path(folder, "sums.jsonl"), tokenizer)
+        >>> data.examples[0]
+        Example(input_ids=(1, 2, 1, 3), labels=(-100, -100, -100, 3))
     """
     source = str(source)
     check_load_options(max_length, batch_tokens, limit, seed)
     if append_eos and tokenizer.eos_token_id is None:
         raise InputError("append_eos needs an EOS token, but the tokenizer has none.")
 
-    encoded: Iterable[_Encoded]
+    encoded: Iterable[Encoded]
     if source.startswith("builtin:"):
         source, pieces = builtin_corpus(source, part)
-        encoded = _windows(tokenizer, pieces, max_length, limit, seed)
+        encoded = encode_windows(tokenizer, pieces, max_length, limit, seed)
     elif is_running_text(source):
-        encoded = _windows(tokenizer, [read_text(source)], max_length, limit, seed)
+        encoded = encode_windows(tokenizer, [read_text(source)], max_length, limit, seed)
     else:
         source, records = read_records(source, limit, seed)
         eos = [tokenizer.eos_token_id] if append_eos else []
-        encoded = (_encode(tokenizer, record, where, eos) for where, record in records)
+        encoded = (encode_record(tokenizer, record, where, eos) for where, record in records)
 
     examples, truncated, dropped = [], 0, 0
     for ids, supervised in encoded:
@@ -252,82 +341,3 @@ def load_data(
         raise InputError(f"{source} has no supervised token within max_length={max_length}.")
     padding_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return TokenData(source, tuple(examples), batch_tokens, padding_id, truncated, dropped)
-
-
-# --- tokens -------------------------------------------------------------------------------------------------
-
-
-class _Encoded(NamedTuple):
-    """Token ids, and for each whether a loss is taken on it."""
-
-    ids: list[int]
-    supervised: list[bool]
-
-
-def _encode(tokenizer: Tokenizer, record: Any, where: str, eos: list[int]) -> _Encoded:
-    if not isinstance(record, dict):
-        raise InputError(f"{where} is not a JSON object.")
-    record = {key: value for key, value in record.items() if value is not None}  # tables fill gaps with null
-    if "messages" in record:
-        return _encode_messages(tokenizer, record["messages"], where)
-    if is_multiple_choice(record):
-        question = read_question(record, where)
-        prompt, right = plain_tokens(tokenizer, question, question.choices[question.answer])
-        return _Encoded(prompt + right, [False] * len(prompt) + [True] * len(right))
-    if "prompt" in record and "completion" in record:
-        prompt = _tokenize(tokenizer, _string(record, "prompt", where))
-        completion = _tokenize(tokenizer, _string(record, "completion", where), add_special_tokens=False)
-        completion += eos
-        return _Encoded(prompt + completion, [False] * len(prompt) + [True] * len(completion))
-    if "text" in record:
-        ids = _tokenize(tokenizer, _string(record, "text", where)) + eos
-        return _Encoded(ids, [True] * len(ids))
-    raise InputError(f"{where} is none of {SHAPES}.")
-
-
-def _string(record: dict, key: str, where: str) -> str:
-    return checked_text(record.get(key), repr(key), where)
-
-
-def _tokenize(tokenizer: Tokenizer, text: str, **options: bool) -> list[int]:
-    # verbose=False: what is longer than the model's positions is cut here, so no warning is due
-    return list(tokenizer(text, verbose=False, **options)["input_ids"])
-
-
-def _encode_messages(tokenizer: Tokenizer, messages: Any, where: str) -> _Encoded:
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise InputError(f"{where} has 'messages' that are not a list of objects.")
-    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    for message in messages:
-        _string(message, "role", where)
-        _string(message, "content", where)
-    if not any(message["role"] == "assistant" for message in messages):
-        raise InputError(f"{where} has no assistant turn to take a loss on.")
-    if not tokenizer.is_fast:
-        raise InputError(f"{where} is a chat, which needs a fast tokenizer (with character offsets).")
-    text, spans = assistant_spans(tokenizer, messages, where)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    supervised = [any(a <= start < b for a, b in spans) for start, _ in encoding["offset_mapping"]]
-    return _Encoded(list(encoding["input_ids"]), supervised)
-
-
-# --- running text -------------------------------------------------------------------------------------------
-
-
-def _windows(
-    tokenizer: Tokenizer,
-    pieces: list[str],
-    max_length: int,
-    limit: int | None,
-    seed: int,
-) -> list[_Encoded]:
-    """Consecutive windows of each piece's tokens, in order, without a last one of a single token."""
-    found: list[tuple[int, int, list[int]]] = []
-    for piece in range(len(pieces)) if limit is None else shuffled(len(pieces), seed):
-        ids = _tokenize(tokenizer, pieces[piece])
-        starts = range(0, len(ids) - 1, max_length)
-        found += [(piece, start, ids[start : start + max_length]) for start in starts]
-        if limit is not None and len(found) >= limit:
-            break
-    chosen = sorted(found[index] for index in choose(len(found), limit, seed))
-    return [_Encoded(ids, [True] * len(ids)) for _, _, ids in chosen]

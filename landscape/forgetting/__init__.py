@@ -1,1 +1,6 @@
-"""What a tuned model lost against its base: losses and KL, answers to questions, lm-evaluation-harness."""
+"""What a tuned model lost against its base, on the same examples under both models.
+
+`losses` measures the rise of the loss, the fall of accuracy and the KL divergence; `answers` measures the answers to
+questions; `paired` computes the numbers of each example and their intervals; `harness` runs benchmarks of
+lm-evaluation-harness and compares them.
+"""

@@ -1,4 +1,4 @@
-"""Answers to questions before and after tuning, without generation: by the likelihood of each choice."""
+"""Answers to questions before and after tuning: the likelihood of each choice decides, no text is generated."""
 
 from __future__ import annotations
 
@@ -20,47 +20,94 @@ from landscape.forgetting.paired import compare_examples, paired_interval
 class AnswerForgetting:
     """Answers to questions in one format, before and after tuning. Intervals are paired, over questions.
 
-    A choice's score is the log-probability of its tokens after the question, their sum; the answer is the choice of
-    the highest (`acc` of lm-evaluation-harness), or of the highest per character (`acc_norm` there, for choices of
-    different lengths). An answer without alternatives counts as given where every token of it is the model's first
-    choice (`acc` of its `loglikelihood` tasks), and `norm` is NaN.
+    The score of a choice is log P(choice | question), the sum over its tokens. The model's answer is the choice with
+    the highest score (`acc` of lm-evaluation-harness), or with the highest score per character (`acc_norm` there, for
+    choices of different lengths). An answer without alternatives counts as given where each of its tokens is the
+    model's first choice (`acc` of the harness's `loglikelihood` tasks); fields for scores per character are then NaN.
+
+    Attributes:
+        accuracy_before: Share of questions that the base answers rightly.
+        accuracy_after: Share of questions that the tuned model answers rightly.
+        accuracy_loss: Fall of the accuracy.
+        accuracy_interval: Its interval.
+        p_value: Exact p-value of McNemar's test that tuning turned as many right answers wrong as wrong ones right.
+        norm_before: Accuracy of the base by scores per character.
+        norm_after: Accuracy of the tuned model by scores per character.
+        norm_loss: Fall of that accuracy.
+        norm_interval: Its interval.
+        loss_before: -log P(right answer | question) under the base, in nats per answer.
+        loss_after: The same under the tuned model.
+        forgetting: Rise of that loss.
+        forgetting_interval: Its interval.
     """
 
-    accuracy_before: float  # share of questions
+    accuracy_before: float
     accuracy_after: float
     accuracy_loss: float
     accuracy_interval: tuple[float, ...]
-    p_value: float  # that tuning turned as many right answers wrong as wrong ones right: McNemar's test, exact
+    p_value: float
     norm_before: float
     norm_after: float
     norm_loss: float
     norm_interval: tuple[float, ...]
-    loss_before: float  # -log P(right answer | question), nats per answer
+    loss_before: float
     loss_after: float
-    forgetting: float  # rise of the loss
+    forgetting: float
     forgetting_interval: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceForgetting:
-    """Questions before and after tuning, and how much of what is lost is knowledge and how much the format.
+    """Answers to questions before and after tuning: how much of what is lost is knowledge, and how much the format.
 
-    As Jiang et al. 2024 (arXiv 2406.12227) have it, P(y|x) of the bare question is knowledge, and P(y|c,x) of the same
-    question with its instruction c is following the instruction. What falls under `instructed` more than under `plain`
-    is lost to the format alone.
+    `measure_forgetting` gives one for each task that is `Questions`. P(y | x) of the bare question x is knowledge;
+    P(y | c, x) of the same question with its instruction c is the following of instructions. What falls under
+    `instructed` more than under `plain` is lost to the format alone.
+
+    Attributes:
+        name: Name of the task.
+        questions: Number of questions.
+        chance: Accuracy of guessing; NaN without alternatives.
+        plain: Answers to the bare questions.
+        instructed: Answers to the questions with their instruction; None where they have none.
+        format_accuracy_loss: Fall of the accuracy, `instructed` minus `plain`.
+        format_accuracy_interval: Its interval.
+        format_forgetting: Rise of the loss, `instructed` minus `plain`, in nats per answer.
+        format_forgetting_interval: Its interval.
+
+    Source:
+        Jiang et al. 2024 (arXiv 2406.12227).
+
+    Example:
+        Two of four answers are lost, and with them 1 nat per answer.
+
+        >>> from landscape import ChoiceForgetting
+        >>> from landscape.forgetting.answers import AnswerForgetting
+        >>> nan = float("nan")
+        >>> plain = AnswerForgetting(
+        ...     accuracy_before=0.75, accuracy_after=0.25, accuracy_loss=0.5, accuracy_interval=(0.0, 1.0), p_value=0.5,
+        ...     norm_before=nan, norm_after=nan, norm_loss=nan, norm_interval=(nan, nan),
+        ...     loss_before=0.5, loss_after=1.5, forgetting=1.0, forgetting_interval=(0.2, 1.8),
+        ... )
+        >>> for name, value in ChoiceForgetting("facts", questions=4, chance=0.25, plain=plain).rows():
+        ...     print(f"{name}: {value}")
+        facts, as answers: 4 questions, guessing gives 25.00%
+          plain accuracy: 75.00% to 25.00%, lost +50.00% [+0.00%, +100.00%], p 0.5
+            forgetting: 0.5000 to 1.5000, +1.0000 [+0.2000, +1.8000] nats per answer
     """
 
     name: str
     questions: int
-    chance: float  # accuracy of guessing; NaN without alternatives
+    chance: float
     plain: AnswerForgetting
-    instructed: AnswerForgetting | None = None  # where the questions have an instruction
-    format_accuracy_loss: float = math.nan  # fall of accuracy, instructed - plain
+    instructed: AnswerForgetting | None = None
+    format_accuracy_loss: float = math.nan
     format_accuracy_interval: tuple[float, ...] = (math.nan, math.nan)
-    format_forgetting: float = math.nan  # rise of the loss, instructed - plain, nats per answer
+    format_forgetting: float = math.nan
     format_forgetting_interval: tuple[float, ...] = (math.nan, math.nan)
 
     def rows(self) -> list[tuple[str, str]]:
+        """Return name and value of what a person wants to see first."""
         guessing = "" if math.isnan(self.chance) else f", guessing gives {self.chance:.2%}"
         rows = [(f"{self.name}, as answers", f"{self.questions} questions{guessing}")]
         for title, a in (("plain", self.plain), ("instructed", self.instructed)):
@@ -71,24 +118,27 @@ class ChoiceForgetting:
                     rows.append(
                         ("    per character", _change(a.norm_before, a.norm_after, a.norm_loss, a.norm_interval))
                     )
-                rise = f"{a.loss_before:.4f} to {a.loss_after:.4f}, {nats(a.forgetting, a.forgetting_interval)}"
+                rise = f"{a.loss_before:.4f} to {a.loss_after:.4f}, {_nats(a.forgetting, a.forgetting_interval)}"
                 rows.append(("    forgetting", rise))
         if self.instructed is not None:
-            lost = f"accuracy {shares(self.format_accuracy_loss, self.format_accuracy_interval)}"
+            lost = f"accuracy {_shares(self.format_accuracy_loss, self.format_accuracy_interval)}"
             rows.append(("  lost to the format", lost))
-            rows.append(("", nats(self.format_forgetting, self.format_forgetting_interval)))
+            rows.append(("", _nats(self.format_forgetting, self.format_forgetting_interval)))
         return rows
 
 
 def _change(before: float, after: float, fall: float, interval: Sequence[float]) -> str:
-    return f"{before:.2%} to {after:.2%}, lost {shares(fall, interval)}"
+    """Return an accuracy before and after with its fall, in words."""
+    return f"{before:.2%} to {after:.2%}, lost {_shares(fall, interval)}"
 
 
-def shares(value: float, interval: Sequence[float]) -> str:
+def _shares(value: float, interval: Sequence[float]) -> str:
+    """Return a difference of shares with its interval, in percent."""
     return f"{value:+.2%} [{interval[0]:+.2%}, {interval[1]:+.2%}]"
 
 
-def nats(value: float, interval: Sequence[float]) -> str:
+def _nats(value: float, interval: Sequence[float]) -> str:
+    """Return a difference of losses with its interval."""
     return f"{value:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}] nats per answer"
 
 
@@ -102,21 +152,33 @@ def measure_answers(
     resamples: int,
     seed: int,
 ) -> ChoiceForgetting:
-    """Score every choice of every question under both models, in each format; models as they stand.
+    """Score every choice of every question under both models, in each format.
 
-    Intervals are BCa over questions, paired: a question keeps its answers under both models and in both formats.
+    Args:
+        name: Name of the task.
+        data: The questions.
+        before: The base model, as it stands.
+        after: The tuned model, as it stands.
+        confidence: Confidence of the intervals.
+        resamples: Number of bootstrap samples (BCa) over questions. They are paired: a question keeps its answers under
+            both models and in both formats.
+        seed: Seed for the bootstrap samples.
+
+    Returns:
+        The answers in each format that the questions have, and the difference between the formats.
     """
 
     def interval(values: np.ndarray) -> tuple[float, float]:
+        """Return the interval of the mean over questions."""
         return paired_interval(values, np.ones(len(values)), confidence, resamples, seed)
 
-    def of_format(examples: Sequence[Sequence[Example]]) -> tuple[AnswerForgetting, np.ndarray, np.ndarray]:
-        """The answers in one format, and of each question the fall of accuracy and the rise of the loss."""
+    def in_format(examples: Sequence[Sequence[Example]]) -> tuple[AnswerForgetting, np.ndarray, np.ndarray]:
+        """Return the answers in one format, and for each question the fall of accuracy and the rise of the loss."""
         scores = _Scores.of(name, data, examples, before, after)
         fall, norm_fall = (values[:, 0] - values[:, 1] for values in (scores.right, scores.norm))
         rise = scores.loss[:, 1] - scores.loss[:, 0]
         changed, lost = int((fall != 0).sum()), int((fall > 0).sum())
-        found = AnswerForgetting(
+        answers = AnswerForgetting(
             accuracy_before=float(scores.right[:, 0].mean()),
             accuracy_after=float(scores.right[:, 1].mean()),
             accuracy_loss=float(fall.mean()),
@@ -131,15 +193,15 @@ def measure_answers(
             forgetting=float(rise.mean()),
             forgetting_interval=interval(rise),
         )
-        return found, fall, rise
+        return answers, fall, rise
 
-    plain, fall, rise = of_format([asked.plain for asked in data.questions])
-    found = ChoiceForgetting(name, len(data.questions), data.chance, plain)
+    plain, fall, rise = in_format([question.plain for question in data.questions])
+    result = ChoiceForgetting(name, len(data.questions), data.chance, plain)
     if not data.questions[0].instructed:
-        return found
-    instructed, fall_instructed, rise_instructed = of_format([asked.instructed for asked in data.questions])
+        return result
+    instructed, fall_instructed, rise_instructed = in_format([question.instructed for question in data.questions])
     return dataclasses.replace(
-        found,
+        result,
         instructed=instructed,
         format_accuracy_loss=float((fall_instructed - fall).mean()),
         format_accuracy_interval=interval(fall_instructed - fall),
@@ -149,11 +211,17 @@ def measure_answers(
 
 
 class _Scores(NamedTuple):
-    """Of each question before and after, shape (questions, 2)."""
+    """The scores of each question before and after tuning, each of shape (questions, 2).
 
-    right: np.ndarray  # 1 where the answer is right
-    norm: np.ndarray  # the same by log-probability per character; NaN without alternatives
-    loss: np.ndarray  # of the right answer, nats
+    Attributes:
+        right: 1 where the answer is right, else 0.
+        norm: The same by scores per character; NaN without alternatives.
+        loss: Loss of the right answer, in nats.
+    """
+
+    right: np.ndarray
+    norm: np.ndarray
+    loss: np.ndarray
 
     @classmethod
     def of(
@@ -164,18 +232,19 @@ class _Scores(NamedTuple):
         before: nn.Module,
         after: nn.Module,
     ) -> _Scores:
+        """Score the questions whose choices, in one format, are `examples`: a sequence of choices per question."""
         batches = data.as_batches([example for choices in examples for example in choices])
         table = compare_examples(name, batches, before, after)
         scored = np.split(table, np.cumsum([len(choices) for choices in examples])[:-1])
         right, norm, loss = (np.full((len(scored), 2), math.nan) for _ in range(3))
-        for index, (rows, asked) in enumerate(zip(scored, data.questions, strict=True)):
+        for index, (rows, question) in enumerate(zip(scored, data.questions, strict=True)):
             tokens, losses, first_choices = rows[:, :1], rows[:, 1:3], rows[:, 3:5]
-            loss[index] = losses[asked.answer]
+            loss[index] = losses[question.answer]
             if data.multiple_choice:
-                per_character = losses / np.array(asked.lengths)[:, None]
-                known = np.isfinite(losses[asked.answer])  # argmin would choose what is not a number
-                right[index] = (losses.argmin(0) == asked.answer) & known
-                norm[index] = (per_character.argmin(0) == asked.answer) & known
+                per_character = losses / np.array(question.lengths)[:, None]
+                known = np.isfinite(losses[question.answer])  # Of losses that are NaN, argmin would choose one.
+                right[index] = (losses.argmin(0) == question.answer) & known
+                norm[index] = (per_character.argmin(0) == question.answer) & known
             else:
                 right[index] = first_choices[0] == tokens[0]
         return cls(right, norm, loss)

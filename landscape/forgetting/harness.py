@@ -1,4 +1,4 @@
-"""Benchmarks of lm-evaluation-harness (Gao et al., the optional extra `eval`) before and after tuning."""
+"""Benchmarks of lm-evaluation-harness (Gao et al. 2024; the optional extra `eval`) before and after tuning."""
 
 from __future__ import annotations
 
@@ -25,37 +25,62 @@ from landscape.weights.preservation import preserved
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-_BOOTSTRAPS = 1000  # lm-eval's own, for metrics whose standard error has no formula
+_BOOTSTRAPS = 1000  # Bootstrap samples that lm-eval draws for metrics whose standard error has no formula.
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one task (or group of tasks) under one model, as lm-eval reports it."""
+    """One metric of one task (or group of tasks) under one model, as lm-eval reports it.
+
+    Attributes:
+        task: lm-eval's name of the task or group.
+        metric: lm-eval's name of the metric, with the filter in brackets where there is one.
+        value: The score.
+        stderr: Its standard error; NaN where lm-eval gives none.
+        higher_is_better: Whether a higher score is a better one.
+        count: Number of samples.
+        samples: The score of each sample, in lm-eval's order, where the value is their mean; else empty.
+        digest: SHA-256 (hex) of the documents.
+    """
 
     task: str
-    metric: str  # lm-eval's name, with the filter in brackets where there is one
+    metric: str
     value: float
-    stderr: float  # NaN where lm-eval gives none
+    stderr: float
     higher_is_better: bool
-    count: int  # of samples
-    samples: tuple[float, ...]  # in lm-eval's order, where the value is their mean; else empty
-    digest: str  # of the documents
+    count: int
+    samples: tuple[float, ...]
+    digest: str
 
 
 @dataclass(frozen=True)
 class BenchmarkForgetting:
-    """One metric of one task before and after tuning, with standard errors."""
+    """One metric of one task before and after tuning, with standard errors.
+
+    Attributes:
+        task: lm-eval's name of the task or group.
+        metric: lm-eval's name of the metric.
+        count: Number of samples.
+        before: Score of the base.
+        before_stderr: Its standard error.
+        after: Score of the tuned model.
+        after_stderr: Its standard error.
+        fall: How much worse tuning made the score; positive is worse, whichever way the metric points.
+        fall_stderr: Standard error of the fall.
+        paired: Whether that standard error is over differences on the same samples. Otherwise it is computed as if the
+            two runs were independent, which is mostly too wide.
+    """
 
     task: str
     metric: str
-    count: int  # of samples
+    count: int
     before: float
     before_stderr: float
     after: float
     after_stderr: float
-    fall: float  # positive where tuning made it worse, whichever way the metric points
+    fall: float
     fall_stderr: float
-    paired: bool  # whether over the same samples; else as if the runs were independent, which is mostly too wide
+    paired: bool
 
 
 def run_benchmarks(
@@ -67,15 +92,34 @@ def run_benchmarks(
     batch_size: int = 8,
     progress: bool = False,
 ) -> tuple[Score, ...]:
-    """Score a transformers causal language model with lm-evaluation-harness (`HFLM`, `simple_evaluate`).
+    """Score a transformers causal language model on benchmarks of lm-evaluation-harness.
 
-    tasks       names of lm-eval's tasks and groups, or paths of YAML files of tasks, whose data may be local, and of
-                groups, whose tasks may stand beside them
-    limit       the first so many documents of each task
-    batch_size  sequences; memory, not results
+    The model and the global random states come back as they were.
 
-    The model and the global random states come back as they were. Raises InputError where lm-eval is not installed,
-    a task is unknown or its data cannot be loaded.
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        tasks: Names of lm-eval's tasks and groups, or paths of YAML files. A file may define a task, whose data may be
+            local, or a group, whose tasks may stand in files beside it.
+        limit: Number of documents of each task, the first ones; None takes all.
+        batch_size: Sequences per batch. Changes memory use, never results.
+        progress: Whether lm-eval's progress bars are shown.
+
+    Returns:
+        A score for each metric of each task.
+
+    Raises:
+        InputError: There is no task, lm-eval is not installed, a task is unknown, or its data cannot be loaded.
+
+    Source:
+        Gao et al. 2024, lm-evaluation-harness (`HFLM`, `simple_evaluate`).
+
+    Example:
+        lm-eval downloads the data of its tasks, so that this example is not run as a test.
+
+        >>> from landscape import load_checkpoint, run_benchmarks
+        >>> checkpoint = load_checkpoint("runs/sam")  # doctest: +SKIP
+        >>> run_benchmarks(checkpoint.model, checkpoint.tokenizer, ["arc_easy"], limit=100)  # doctest: +SKIP
     """
     if not tasks:
         raise InputError("there is no task for lm-eval to run.")
@@ -86,22 +130,42 @@ def run_benchmarks(
 
         harness: Any = HFLM(
             pretrained=model,
-            tokenizer=copy.deepcopy(tokenizer),  # it may be given a padding token
+            tokenizer=copy.deepcopy(tokenizer),  # lm-eval may give it a padding token.
             batch_size=batch_size,
         )
-        found = simple_evaluate(harness, tasks=loaded, task_manager=manager, limit=limit, bootstrap_iters=_BOOTSTRAPS)
-    assert found is not None  # None comes from processes other than the first
-    return tuple(_scores(found))
+        report = simple_evaluate(harness, tasks=loaded, task_manager=manager, limit=limit, bootstrap_iters=_BOOTSTRAPS)
+    assert report is not None  # It is None only in processes other than the first.
+    return tuple(_scores(report))
 
 
 def compare_benchmarks(before: Sequence[Score], after: Sequence[Score]) -> tuple[BenchmarkForgetting, ...]:
-    """The fall of each metric with its standard error.
+    """Compare the scores of two models: how far each metric fell, with its standard error.
 
-    Where lm-eval gives samples: s / sqrt(n), s the standard deviation of the n differences; both models answered the
-    same questions. Else sqrt(stderr_before^2 + stderr_after^2), as if they had not, which is mostly too
-    wide.
+    Where lm-eval gives the score of each sample, both models answered the same questions, and the standard error is
+    s / sqrt(n), with s the standard deviation of the n differences. Otherwise it is
+    sqrt(stderr_before^2 + stderr_after^2), as if the runs were independent, which is mostly too wide.
 
-    Raises InputError where the two are not scores of the same tasks on the same documents.
+    Args:
+        before: Scores of the base, from `run_benchmarks`.
+        after: Scores of the tuned model on the same tasks.
+
+    Returns:
+        The fall of each metric, positive where tuning made it worse; `measure_forgetting` keeps it in its result.
+
+    Raises:
+        InputError: The two are not scores of the same tasks on the same documents.
+
+    Example:
+        Of four questions the base answers three and the tuned model one. The differences are 1, 1, 0, 0, with standard
+        deviation 0.5774, so that the standard error of their mean is 0.5774 / sqrt(4) = 0.2887.
+
+        >>> from landscape import compare_benchmarks
+        >>> from landscape.forgetting.harness import Score
+        >>> old = Score("facts", "acc", 0.75, 0.25, True, count=4, samples=(1, 1, 1, 0), digest="same")
+        >>> new = Score("facts", "acc", 0.25, 0.25, True, count=4, samples=(0, 0, 1, 0), digest="same")
+        >>> (compared,) = compare_benchmarks([old], [new])
+        >>> compared.fall, round(compared.fall_stderr, 4), compared.paired
+        (0.5, 0.2887, True)
     """
     of_tuned = {(score.task, score.metric): score for score in after}
     if [(score.task, score.metric) for score in before] != list(of_tuned):
@@ -129,60 +193,62 @@ def compare_benchmarks(before: Sequence[Score], after: Sequence[Score]) -> tuple
 
 
 def find_tasks(specs: Sequence[str]) -> dict[str, str | None]:
-    """Each task with the SHA-256 (hex) of its YAML where it is a file, without loading any.
+    """Return each task with the SHA-256 (hex) of its YAML file, or None where it is a name; none is loaded.
 
-    Raises InputError where lm-eval is not installed, or there is no such file.
+    Raises:
+        InputError: lm-eval is not installed, or there is no such file.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("benchmark tasks need lm-eval: pip install 'landscape-lm[eval]'.")
-    found: dict[str, str | None] = {}
+    digests: dict[str, str | None] = {}
     for spec in specs:
         if _is_file(spec) and not os.path.isfile(spec):
             raise InputError(f"there is no task file {spec}.")
-        found[spec] = hashlib.sha256(Path(spec).read_bytes()).hexdigest() if _is_file(spec) else None
-    return found
+        digests[spec] = hashlib.sha256(Path(spec).read_bytes()).hexdigest() if _is_file(spec) else None
+    return digests
 
 
 def _is_file(spec: str) -> bool:
+    """Return whether a task is given as a YAML file."""
     return spec.endswith((".yaml", ".yml"))
 
 
 def _group_name(path: Path) -> str:
-    """The name of the group that a YAML file defines; empty where it defines a task.
+    """Return the name of the group that a YAML file defines; empty where it defines a task.
 
-    lm-eval 0.4.13 takes paths of tasks only: a group goes by its name, once its folder is known.
+    lm-eval 0.4.13 takes only paths of tasks. A group has to be named, and lm-eval has to know its folder.
     """
-    found = re.search(r"^group\s*:\s*[\"']?([^\s\"']+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1] if found else ""
+    name = re.search(r"^group\s*:\s*[\"']?([^\s\"']+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return name[1] if name else ""
 
 
 def _load_tasks(specs: Sequence[str]) -> tuple[Any, list[Any]]:
-    """lm-eval's manager, and tasks and groups as its objects: what is wrong with them shows before a model runs."""
+    """Return lm-eval's manager, and tasks and groups as its objects: errors in them show before a model runs."""
     find_tasks(specs)
     from lm_eval.tasks import TaskManager
 
-    # reading lm-eval's own 10,000 files takes 20 s
     groups = {spec: name for spec in specs if _is_file(spec) and (name := _group_name(Path(spec)))}
     manager = TaskManager(
         include_path=sorted({Path(spec).resolve().parent for spec in groups}),
-        include_defaults=not all(map(_is_file, specs)),
+        include_defaults=not all(map(_is_file, specs)),  # Reading lm-eval's own 10,000 files takes 20 s.
     )
     unknown = [spec for spec in specs if not _is_file(spec) and spec not in manager.task_index]
     if unknown:
         raise InputError(f"lm-eval has no task {unknown[0]!r}; give a name it lists, or a path that ends in .yaml.")
     try:
         loaded: Any = manager.load([groups.get(spec, spec) for spec in specs])
-    except Exception as error:  # readers of YAML and data sets, and code of tasks
+    except Exception as error:  # It may come from readers of YAML and data sets, or from code of a task.
         raise InputError(f"lm-eval cannot load the tasks {', '.join(specs)}: {first_line(error)}") from error
     members = {name for names in loaded["group_map"].values() for name in names}
     return manager, [item for name, item in {**loaded["tasks"], **loaded["groups"]}.items() if name not in members]
 
 
-def _scores(found: Any) -> Iterator[Score]:
-    for task, values in found["results"].items():
-        samples = (found.get("samples") or {}).get(task, [])
+def _scores(report: Any) -> Iterator[Score]:
+    """Yield the scores in lm-eval's report."""
+    for task, values in report["results"].items():
+        samples = (report.get("samples") or {}).get(task, [])
         documents = hashlib.sha256("".join(sample["doc_hash"] for sample in samples).encode()).hexdigest()
-        points_up = found["higher_is_better"].get(task) or {}
+        points_up = report["higher_is_better"].get(task) or {}
         for key, value in values.items():
             metric, comma, filtered = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
@@ -191,7 +257,7 @@ def _scores(found: Any) -> Iterator[Score]:
             is_mean = bool(own) and all(isinstance(x, (int, float)) for x in own)
             is_mean = is_mean and math.isclose(np.mean(own), value, rel_tol=1e-9, abs_tol=1e-12)
             stderr = values.get(f"{metric}_stderr,{filtered}")
-            count = (found.get("n-samples") or {}).get(task, {}).get("effective", values.get("sample_len", 0))
+            count = (report.get("n-samples") or {}).get(task, {}).get("effective", values.get("sample_len", 0))
             yield Score(
                 task=task,
                 metric=metric if filtered == "none" else f"{metric} ({filtered})",
@@ -206,7 +272,7 @@ def _scores(found: Any) -> Iterator[Score]:
 
 @contextlib.contextmanager
 def _quietly(progress: bool) -> Iterator[None]:
-    """Without lm-eval's advice, and without its bars unless asked for."""
+    """Silence lm-eval's advice, and its progress bars unless they are asked for."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What a tuned model lost against its base: the same examples under both, and how far their predictions moved apart."""
+"""What a tuned model lost against its base: loss, accuracy and KL divergence on the same examples."""
 
 from __future__ import annotations
 
@@ -26,49 +26,106 @@ from landscape.weights.parameters import Parameters
 from landscape.weights.preservation import preserved
 from landscape.weights.vectors import vector_digest
 
-FEW_EXAMPLES = 10  # below it a bootstrap over examples covers less than it says
+FEW_EXAMPLES = 10  # With fewer, intervals of a bootstrap over examples hold the truth less often than they say.
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskForgetting:
-    """One task before and after tuning. Intervals are of a paired bootstrap over examples."""
+    """One task before and after tuning. Intervals are of a paired bootstrap over examples.
+
+    Attributes:
+        name: Name of the task.
+        examples: Number of examples with a supervised token.
+        tokens: Number of supervised tokens.
+        loss_before: Loss of the base, in nats per supervised token.
+        loss_after: Loss of the tuned model, in nats per supervised token.
+        forgetting: Rise of the loss, `loss_after` - `loss_before`.
+        forgetting_interval: Its interval.
+        accuracy_before: Share of supervised tokens that are the base's first choice.
+        accuracy_after: Share of supervised tokens that are the tuned model's first choice.
+        accuracy_loss: Fall of the accuracy, `accuracy_before` - `accuracy_after`.
+        accuracy_interval: Its interval.
+        kl: KL(base || tuned) at the supervised tokens, in nats per token.
+        kl_interval: Its interval.
+    """
 
     name: str
     examples: int
-    tokens: int  # supervised
-    loss_before: float  # nats per supervised token
+    tokens: int
+    loss_before: float
     loss_after: float
-    forgetting: float  # rise of the loss
+    forgetting: float
     forgetting_interval: tuple[float, ...]
-    accuracy_before: float  # share of supervised tokens that are the model's first choice
+    accuracy_before: float
     accuracy_after: float
     accuracy_loss: float
     accuracy_interval: tuple[float, ...]
-    kl: float  # KL(base || tuned), nats per supervised token
+    kl: float
     kl_interval: tuple[float, ...]
 
     @property
     def perplexities(self) -> tuple[float, float]:
-        """Before and after: exp of the losses; infinite where that overflows."""
+        """The perplexities before and after: exp of the losses, infinite where that overflows."""
         return _exp(self.loss_before), _exp(self.loss_after)
 
 
 @dataclasses.dataclass(frozen=True)
 class Forgetting(Result):
-    """What a tuned model lost against its base, task by task."""
+    """What a tuned model lost against its base, task by task; the result of `measure_forgetting`.
+
+    Attributes:
+        name: Name of the tuned checkpoint.
+        base: Name of the base.
+        tasks: Loss, accuracy and KL divergence of each task.
+        confidence: Confidence of the intervals.
+        resamples: Bootstrap samples behind the intervals.
+        provenance: Where the numbers come from.
+        choices: Answers before and after, for the tasks that are questions.
+        benchmarks: Scores of lm-evaluation-harness before and after, where they were given.
+
+    Example:
+        A result is saved as JSON and read back whole.
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from landscape import Forgetting
+        >>> from landscape.forgetting.losses import TaskForgetting
+        >>> from landscape.results import Provenance
+        >>> task = TaskForgetting(
+        ...     name="old", examples=20, tokens=400,
+        ...     loss_before=2.0, loss_after=2.5, forgetting=0.5, forgetting_interval=(0.4, 0.6),
+        ...     accuracy_before=0.5, accuracy_after=0.4, accuracy_loss=0.1, accuracy_interval=(0.05, 0.15),
+        ...     kl=0.3, kl_interval=(0.2, 0.4),
+        ... )
+        >>> origin = Provenance(
+        ...     settings={}, seed=0, checkpoint=None, data=None, device="cpu", dtype="float32", seconds=1.0
+        ... )
+        >>> result = Forgetting("tuned", "base", (task,), confidence=0.95, resamples=9999, provenance=origin)
+        >>> print(result)
+        forgetting    tuned against base; 95% intervals over examples
+        old           20 examples, 400 tokens
+          loss        2.0000 to 2.5000 (perplexity 7.389 to 12.18)
+          forgetting  +0.5000 [+0.4000, +0.6000] nats per token
+          accuracy    50.00% to 40.00%, lost +10.00% [+5.00%, +15.00%]
+          KL to base  0.3000 [0.2000, 0.4000] nats per token
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Forgetting.load(result.save(Path(folder, "forgetting.json"))) == result
+        True
+    """
 
     kind_of_result: ClassVar[str] = "forgetting"
 
-    name: str  # of the tuned checkpoint
+    name: str
     base: str
     tasks: tuple[TaskForgetting, ...]
     confidence: float
     resamples: int
     provenance: Provenance
-    choices: tuple[ChoiceForgetting, ...] = ()  # of the tasks that are questions
+    choices: tuple[ChoiceForgetting, ...] = ()
     benchmarks: tuple[BenchmarkForgetting, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
+        """Return name and value of what a person wants to see first."""
         rows = [("forgetting", f"{self.name} against {self.base}; {self.confidence:.0%} intervals over examples")]
         for task in self.tasks:
             low, high = task.forgetting_interval
@@ -87,12 +144,12 @@ class Forgetting(Result):
                     f"{task.kl:.4f} [{task.kl_interval[0]:.4f}, {task.kl_interval[1]:.4f}] nats per token",
                 ),
             ]
-        for asked in self.choices:
-            rows += asked.rows()
+        for answered in self.choices:
+            rows += answered.rows()
         for b in self.benchmarks:
             change = f"{b.before:.4f} ± {b.before_stderr:.4f} to {b.after:.4f} ± {b.after_stderr:.4f}"
-            how = f"{b.count} samples, {'paired' if b.paired else 'as if not paired'}"
-            rows.append((f"{b.task} {b.metric}", f"{change}, lost {b.fall:+.4f} ± {b.fall_stderr:.4f}, {how}"))
+            samples = f"{b.count} samples, {'paired' if b.paired else 'as if not paired'}"
+            rows.append((f"{b.task} {b.metric}", f"{change}, lost {b.fall:+.4f} ± {b.fall_stderr:.4f}, {samples}"))
         return rows
 
 
@@ -107,25 +164,66 @@ def measure_forgetting(
     progress: bool = False,
     benchmarks: Sequence[BenchmarkForgetting] = (),
 ) -> Forgetting:
-    """Loss, perplexity, next-token accuracy and KL of two causal language models on the same examples.
+    """Measure what a tuned causal language model lost against its base, on the same examples under both.
 
-    tasks       name -> batches with `labels`; a row is an example. Forgetting is the rise of the token-weighted mean
-                loss from `base` to `tuned`; the interval resamples examples with their losses under both models (BCa,
-                Efron 1987). `Questions` (`load_questions`) are scored by choice too (`AnswerForgetting`)
-    benchmarks  what `compare_benchmarks` found of the same two models, to be kept in the result
+    Forgetting is the rise of the mean loss per supervised token from base to tuned,
 
-    KL(base || tuned) at the supervised positions needs no label, and on new data it is the rival that flatness has to
-    beat (Shenfeld et al. 2025, arXiv 2509.04259). Both models are in memory at once and come back bit-identical.
+        forgetting = sum_t (-log p_tuned(t) + log p_base(t)) / number of supervised tokens,
 
-    Raises InputError where a model is not a causal language model, the vocabularies differ, or data has no
-    supervised token. MeasurementWarning with fewer than 10 examples in a task.
+    in nats. Beside it stand the perplexities, the fall of next-token accuracy, and KL(base || tuned) at the supervised
+    positions. KL needs no label; on new data it is the rival explanation of forgetting that flatness has to beat.
+
+    Both models are in memory at once, and come back bit for bit as they were.
+
+    Args:
+        base: The model before tuning, or its checkpoint.
+        tuned: The model after tuning, or its checkpoint.
+        tasks: Name and data of each task: batches with `labels`, such as `load_data` gives; each row of a batch is an
+            example. `Questions` (from `load_questions`) are scored by their choices as well.
+        confidence: Confidence of the intervals. They resample examples, each with its losses under both models.
+        resamples: Number of bootstrap samples.
+        seed: Seed for the bootstrap samples.
+        progress: Whether a progress bar is shown.
+        benchmarks: What `compare_benchmarks` returned for the same two models, to be kept in the result.
+
+    Returns:
+        The numbers of each task with their intervals.
+
+    Raises:
+        InputError: A model is not a causal language model, the vocabularies differ, there is no task, or a task has no
+            supervised token.
+
+    Warns:
+        MeasurementWarning: A task has fewer than 10 examples, too few for an interval over them.
+
+    Source:
+        Efron 1987 (the BCa bootstrap); Shenfeld et al. 2025 (arXiv 2509.04259) for KL as a predictor of forgetting.
+
+    Example:
+        The tuned model has lost everything: its output weights are zero, so that all 16 tokens are equally likely and
+        its loss is log 16 = 2.7726 nats.
+
+        >>> import copy, torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from landscape import measure_forgetting
+        >>> shape = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+        >>> base = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=1))
+        >>> tuned = copy.deepcopy(base)
+        >>> _ = torch.nn.init.zeros_(tuned.lm_head.weight)
+        >>> tokens = torch.randint(16, (12, 6))
+        >>> result = measure_forgetting(base, tuned, {"old": [{"input_ids": tokens, "labels": tokens}]}, resamples=99)
+        >>> (task,) = result.tasks
+        >>> task.examples, task.tokens, round(task.loss_after, 4)
+        (12, 60, 2.7726)
+        >>> abs(task.forgetting - (task.loss_after - task.loss_before)) < 1e-12
+        True
     """
     started = time.perf_counter()
     if not 0 < confidence < 1:
         raise InputError(f"confidence={confidence} must be between 0 and 1.")
     if not tasks and not benchmarks:
         raise InputError("there is no task to measure forgetting on.")
-    (before, base_name, base_said), (after, name, said) = identify(base), identify(tuned)
+    (before, base_name, base_origin), (after, name, tuned_origin) = identify(base), identify(tuned)
     measured, choices = [], []
     with preserved(before), preserved(after):
         for task, data in tqdm(tasks.items(), desc=f"{name} forgetting", unit="task", disable=not progress):
@@ -133,9 +231,9 @@ def measure_forgetting(
             if isinstance(data, Questions):
                 settings: Any = {"confidence": confidence, "resamples": resamples, "seed": seed}
                 choices.append(measure_answers(task, data, before, after, **settings))
-    model_said = {
-        "base": base_said or {"weights": vector_digest(Parameters(before, frozen=True).values())},
-        "tuned": said or {"weights": vector_digest(Parameters(after, frozen=True).values())},
+    models = {
+        "base": base_origin or {"weights": vector_digest(Parameters(before, frozen=True).values())},
+        "tuned": tuned_origin or {"weights": vector_digest(Parameters(after, frozen=True).values())},
     }
     first = next(after.parameters())
     return Forgetting(
@@ -150,7 +248,7 @@ def measure_forgetting(
             settings={"confidence": confidence, "resamples": resamples}
             | ({"benchmarks": sorted({b.task for b in benchmarks})} if benchmarks else {}),
             seed=seed,
-            checkpoint=model_said,
+            checkpoint=models,
             data={task: describe_data(data) for task, data in tasks.items()},
             device=str(first.device),
             dtype=str(first.dtype).removeprefix("torch."),
@@ -168,6 +266,7 @@ def _measure(
     resamples: int,
     seed: int,
 ) -> TaskForgetting:
+    """Measure one task."""
     table = compare_examples(task, data, before, after)
     table = table[table[:, 0] > 0]
     if len(table) < FEW_EXAMPLES:
@@ -200,4 +299,5 @@ def _measure(
 
 
 def _exp(loss: float) -> float:
+    """Return exp of a loss, infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -1,4 +1,4 @@
-"""Two causal language models on the same examples: numbers of each example, and intervals over examples."""
+"""Two causal language models on the same examples: the numbers of each example, and intervals over examples."""
 
 from __future__ import annotations
 
@@ -20,35 +20,62 @@ from landscape.objective.objective import Objective
 
 
 def compare_examples(task: str, data: Iterable[Batch], before: nn.Module, after: nn.Module) -> np.ndarray:
-    """A row per example: tokens, both losses, both counts of right first choices, KL.
+    """Return a row of numbers for each example under both models.
 
-    In the order of `data.examples` where there are, else as they come in the batches. Tokens are the supervised ones;
-    losses and KL(before || after) are sums over them, nats in float64. Raises InputError where a model is not a causal
-    language model, or the vocabularies differ.
+    Args:
+        task: Name of the task, for messages.
+        data: Batches with `labels`; each row of a batch is an example.
+        before: The base model.
+        after: The tuned model.
+
+    Returns:
+        float64, shape (examples, 6). The columns are the number of supervised tokens; the loss before and after, in
+        nats, summed over them; the number of them that are the model's first choice, before and after; and
+        KL(before || after), summed over them. Rows are in the order of `data.examples` where the data have it, else in
+        that of the batches.
+
+    Raises:
+        InputError: A model is not a causal language model, or the vocabularies differ.
     """
     objectives = [Objective(model, data) for model in (before, after)]
     for objective in objectives:
         if not isinstance(objective.loss_fn, CausalLoss):
-            raise InputError(f"task {task}: forgetting takes causal language models, and batches with labels.")
-    found = torch.cat(list(objectives[0].over_batches(lambda batch: _compare(batch, objectives)))).cpu().numpy()
+            raise InputError(f"task {task}: forgetting is measured of causal language models, on batches with labels.")
+    parts = list(objectives[0].over_batches(lambda batch: _compare(batch, objectives)))
+    as_batched = torch.cat(parts).cpu().numpy()
     if not isinstance(data, TokenData):
-        return found
-    rows = np.empty_like(found)
-    rows[data.order] = found  # a bootstrap's draws are by row: other batches must not be another sample
+        return as_batched
+    # A bootstrap draws by the position of a row, so that other batches must not change the order of rows.
+    rows = np.empty_like(as_batched)
+    rows[data.order] = as_batched
     return rows
 
 
 def paired_interval(
     values: np.ndarray, weights: np.ndarray, confidence: float, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Bootstrap interval (BCa, Efron 1987) of sum(values) / sum(weights), resampling examples; NaN for fewer than 2."""
+    """Return the bootstrap interval of sum(values) / sum(weights) by resampling examples.
+
+    Args:
+        values: A number for each example, such as the rise of its summed loss, shape (examples,).
+        weights: Its weight, such as its supervised tokens, shape (examples,).
+        confidence: Share of repetitions in which the interval would hold the true value.
+        resamples: Number of bootstrap samples.
+        seed: Seed for the samples.
+
+    Returns:
+        The lower and the upper end; NaN where there are fewer than two examples.
+
+    Source:
+        Efron 1987 (BCa).
+    """
     if len(values) < 2:
         return math.nan, math.nan
     if np.ptp(values / weights) == 0:
         return (float(values[0] / weights[0]),) * 2
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy's own, where resamples coincide, come back as NaN
-        found = stats.bootstrap(
+        warnings.simplefilter("ignore")  # Where resamples coincide, scipy warns, and gives NaN.
+        interval = stats.bootstrap(
             (values, weights),
             lambda v, w, axis=-1: v.sum(axis) / w.sum(axis),
             paired=True,
@@ -59,12 +86,12 @@ def paired_interval(
             batch=max(1, 10_000_000 // len(values)),
             rng=np.random.default_rng(seed),
         ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 @torch.no_grad()
 def _compare(batch: Batch, objectives: list[Objective]) -> Tensor:
-    """A row per example: tokens, both summed losses, both counts of right first choices, summed KL; float64."""
+    """Return the rows of one batch, as `compare_examples` describes them."""
     predicted = batch["labels"][:, 1:] != IGNORED
     targets = batch["labels"][:, 1:][predicted]
     rows = predicted.nonzero()[:, 0]
@@ -84,6 +111,7 @@ def _compare(batch: Batch, objectives: list[Objective]) -> Tensor:
 
 
 def _log_probabilities(objective: Objective, batch: Batch) -> Tensor:
+    """Return log-probabilities at the supervised positions, in float32 or wider, shape (positions, vocabulary)."""
     loss_fn: Any = objective.loss_fn
     logits = loss_fn.outputs(objective.model, batch)
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)

@@ -18,7 +18,16 @@ from landscape.weights.vectors import wide_dtype
 
 
 def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
-    """Raise InputError where token ids, lengths or labels are such that the model has no loss on them."""
+    """Check that a model has a causal language-model loss on every batch.
+
+    Args:
+        model: A transformers model, or any module that takes such batches.
+        data: Batches, mappings with `labels`.
+
+    Raises:
+        InputError: The model is an encoder-decoder; a batch has no labels of shape (rows, tokens); a token id, a label
+            or a length is beyond what the model has; or no token is supervised.
+    """
     embeddings = _part(model, "get_input_embeddings")
     vocabulary = getattr(embeddings, "num_embeddings", None)
     config = getattr(model, "config", None)
@@ -60,17 +69,19 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
 
 
 def _part(model: nn.Module, getter: str) -> Any:
-    """What a transformers model's getter returns; None for other modules."""
+    """Return what a transformers model's getter returns; None for other modules."""
     return getattr(model, getter)() if hasattr(model, getter) else None
 
 
 class CausalLoss:
     """Shifted causal language-model cross-entropy, summed over supervised positions.
 
-    With `at_supervised=True` the output head sees only the hidden states that predict a supervised label:
-    everything the architecture does to its logits afterwards (scaling, capping) still happens, in its own code.
-    With `linear_head=True` the logits are the head's own output, a linear map, and are never all held at once
-    (`head.linear_cross_entropy`). Otherwise it is `model(**batch).loss` times the number of supervised tokens.
+    Args:
+        at_supervised: Whether the output head sees only the hidden states that predict a supervised label. What the
+            architecture does to its logits afterwards (scaling, capping) still happens, in its own code. Otherwise the
+            loss is `model(**batch).loss` times the number of supervised tokens.
+        linear_head: Whether the logits are taken for the output of a linear head, and are never all held at once (see
+            `head.linear_cross_entropy`). This needs `at_supervised`.
     """
 
     def __init__(self, at_supervised: bool, linear_head: bool = False):
@@ -79,10 +90,14 @@ class CausalLoss:
 
     @classmethod
     def for_model(cls, model: nn.Module, batch: Batch) -> CausalLoss:
-        """The cheapest form that gives the model's own loss on two rows of `batch`.
+        """Return the cheapest form of the loss that equals the model's own loss on two rows of `batch`.
 
-        Asking the model beats a list of architectures: heads that do more than project, losses with extra terms
-        and forwards that take other arguments all show as a different value.
+        The forms are tried on the model, because no list of architectures would be complete: heads that do more than
+        project, losses with extra terms and forward passes that take other arguments all show as a different value.
+
+        Args:
+            model: A causal language model.
+            batch: One batch, on the model's device.
         """
         plain = cls(at_supervised=False)
         head = _part(model, "get_output_embeddings")
@@ -95,19 +110,19 @@ class CausalLoss:
         small = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(labels) else v for k, v in batch.items()}
         low = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
         training = [(module, module.training) for module in model.modules()]
-        model.eval()  # dropout would make them differ
+        model.eval()  # Dropout would make the values differ.
         try:
             with torch.no_grad():
                 expected, weight = plain(model, small)
                 for form in (cls(at_supervised=True, linear_head=True), cls(at_supervised=True)):
                     try:
-                        found, found_weight = form(model, small)
+                        total, form_weight = form(model, small)
                     except torch.OutOfMemoryError:
                         raise
                     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
                         continue
-                    # they differ by the order of rounding: 1e-5 in float32, the type's own step in half precision
-                    ours, own = found.to(expected.dtype) / found_weight, expected / weight
+                    # Equal forms differ by rounding: 1e-5 in float32, the type's own step in half precision.
+                    ours, own = total.to(expected.dtype) / form_weight, expected / weight
                     if torch.isclose(ours, own, rtol=1e-2 if low else 1e-5, atol=1e-6, equal_nan=True):
                         return form
         finally:
@@ -116,6 +131,7 @@ class CausalLoss:
         return plain
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the summed loss and the number of supervised tokens."""
         labels = batch["labels"]
         predicted = labels[:, 1:] != IGNORED
         weight = predicted.sum()
@@ -127,6 +143,7 @@ class CausalLoss:
 
     @staticmethod
     def _from_hidden(model: nn.Module, batch: Batch, predicted: Tensor) -> Tensor:
+        """Return the summed loss from hidden states and a linear head."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         hidden, head = hidden_at(model, inputs, F.pad(predicted, (0, 1), value=False))
         targets = batch["labels"][:, 1:][predicted].to(hidden.device)
@@ -134,23 +151,32 @@ class CausalLoss:
 
     @staticmethod
     def of_outputs(outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the summed loss of `outputs`, and the number of supervised tokens."""
         targets = batch["labels"][:, 1:]
         predicted = targets != IGNORED
         return _summed_cross_entropy(outputs, targets[predicted]), predicted.sum()
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Logits at the positions that predict a supervised label, shape (supervised tokens, vocabulary)."""
+        """Return the logits that predict a supervised label, shape (supervised tokens, vocabulary)."""
         predicted = batch["labels"][:, 1:] != IGNORED
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         if not self.at_supervised:
             output = model(**inputs)
             return getattr(output, "logits", output)[:, :-1][predicted]
-        positions = F.pad(predicted, (0, 1), value=False)  # the hidden state at t predicts the label at t+1
+        positions = F.pad(predicted, (0, 1), value=False)  # The hidden state at t predicts the label at t + 1.
         return logits_at(model, inputs, positions)
 
     @staticmethod
     def output_hessian(outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
-        """(diag p - p p') tangent at every position, p the softmax: the Hessian of cross-entropy in its logits."""
+        """Multiply `tangent` by the Hessian of the summed cross-entropy in its logits.
+
+        The Hessian is diag(p) - p p' at every position, where p is the softmax of the logits.
+
+        Args:
+            outputs: Logits, shape (supervised tokens, vocabulary).
+            batch: Is not needed for this loss.
+            tangent: A vector in the logits, of their shape.
+        """
         wide = torch.promote_types(outputs.dtype, torch.float32)
         p = torch.softmax(outputs.detach().to(wide), dim=-1)
         weighted = p * tangent.to(wide)
@@ -158,6 +184,7 @@ class CausalLoss:
 
     @staticmethod
     def _plain(model: nn.Module, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the model's own mean loss times its weight; the loss of its logits where it has none of its own."""
         output = model(**batch)
         own = getattr(output, "loss", None)
         if own is None:
@@ -166,11 +193,20 @@ class CausalLoss:
             kept = targets != IGNORED
             return _summed_cross_entropy(logits[:, :-1][kept], targets[kept]), weight
         total = own.to(wide_dtype(own.device)) * weight
-        return torch.where(weight > 0, total, torch.zeros_like(total)), weight  # a mean over no token is NaN
+        return torch.where(weight > 0, total, torch.zeros_like(total)), weight  # The mean over no token is NaN.
 
 
 def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
-    """Logits of a causal language model at `positions` (bool, rows x tokens) only: shape (positions.sum(), V)."""
+    """Return the logits of a causal language model at some positions only.
+
+    Args:
+        model: A transformers model.
+        inputs: Arguments of its forward pass.
+        positions: Which positions to take, bool, shape (rows, tokens).
+
+    Returns:
+        Logits, shape (positions taken, vocabulary).
+    """
 
     def keep(_: nn.Module, arguments: Sequence[Any]) -> tuple:
         hidden, *rest = arguments
@@ -185,10 +221,21 @@ def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) ->
 
 
 def hidden_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> tuple[Tensor, nn.Linear]:
-    """Hidden states that a linear output head sees at `positions`, (positions.sum(), width), and the head.
+    """Return the hidden states that a linear output head sees at some positions, and the head.
 
-    The head itself is given one position only. Raises TypeError where it is not a plain linear map, or where its weight
-    is there only while the model computes (FSDP2, weights that accelerate offloads).
+    The head itself is given one position only.
+
+    Args:
+        model: A transformers model.
+        inputs: Arguments of its forward pass.
+        positions: Which positions to take, bool, shape (rows, tokens).
+
+    Returns:
+        Hidden states, shape (positions taken, width), and the head.
+
+    Raises:
+        TypeError: The head is not a plain linear map, or its weight is there only while the model computes (FSDP2,
+            weights that accelerate offloads).
     """
     head = _part(model, "get_output_embeddings")
     if is_sharded(model):
@@ -196,7 +243,7 @@ def hidden_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) ->
     if type(head) is not nn.Linear:
         raise TypeError(f"the output head is a {type(head).__name__}, not a linear map")
     if any(part.is_meta for part in head.parameters()):
-        # torch multiplies CPU by meta tensors without a word, into memory that nobody wrote (2.13)
+        # torch 2.13 multiplies CPU by meta tensors without an error, into memory that was never written.
         raise TypeError("the output head is offloaded; it cannot be used outside of the model")
     kept: list[Tensor] = []
 
@@ -214,13 +261,13 @@ def hidden_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) ->
 
 
 def _summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over positions of the cross-entropy: softmax in float32 or wider, sum in float64 where there is any."""
+    """Sum the cross-entropy over positions: the softmax in float32 or wider, the sum in the widest float."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(logits, targets.to(logits.device), reduction="none")
     return losses.to(wide_dtype(losses.device)).sum()
 
 
 def supervised_hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """Hidden states that a linear head sees at supervised positions: (supervised tokens, width)."""
+    """Return the hidden states that a linear head sees at supervised positions, shape (supervised tokens, width)."""
     positions = F.pad(batch["labels"][:, 1:] != IGNORED, (0, 1), value=False)
     return hidden_at(model, {key: value for key, value in batch.items() if key != "labels"}, positions)[0]

@@ -1,10 +1,10 @@
 """Cross-entropy of a linear head, without ever holding the logits of all positions: value, gradient and curvature.
 
 With logits z = W h + b, p = softmax(z) and one-hot targets y, the summed loss has the gradient g = p - y in z, and its
-change along dz is dg = p * dz - p (p'dz). Everything below is those two lines, pulled through the linear map by hand
-and computed a chunk of positions at a time: memory is a chunk's logits, where autograd keeps several tensors of shape
-(positions, vocabulary). Logits are computed once for value and gradient together, and once more for every product
-with the curvature.
+change along dz is dg = p * dz - p (p'dz). Everything below is these two equations, pulled through the linear map by
+hand and computed a chunk of positions at a time. The memory is that of a chunk's logits, where autograd would keep
+several tensors of shape (positions, vocabulary). Logits are computed once for value and gradient together, and once
+more for every product with the curvature.
 """
 
 from __future__ import annotations
@@ -21,12 +21,24 @@ _CHUNK = 2**22  # logits computed at a time: 16 MiB in float32
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Sum over positions of the cross-entropy of hidden @ weight.T + bias: a scalar in float32 or wider.
+    """Return the sum over positions of the cross-entropy of the logits hidden @ weight.T + bias.
 
-    hidden (positions, width), weight (vocabulary, width), bias (vocabulary,), targets (positions,). Twice
-    differentiable in hidden, weight and bias; softmax in float32 or wider.
+    Args:
+        hidden: Hidden states, shape (positions, width).
+        weight: Weight of the head, shape (vocabulary, width).
+        bias: Bias of the head, shape (vocabulary,), or None.
+        targets: Token ids, shape (positions,).
+
+    Returns:
+        A scalar in float32 or wider, which is twice differentiable in hidden, weight and bias. The softmax is computed
+        in float32 or wider.
+
+    Example:
+        >>> hidden, weight = torch.zeros(2, 3), torch.zeros(4, 3)
+        >>> linear_cross_entropy(hidden, weight, None, torch.tensor([0, 1]))  # 2 log 4: all logits are equal
+        tensor(2.7726, dtype=torch.float64)
     """
-    # a Function does not see no_grad: it would take the gradients, twice the work of the value
+    # A Function does not see no_grad. It would take the gradients too, which is twice the work of the value.
     if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, bias) if t is not None):
         return _Value.apply(hidden, weight, bias, targets)
     total = _zero(hidden)
@@ -37,23 +49,26 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
 
 
 def _zero(like: Tensor) -> Tensor:
+    """Return a zero in the widest float of the device of `like`."""
     wide = torch.float32 if like.device.type == "mps" else torch.float64
     return torch.zeros((), dtype=wide, device=like.device)
 
 
 def _pieces(positions: int, vocabulary: int) -> Iterator[slice]:
+    """Yield chunks of positions whose logits together are about `_CHUNK` numbers."""
     step = max(1, _CHUNK // vocabulary)
     for start in range(0, positions, step):
         yield slice(start, start + step)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the logits in float32 or wider."""
     logits = linear(hidden, weight, bias)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """The softmax, which takes the place of `logits`."""
+    """Return the softmax, written over `logits`."""
     return logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True)).exp_()
 
 
@@ -89,7 +104,7 @@ class _Value(Function):
 
 
 def _pull(into: list[Tensor | None], piece: slice, slope: Tensor, hidden: Tensor, weight: Tensor) -> None:
-    """Add what a cotangent of the logits of `piece` makes in hidden, weight and bias."""
+    """Pull a cotangent of the logits of `piece` back to hidden, weight and bias, and add it to `into`."""
     d_hidden, d_weight, d_bias = into
     torch.mm(slope, weight, out=d_hidden[piece])  # type: ignore[index]
     d_weight.addmm_(slope.T, hidden)  # type: ignore[union-attr]
@@ -118,25 +133,25 @@ class _Gradient(Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *along: Tensor | None) -> tuple[Tensor | None, ...]:
-        # the Hessian is symmetric: what pulls a vector back through the gradient is its product with the vector
+        # The Hessian is symmetric, so pulling a vector back through the gradient multiplies the vector by it.
         scale, *inputs, d_hidden, d_weight, d_bias = ctx.saved_tensors
-        found = [None if d is None else d.mul_(scale.to(d.dtype)) for d in _curvature(*inputs, *along)]
+        products = [None if d is None else d.mul_(scale.to(d.dtype)) for d in _curvature(*inputs, *along)]
         d_scale = None
         if ctx.needs_input_grad[0]:
             pairs = zip(along, (d_hidden, d_weight, d_bias), strict=True)
             parts = [(a.to(scale.dtype) * d).sum() for a, d in pairs if a is not None and d is not None]
             d_scale = torch.stack(parts).sum() if parts else None
-        return (d_scale, *found, *([None] * 4))
+        return (d_scale, *products, *([None] * 4))
 
     @staticmethod
     def jvp(ctx: Any, scale_tangent: Tensor | None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         scale, *inputs, d_hidden, d_weight, d_bias = ctx.saved_tensors
-        found = [None if d is None else d.mul_(scale.to(d.dtype)) for d in _curvature(*inputs, *tangents[:3])]
+        products = [None if d is None else d.mul_(scale.to(d.dtype)) for d in _curvature(*inputs, *tangents[:3])]
         if scale_tangent is not None:
-            for tangent, d in zip(found, (d_hidden, d_weight, d_bias), strict=True):
-                if tangent is not None and d is not None:
-                    tangent += d * scale_tangent.to(d.dtype)
-        return tuple(found)
+            for product, d in zip(products, (d_hidden, d_weight, d_bias), strict=True):
+                if product is not None and d is not None:
+                    product += d * scale_tangent.to(d.dtype)
+        return tuple(products)
 
 
 def _curvature(
@@ -148,7 +163,7 @@ def _curvature(
     along_weight: Tensor | None,
     along_bias: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """The Hessian of the summed loss in (hidden, weight, bias) times a vector in them; None stands for zero."""
+    """Multiply the Hessian of the summed loss in (hidden, weight, bias) by a vector in them; None stands for zero."""
     out: list[Tensor | None] = [torch.empty_like(hidden), torch.zeros_like(weight)]
     out.append(None if bias is None else torch.zeros_like(bias))
     for piece in _pieces(len(hidden), len(weight)):
@@ -164,7 +179,7 @@ def _curvature(
         bent = dz.to(p.dtype).mul_(p)
         bent.addcmul_(p, bent.sum(-1, keepdim=True), value=-1)
         _pull(out, piece, bent.to(weight.dtype), h, weight)
-        p = p.to(weight.dtype)  # p - y, its second part by index
+        p = p.to(weight.dtype)  # This is p - y, whose second part is applied by index.
         if along_hidden is not None:
             out[1].addmm_(p.T, along_hidden[piece])  # type: ignore[union-attr]
             out[1].index_add_(0, y, along_hidden[piece], alpha=-1)  # type: ignore[union-attr]

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 def provenance_of(
     objective: Objective, settings: Mapping[str, Any], seed: int | None, checkpoint: dict | None, seconds: float
 ) -> Provenance:
-    """Provenance of a measurement of `objective`; the weights' digest stands in for an unnamed checkpoint."""
+    """Return the provenance of a measurement.
+
+    Args:
+        objective: The loss that was measured.
+        settings: The options of the measurement.
+        seed: Seed of its random draws; None where it draws nothing.
+        checkpoint: What the checkpoint says of itself; None takes a digest of the weights instead.
+        seconds: Wall time of the measurement.
+    """
     model = objective.model
     return Provenance(
         settings=dict(settings),
@@ -40,9 +48,17 @@ def provenance_of(
 def journal_of(
     path: Path | str, objective: Objective, parameters: Parameters, loss: str | None, settings: Mapping[str, Any]
 ) -> Journal:
-    """The journal of a measurement that moves `parameters`: no other weights, data, loss or settings share it.
+    """Open the journal of a measurement, which no other weights, data, loss or settings share.
 
-    loss  the name of the loss function, see `losses.loss_name`
+    Args:
+        path: The journal.
+        objective: The loss that is measured.
+        parameters: The parameters that the measurement moves.
+        loss: Name of the loss function (see `loss_functions.loss_name`).
+        settings: The options of the measurement.
+
+    Raises:
+        InputError: The journal belongs to another measurement, is in use by another process or is damaged.
     """
     model = objective.model
     identity = {
@@ -58,18 +74,23 @@ def journal_of(
 
 
 def describe_data(data: Iterable[Batch]) -> dict:
-    """What a result's provenance says of a data set: source and digest (of the batches, where it has none itself)."""
+    """Return what a result's provenance says of a data set: its source, digest and number of supervised tokens.
+
+    Args:
+        data: Batches. Where they have no `digest` of their own, it is made of their tensors.
+    """
     digest = getattr(data, "digest", None)
     if digest is None:
         hashed = hashlib.sha256()
         for batch in data:
             _hash_into(hashed, batch)
         digest = hashed.hexdigest()
-    said = {"source": getattr(data, "source", type(data).__name__), "digest": digest}
-    return said | ({"supervised_tokens": data.tokens} if hasattr(data, "tokens") else {})
+    description = {"source": getattr(data, "source", type(data).__name__), "digest": digest}
+    return description | ({"supervised_tokens": data.tokens} if hasattr(data, "tokens") else {})
 
 
 def _hash_into(hashed: Any, value: Any) -> None:
+    """Add a batch, whatever its nesting, to a hash."""
     if isinstance(value, Tensor):
         hashed.update(f"{value.dtype} {tuple(value.shape)} ".encode())
         hashed.update(tensor_bytes(value))

@@ -1,4 +1,4 @@
-"""What a loss is: criteria on pairs, causal cross-entropy of language models, each summed with its weight."""
+"""What a loss is: a criterion on pairs, or the causal cross-entropy of a language model, summed with its weight."""
 
 from __future__ import annotations
 
@@ -25,25 +25,34 @@ LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Tensor | float]]  # ->
 class OutputLoss(Protocol):
     """A loss function that says which outputs it is a convex function of, as the Gauss-Newton matrix needs it."""
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | float]: ...
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        """Return the summed loss and its weight."""
+        ...
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The outputs that the loss depends on (logits at supervised positions), shape (terms, ...)."""
+        """Return the outputs that the loss depends on (logits at supervised positions), shape (terms, ...)."""
         ...
 
     def of_outputs(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor | float]:
-        """The summed loss and its weight."""
+        """Return the summed loss and its weight."""
         ...
 
     def output_hessian(self, outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
-        """The Hessian of the summed loss in `outputs` times `tangent`, shaped like `outputs`."""
+        """Multiply `tangent`, shaped as `outputs`, by the Hessian of the summed loss in `outputs`."""
         ...
 
 
 def default_loss(model: nn.Module, data: Iterable[Batch], first: Batch) -> LossFunction:
-    """The loss that `data` calls for, from its `first` batch (on the model's device): causal LM, or cross-entropy.
+    """Return the loss that the data calls for: that of a causal language model, or cross-entropy.
 
-    Raises InputError for batches that are neither, and where `check_token_batches` does.
+    Args:
+        model: The model that will be measured.
+        data: Batches.
+        first: The first of them, on the model's device.
+
+    Raises:
+        InputError: A batch is neither a mapping with `labels` nor an (inputs, targets) pair, or the model has no loss
+            on a batch (see `causal.check_token_batches`).
     """
     if isinstance(first, Mapping) and "labels" in first:
         check_token_batches(model, data)
@@ -54,7 +63,12 @@ def default_loss(model: nn.Module, data: Iterable[Batch], first: Batch) -> LossF
 
 
 class SupervisedLoss:
-    """A torch criterion on `(inputs, targets)` batches, summed. See `supervised_loss`."""
+    """A torch criterion on `(inputs, targets)` batches, summed. `supervised_loss` makes it.
+
+    Attributes:
+        criterion: The torch criterion.
+        ignored: Class that marks targets without a loss.
+    """
 
     def __init__(self, criterion: Callable[..., Tensor]):
         function: Any = criterion
@@ -76,70 +90,89 @@ class SupervisedLoss:
         self._takes_classes = function is F.cross_entropy or isinstance(function, nn.CrossEntropyLoss)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Return the summed loss and the number of its terms."""
         return self.of_outputs(model(batch[0]), batch)
 
     def of_outputs(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        """Return the summed loss of the model's outputs, and the number of its terms."""
         return self._sum(outputs, batch[1]), self._weight(batch[1])
 
     def _weight(self, targets: Tensor) -> int:
+        """Return the number of terms that a mean over the targets would divide by."""
         if not torch.is_floating_point(targets):
             return int((targets != self.ignored).sum())
-        if self._takes_classes:  # a probability for each class makes one term
+        if self._takes_classes:  # A probability for each class makes one term.
             return targets.numel() // targets.shape[1 if targets.ndim > 1 else 0]
         return targets.numel()
 
     def _sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the criterion, summed over terms."""
         if not isinstance(self.criterion, nn.Module):
             return self.criterion(outputs, targets, reduction="sum")
         value = self.criterion(outputs, targets)
         if getattr(self.criterion, "reduction", "mean") != "mean":
             return value.sum()
         weight = self._weight(targets)
-        # a mean over no term is NaN; its sum is zero
+        # The mean over no term is NaN, but the sum is zero.
         return value.to(wide_dtype(value.device)) * weight if weight else outputs.sum() * 0
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the model's outputs."""
         return model(batch[0])
 
     def output_hessian(self, outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
+        """Multiply `tangent` by the Hessian of the summed loss in the outputs, by differentiating twice."""
         with torch.enable_grad():
             z = outputs.detach().requires_grad_(True)
             (slope,) = torch.autograd.grad(self._sum(z, batch[1]), z, create_graph=True)
-            if not slope.requires_grad:  # the criterion is linear in the outputs
+            if not slope.requires_grad:  # The criterion is linear in the outputs.
                 return torch.zeros_like(z)
             (product,) = torch.autograd.grad(slope, z, grad_outputs=tangent.to(slope.dtype), allow_unused=True)
         return torch.zeros_like(z) if product is None else product
 
 
 def supervised_loss(criterion: Callable[..., Tensor]) -> SupervisedLoss:
-    """A loss function for `(inputs, targets)` batches from a torch criterion with mean reduction.
+    """Make a loss function for `(inputs, targets)` batches of a torch criterion.
 
-    The criterion is called as `criterion(model(inputs), targets, reduction="sum")` where it takes a reduction
-    (functions of `torch.nn.functional`), or, as a module such as `nn.CrossEntropyLoss()`, has its reduction read.
-    The weight is the number of terms that a mean would divide by: targets that are not `ignore_index` for class
-    targets, rows for class probabilities of a cross-entropy, elements for others. Options bound with
-    `functools.partial` count. Raises InputError for class weights and for reductions such as "batchmean", whose
-    mean is not over terms.
+    The weight of a batch is the number of terms that a mean would divide by: for class targets those that are not
+    `ignore_index`, for class probabilities of a cross-entropy the rows, for others the elements.
 
-    >>> import torch
-    >>> loss_fn = supervised_loss(torch.nn.MSELoss())
-    >>> total, weight = loss_fn(torch.nn.Identity(), (torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0])))
-    >>> float(total), weight
-    (5.0, 2)
+    Args:
+        criterion: A function of `torch.nn.functional`, which is called as
+            `criterion(model(inputs), targets, reduction="sum")`; or a module such as `nn.CrossEntropyLoss()`, whose own
+            reduction is read. Options bound with `functools.partial` count.
+
+    Returns:
+        A function `(model, batch) -> (loss_sum, weight)`, which every measurement takes as `loss_fn`.
+
+    Raises:
+        InputError: The criterion has class weights, or a reduction such as "batchmean" whose mean is not over terms.
+
+    Example:
+        >>> import torch
+        >>> loss_fn = supervised_loss(torch.nn.MSELoss())
+        >>> total, weight = loss_fn(torch.nn.Identity(), (torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0])))
+        >>> float(total), weight  # 1^2 + 2^2
+        (5.0, 2)
     """
     return SupervisedLoss(criterion)
 
 
 def loss_name(loss_fn: LossFunction | None) -> str | None:
-    """What identifies a loss function in a result's settings and in a journal; None for the default.
+    """Return what identifies a loss function in a result's settings and in a journal; None for the default.
 
-    A function by its name, a digest of its source and what it closes over; an object by its class and its public
-    attributes, tensors by their digest.
+    A function is identified by its name, a digest of its source and what it closes over; an object by its class and its
+    public attributes; a tensor by its digest.
+
+    Example:
+        >>> loss_name(supervised_loss(torch.nn.L1Loss()))[:54]
+        'landscape.objective.loss_functions.SupervisedLoss(crit'
     """
-    return None if loss_fn is None else _said(loss_fn)
+    return None if loss_fn is None else _description(loss_fn)
 
 
-def _said(value: Any, depth: int = 0) -> str:
+def _description(value: Any, depth: int = 0) -> str:
+    """Describe a value and what it holds, to a depth of three."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, Tensor):
@@ -160,15 +193,15 @@ def _said(value: Any, depth: int = 0) -> str:
         named = {key: part for key, part in getattr(value, "__dict__", {}).items() if not key.startswith("_")}
         if isinstance(value, nn.Module):
             named = named | value.state_dict()
-    if depth > 3:  # deep enough for a criterion within a loss; and an object may hold itself
+    if depth > 3:  # This is deep enough for a criterion within a loss, and an object may hold itself.
         return name
-    parts = [_said(part, depth + 1) for part in held]
-    parts += [f"{key}={_said(part, depth + 1)}" for key, part in sorted(named.items())]
+    parts = [_description(part, depth + 1) for part in held]
+    parts += [f"{key}={_description(part, depth + 1)}" for key, part in sorted(named.items())]
     return f"{name}({', '.join(parts)})" if parts else name
 
 
 def _source_digest(function: Any) -> str:
-    """A digest of a function's source: two may share a name, such as those of a notebook's cells."""
+    """Return a digest of a function's source, because two functions of a notebook's cells may share a name."""
     try:
         return f"#{hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]}"
     except (OSError, TypeError):
@@ -178,8 +211,11 @@ def _source_digest(function: Any) -> str:
 class NormalizedLogits:
     """A loss with each term's logits centred and divided by their standard deviation over the vocabulary.
 
-    Dividing by the l2 norm instead, as published code does, differs by the square root of the vocabulary and makes
-    a softmax over 32 000 words almost uniform (SCIENCE 1).
+    Published code divides by the l2 norm instead. Its logits are smaller by the square root of the vocabulary's size,
+    and a softmax over 32 000 of them is almost uniform whatever the model computes.
+
+    Args:
+        loss_fn: The loss of the normalized logits.
     """
 
     def __init__(self, loss_fn: OutputLoss):
@@ -187,7 +223,16 @@ class NormalizedLogits:
 
     @classmethod
     def around(cls, model: nn.Module, data: Iterable[Batch], loss_fn: LossFunction | None) -> NormalizedLogits:
-        """Around `loss_fn`, or the loss that `data` calls for. Raises InputError where it has no outputs."""
+        """Normalize the logits of a loss function.
+
+        Args:
+            model: The model that will be measured.
+            data: Batches.
+            loss_fn: The loss function; None takes the loss that the data calls for.
+
+        Raises:
+            InputError: The loss function does not say which outputs it depends on.
+        """
         if loss_fn is None:
             first = next(iter(data), None)
             if first is None:
@@ -198,16 +243,20 @@ class NormalizedLogits:
         return cls(loss_fn)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the normalized logits, in float32 or wider."""
         logits = self.loss_fn.outputs(model, batch)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         centred = logits - logits.mean(-1, keepdim=True)
         return centred / centred.square().mean(-1, keepdim=True).sqrt()
 
     def of_outputs(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        """Return the summed loss of normalized logits, and its weight."""
         return self.loss_fn.of_outputs(outputs, batch)
 
     def output_hessian(self, outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
+        """Multiply `tangent` by the Hessian of the summed loss in the normalized logits."""
         return self.loss_fn.output_hessian(outputs, batch, tangent)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        """Return the summed loss and its weight."""
         return self.of_outputs(self.outputs(model, batch), batch)

@@ -1,11 +1,11 @@
-"""Loss and gradient of a model over a data set: token-weighted, whatever the batches (DESIGN, law 1)."""
+"""Loss and gradient of a model over a data set, as the mean over tokens, whatever batches these are in."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError
+from landscape.objective.gradients import differentiable, gradients_of_shards, gradients_of_whole, preserved_gradients
 from landscape.objective.identity import describe_data
 from landscape.objective.loss_functions import LossFunction, default_loss
 from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
-from landscape.parallel.sharding import agreed, is_sharded, settle
+from landscape.parallel.sharding import agreed, is_sharded
 from landscape.weights.parameters import Parameters
 from landscape.weights.vectors import vector_digest, wide_dtype
 
@@ -25,29 +26,49 @@ T = TypeVar("T")
 
 
 class Loss(NamedTuple):
-    """A weighted mean and its weight: sum of losses over sum of weights."""
+    """A mean loss: the sum of losses over the sum of weights.
 
-    mean: float  # nats per term; NaN or infinite where the model's loss is
-    weight: float  # number of terms (supervised tokens)
+    Attributes:
+        mean: Nats per term; NaN or infinite where the model's loss is.
+        weight: Number of terms (supervised tokens).
+    """
+
+    mean: float
+    weight: float
 
 
 class Objective:
     """The weighted mean loss L = sum_b loss_sum_b / sum_b weight_b of `model` over `data`.
 
-    model     any `nn.Module`; evaluated as it stands (wrap in `parameters.preserved` for evaluation mode)
-    data      any re-iterable of batches: mappings with `labels` (-100 where no loss is taken; the label at
-              position t is predicted from t-1), or `(inputs, targets)` pairs
-    loss_fn   `loss_fn(model, batch) -> (loss_sum, weight)`; default: shifted causal language-model
-              cross-entropy for mappings, cross-entropy for pairs
-    autocast  "bfloat16": matrix products of forward passes in that type (`torch.autocast`); the weights, softmax and
-              sums stay as they are. None: everything in the weights' own type
+    How the examples are batched changes it by rounding only. Inside `distributed.shared_work`, loss and gradient split
+    the batches over the processes. A model that `fully_shard` cut is measured by all its processes in step, on the same
+    data and outside `shared_work`; FSDP2 has to average gradients over the processes, as it does by default.
 
-    Inside `distributed.shared_work` loss and gradient split the batches over the processes. A model that `fully_shard`
-    cut is measured by all its processes in step, on the same data, outside of it; FSDP2 has to average gradients over
-    them, as it does by default.
+    Args:
+        model: Any `nn.Module`. It is evaluated as it stands; see `preservation.preserved` for evaluation mode.
+        data: Any iterable of batches that can be read again and again: mappings with `labels` (-100 where no loss is
+            taken; the label at position t is predicted from the tokens before t), or `(inputs, targets)` pairs.
+        loss_fn: `loss_fn(model, batch) -> (loss_sum, weight)`. None takes shifted causal language-model cross-entropy
+            for mappings and cross-entropy for pairs.
+        autocast: "bfloat16" computes the matrix products of forward passes in that type (`torch.autocast`), while
+            weights, softmax and sums stay as they are. None computes everything in the weights' own type.
 
-    Raises InputError for data that cannot be iterated twice, is empty or has no supervised token, for token ids or
-    lengths that the model does not have, and for weights or data that are not those of the other processes.
+    Raises:
+        InputError: The data cannot be read twice, is empty or has no supervised token; it has token ids or lengths that
+            the model does not have; or weights or data are not those of the other processes.
+
+    Example:
+        The mean is over rows, whatever batches they are in:
+
+        >>> from landscape.objective.loss_functions import supervised_loss
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = model.weight.data.fill_(3.0)
+        >>> data = [(torch.ones(3, 1), torch.zeros(3, 1)), (torch.ones(1, 1), torch.full((1, 1), 3.0))]
+        >>> objective = Objective(model, data, supervised_loss(nn.MSELoss()))
+        >>> objective.loss()  # three rows have the loss (3 - 0)^2, one has 0
+        Loss(mean=6.75, weight=4.0)
+        >>> objective.gradient(Parameters(model))[1]["weight"]  # 3/4 of 2 (3 - 0)
+        tensor([[4.5000]])
     """
 
     def __init__(
@@ -68,14 +89,14 @@ class Objective:
         self.model = model
         self.data = data
         self.autocast = autocast
-        # the first of several devices; what accelerate offloads is on meta, and comes to the GPU for its turn
+        # The first of several devices. What accelerate offloads is on meta, and comes to the GPU when it is needed.
         self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         self._sharded = is_sharded(model)
         first = next(iter(data), None)
         if first is None:
             raise InputError("the data holds no batch.")
         self.loss_fn = loss_fn or default_loss(model, data, on_device(first, self.device))
-        self.rows_limit: int | None = None  # rows a micro-batch may have, once memory ran out
+        self.rows_limit: int | None = None  # Maximum rows per micro-batch, once memory ran out.
         self._weights_digest: str | None = None
         self._data_description: dict | None = None
         self._loss_weight: float | None = None
@@ -94,24 +115,24 @@ class Objective:
 
     @torch.no_grad()
     def loss(self) -> Loss:
-        """The weighted mean over all batches, accumulated in float64."""
+        """Return the weighted mean over all batches, accumulated in float64."""
 
         def part(share: Share) -> list[_Part]:
-            found = [(index, torch.stack(pair)) for index, pair in self.over_share(share, self.evaluate)]
-            values = torch.stack([pair for _, pair in found]).tolist() if found else []
-            return [_Part(index, *value) for (index, _), value in zip(found, values, strict=True)]
+            measured = [(index, torch.stack(pair)) for index, pair in self.over_share(share, self.evaluate)]
+            values = torch.stack([pair for _, pair in measured]).tolist() if measured else []
+            return [_Part(index, *value) for (index, _), value in zip(measured, values, strict=True)]
 
         return _loss_of(distributed.gathered(part))
 
     def loss_weight(self) -> float:
-        """The number of loss terms (supervised tokens), without evaluating where the data says it itself."""
+        """Return the number of loss terms (supervised tokens), without evaluating where the data says it itself."""
         if self._loss_weight is None:
             own = getattr(self.data, "tokens", None)
             self._loss_weight = float(own) if isinstance(own, int) else self.loss().weight
         return self._loss_weight
 
     def weights_digest(self) -> str:
-        """The digest of all the model's weights, as they were when it was first asked for.
+        """Return the digest of all the model's weights, as they were when it was first asked for.
 
         Hashing a large model takes seconds, so it is done once. Ask before the weights move, or when they are back.
         """
@@ -120,22 +141,24 @@ class Objective:
         return self._weights_digest
 
     def data_description(self) -> dict:
-        """What a result's provenance says of the data (see `identity.describe_data`), computed once."""
+        """Return what a result's provenance says of the data (see `identity.describe_data`), computed once."""
         if self._data_description is None:
             self._data_description = describe_data(self.data)
         return self._data_description
 
     def restricted(self, data: Iterable[Batch]) -> Objective:
-        """The same loss of the same model over part of the data: nothing is chosen, checked or hashed again."""
+        """Return the same loss of the same model over part of the data; nothing is chosen, checked or hashed again."""
         part = copy.copy(self)
         part.data, part.rows_limit = data, None
         part._data_description = part._loss_weight = None
         return part
 
     def gradient(self, parameters: Parameters) -> tuple[Loss, dict[str, Tensor]]:
-        """The loss and its gradient by parameter name, in float32 or wider; `.grad` is not touched.
+        """Return the loss and its gradient by parameter name, in float32 or wider. `.grad` is not touched.
 
-        Parameters that do not take gradients take them here (`Parameters(frozen=True)`), and are as before afterwards.
+        Args:
+            parameters: The parameters to differentiate in. Frozen ones among them (`Parameters(frozen=True)`) take
+                gradients here, and are as before afterwards.
         """
         tensors = parameters.tensors
         gradient = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
@@ -146,44 +169,50 @@ class Objective:
                 return loss_sum.detach(), weight, gradients_of(loss_sum, tensors)
 
         def part(share: Share) -> tuple[list[_Part], list[Tensor]]:
-            found = []
+            measured = []
             for index, (loss_sum, weight, parts) in self.over_share(share, measure):
                 for accumulated, added in zip(gradient, parts, strict=True):
                     if added is not None:
                         accumulated += added
-                found.append(_Part(index, float(loss_sum), float(weight)))
-            return found, gradient
+                measured.append(_Part(index, float(loss_sum), float(weight)))
+            return measured, gradient
 
-        gradients_of = _from_backward if self._sharded else _from_graph
-        with differentiable(tensors), _untouched(self.model) if self._sharded else contextlib.nullcontext():
+        gradients_of = gradients_of_shards if self._sharded else gradients_of_whole
+        with differentiable(tensors), preserved_gradients(self.model) if self._sharded else contextlib.nullcontext():
             losses, gradient = distributed.summed(part)
         loss = _loss_of(losses)
         named = {name: g.div_(loss.weight) for name, g in zip(parameters.names, gradient, strict=True)}
         return loss, named
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed loss and weight of one batch that is on the device already, in the widest float."""
-        torch.clear_autocast_cache()  # inside a caller's autocast, casts of weights outlive the weights' moves
+        """Return the summed loss and the weight of one batch that is on the device already, in the widest float."""
+        torch.clear_autocast_cache()  # Inside a caller's autocast, casts of weights would outlive the weights' moves.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast is not None):
             loss_sum, weight = self.loss_fn(self.model, batch)
         wide = wide_dtype(loss_sum.device)
         return loss_sum.to(wide), torch.as_tensor(weight, dtype=wide, device=loss_sum.device)
 
     def on_device(self, batch: Batch) -> Batch:
-        """`batch` with its tensors on the model's device."""
+        """Return `batch` with its tensors on the model's device."""
         return on_device(batch, self.device)
 
     def over_batches(self, measure: Callable[[Batch], T]) -> Iterator[T]:
-        """`measure` of every batch, moved to the device; one that does not fit in memory is halved, and those after it.
+        """Yield `measure(batch)` of every batch, in pieces that fit in memory.
 
-        Sums over what this yields do not depend on where batches were cut, to rounding. Raises InputError where a
-        single row does not fit.
+        A batch that does not fit in memory is halved, and so are those after it. Sums over what is yielded depend on
+        where batches were cut by rounding only.
+
+        Args:
+            measure: Is called with a batch, or a piece of one, on the model's device.
+
+        Raises:
+            InputError: A single row does not fit in memory.
         """
         for _, result in self.over_share(Share(0, 1), measure):
             yield result
 
     def over_share(self, share: Share, measure: Callable[[Batch], T]) -> Iterator[tuple[int, T]]:
-        """As `over_batches`, of the batches that are this share's: the number of each, and `measure` of it."""
+        """Yield the number of each batch of a share and `measure` of it, or of its pieces, as `over_batches` does."""
         for index, batch in share.of(self.data):
             pending = _pieces(on_device(batch, self.device), self.rows_limit)
             while pending:
@@ -192,13 +221,13 @@ class Objective:
                 except RuntimeError as error:
                     if not _out_of_memory(error):
                         raise
-                    if self._sharded:  # the other processes are in the midst of the same batch
+                    if self._sharded:  # The other processes are in the midst of the same batch.
                         raise InputError("a batch does not fit in memory; lower batch_tokens.") from error
                 else:
                     del pending[0]
                     yield index, result
                     continue
-                # outside the except clause, whose traceback would keep the failed attempt's tensors alive
+                # Outside the except clause, whose traceback would keep the failed attempt's tensors alive.
                 rows = rows_of(pending[0]) or 1
                 if rows < 2:
                     raise InputError("one example alone does not fit in memory; lower max_length.")
@@ -208,52 +237,13 @@ class Objective:
                 pending = [piece for left in pending for piece in _pieces(left, self.rows_limit)]
 
 
-def _from_graph(loss_sum: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(loss_sum, tensors, allow_unused=True)
-
-
-def _from_backward(loss_sum: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """Gradients of shards, which FSDP2 has for backward() alone."""
-    loss_sum.backward()
-    found = tuple(tensor.grad for tensor in tensors)
-    for tensor in tensors:
-        tensor.grad = None
-    return found
-
-
-@contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model's `.grad`s are none; afterwards they are what they were."""
-    settle(model)
-    held = [(tensor, tensor.grad) for tensor in model.parameters()]
-    try:
-        for tensor, _ in held:
-            tensor.grad = None
-        yield
-    finally:
-        settle(model)
-        for tensor, gradient in held:
-            tensor.grad = gradient
-
-
-@contextlib.contextmanager
-def differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Inside the block `tensors` take gradients; their flags are as before afterwards."""
-    frozen = [t for t in tensors if not t.requires_grad]
-    try:
-        for tensor in frozen:
-            tensor.requires_grad_(True)
-        yield
-    finally:
-        for tensor in frozen:
-            tensor.requires_grad_(False)
-
-
 def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the host."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _pieces(batch: Batch, limit: int | None) -> list[Batch]:
+    """Cut a batch into pieces of at most `limit` rows."""
     rows = rows_of(batch)
     if limit is None or rows is None or rows <= limit:
         return [batch]
@@ -269,7 +259,7 @@ class _Part(NamedTuple):
 
 
 def _loss_of(shares: Iterable[list[_Part]]) -> Loss:
-    """The weighted mean, summed in the order of the batches: the same bits whoever measured which."""
+    """Return the mean, summed in the order of the batches: the same bits, whichever process measured which batch."""
     parts = sorted((part for parts in shares for part in parts), key=lambda part: part.batch)
     total, weight = torch.tensor([part[1:] for part in parts], dtype=torch.float64).reshape(-1, 2).sum(0).tolist()
     if weight == 0:
@@ -278,6 +268,6 @@ def _loss_of(shares: Iterable[list[_Part]]) -> Loss:
 
 
 def _bits(tensor: Tensor) -> int:
-    """A checksum of a tensor's bits, in whatever order they are added."""
+    """Return a checksum of a tensor's bits, which does not depend on the order in which they are added."""
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return int(tensor.detach().view(whole).sum(dtype=torch.int64))

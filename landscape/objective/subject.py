@@ -99,15 +99,27 @@ class Subject:
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int | None, unit: str, progress: bool) -> Iterator[tqdm]:
+    """Show a progress bar on the terminal inside the block.
+
+    Args:
+        title: Words before the bar.
+        total: Number of units; None where it is not known.
+        unit: What is counted, such as "probe".
+        progress: Whether the bar is shown at all.
+
+    Yields:
+        The bar, whose `update` counts.
+    """
     with tqdm(desc=title, total=total, unit=unit, disable=not progress) as bar:
         yield bar
 
 
 def group_by_layer(names: Sequence[str]) -> dict[str, list[int]]:
-    """Indices of parameters by layer: the name up to its first number, or the module for those without one.
+    """Group the indices of parameters by layer: the name up to its first number, or the module where it has none.
 
-    >>> group_by_layer(["model.embed.weight", "model.layers.0.q.weight", "model.layers.0.k.weight", "head.weight"])
-    {'model.embed': [0], 'model.layers.0': [1, 2], 'head': [3]}
+    Example:
+        >>> group_by_layer(["model.embed.weight", "model.layers.0.q.weight", "model.layers.0.k.weight", "head.weight"])
+        {'model.embed': [0], 'model.layers.0': [1, 2], 'head': [3]}
     """
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(names):

@@ -1,10 +1,10 @@
 """One measurement shared by several processes: all that the other rooms need of torch.distributed.
 
-Every process runs the same program on the same model and data. Each takes its share of the work and hears what the
-others found, so all of them hold the same numbers, take the same decisions and meet at the same places. Outside
+Every process runs the same program on the same model and data. Each does its share of the work and receives the results
+of the others, so all of them hold the same numbers, take the same decisions and meet at the same places. Outside
 `shared_work` there is one process, whose share is everything.
 
-torch is imported where there is something to share: rooms without numerics load without it.
+torch is imported only where there is something to share, so that rooms without numerics load without it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A process that died is noticed at once. This is for one that hangs, and longer than any share of work.
-_PATIENCE = timedelta(hours=2)
+# A process that died is noticed at once. This limit is for one that hangs; it is longer than any share of work.
+_TIMEOUT = timedelta(hours=2)
 
 
 class ProcessLost(RuntimeError):
@@ -40,44 +40,62 @@ class Share(NamedTuple):
     size: int
 
     def of(self, tasks: Iterable[T]) -> Iterator[tuple[int, T]]:
-        """Every `size`-th task with its number: which are whose depends on nothing but their order.
+        """Return every `size`-th task with its number. The order of the tasks alone decides which process does which.
 
-        >>> list(Share(1, 3).of("abcdefg"))
-        [(1, 'b'), (4, 'e')]
+        Example:
+            >>> list(Share(1, 3).of("abcdefg"))
+            [(1, 'b'), (4, 'e')]
         """
         return islice(enumerate(tasks), self.rank, None, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Team:
+    """The processes that share work: this one's place among them, and a group to talk over."""
+
     share: Share
-    control: Any  # a gloo group: objects, and tensors of devices that torch.distributed does not know
+    control: Any  # A gloo group, for objects and for tensors of devices that torch.distributed does not know.
 
 
 _team: ContextVar[_Team | None] = ContextVar("team", default=None)
-_store: Any = None  # where the processes of a run of ours found each other
+_store: Any = None  # where the processes of a run that we started find each other
 
 
 def share() -> Share:
-    """This process's place among those that share the work; (0, 1) where none do."""
+    """Return this process's place among those that share the work; (0, 1) where none do."""
     team = _team.get()
     return team.share if team else Share(0, 1)
 
 
 @contextlib.contextmanager
 def shared_work() -> Iterator[None]:
-    """Inside the block, measurements are split over the processes of torch.distributed; all get the same results.
+    """Split the measurements inside the block over the processes of torch.distributed; all get the same results.
 
-    It has to be asked for: in a training loop the processes hold other data each, or only one of them measures. Every
-    process makes the same calls in the same order, with the same weights and data (InputError where they differ); only
-    the first writes files, into a folder that all of them see. Points of surfaces are split, each evaluated on all
-    data; losses, gradients and Hessian-vector products elsewhere split the batches. Losses are bit for bit those of
-    one process, sums of vectors equal to rounding.
+    You have to ask for it, because in a training loop each process holds other data, or only one of them measures.
+    Every process makes the same calls in the same order, with the same weights and data. Only the first one writes
+    files, into a folder that all of them see. Surfaces split their points, and each point is evaluated on all data;
+    other losses, gradients and Hessian-vector products split the batches. Losses are bit for bit those of one process;
+    sums of vectors are equal up to rounding.
 
-    The block uses the process group that there is, or starts the one that torchrun's environment describes (NCCL for
-    tensors on GPUs, gloo for the rest) and ends it; without either, and with one process, it changes nothing.
+    The block uses the process group that exists. Without one, it starts the group that torchrun's environment describes
+    (NCCL for tensors on GPUs, gloo for the rest) and ends it afterwards. Without either, and with one process, it
+    changes nothing.
 
-    Bad input that one process meets is an InputError in all. ProcessLost where another has ended.
+    Raises:
+        InputError: The processes have different weights or data, or one of them met bad input; it is raised in all.
+        ProcessLost: Another process has ended or does not answer.
+
+    Example:
+        The same script runs alone or under `torchrun --nproc-per-node 8 script.py`:
+
+        >>> import torch
+        >>> from landscape import hessian_trace, supervised_loss
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> data = [(torch.eye(2), torch.zeros(2, 1))]
+        >>> with shared_work():
+        ...     trace = hessian_trace(model, data, loss_fn=supervised_loss(torch.nn.MSELoss()), method="hutchinson")
+        >>> round(trace.value, 4)  # the Hessian of (w_1^2 + w_2^2) / 2 is the identity
+        2.0
     """
     import torch
     import torch.distributed as dist
@@ -91,7 +109,7 @@ def shared_work() -> Iterator[None]:
         if started:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             _start(backend)
-        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         team = _Team(Share(dist.get_rank(), dist.get_world_size()), control)
     token = _team.set(team if team.share.size > 1 else None)
     try:
@@ -99,22 +117,23 @@ def shared_work() -> Iterator[None]:
         meet()
     finally:
         _team.reset(token)
-    if started:  # not after an error: those who wait for this process would hear of its end before its reason
+    if started:  # Not after an error: the others would learn of this process's end before they learn its reason.
         dist.destroy_process_group()
 
 
 def _start(backend: str) -> None:
+    """Start the process group that torchrun's environment describes."""
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
     global _store
     _store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
-    dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=_PATIENCE)
+    dist.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=_TIMEOUT)
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Inside the block this process works for itself: what others do meanwhile does not matter to it."""
+    """Let this process work for itself inside the block, whatever the others do meanwhile."""
     token = _team.set(None)
     try:
         yield
@@ -123,40 +142,58 @@ def alone() -> Iterator[None]:
 
 
 def gathered(function: Callable[[Share], T]) -> list[T]:
-    """What `function(share)` returned in each process, in order of rank; each runs it `alone`.
+    """Call `function(share)` in each process, `alone`, and return what it returned in all of them.
 
-    Returns are small: numbers and names. An InputError of any process is raised in all.
+    Args:
+        function: Returns something small, such as numbers and names.
+
+    Returns:
+        What each process returned, in the order of their ranks; the same in all of them.
+
+    Raises:
+        InputError: One of the processes raised it; it is raised in all.
+
+    Example:
+        >>> gathered(lambda share: share.size)  # there is one process here
+        [1]
     """
     team = _team.get()
     if team is None:
         return [function(Share(0, 1))]
     import torch.distributed as dist
 
-    found, refused = None, None
+    returned, message = None, None
     with alone():
         try:
-            found = function(team.share)
+            returned = function(team.share)
         except InputError as error:
-            refused = str(error)
+            message = str(error)
     outcomes: list[Any] = [None] * team.share.size
     with _among_others():
-        dist.all_gather_object(outcomes, (found, refused), group=team.control)
-    for _, refused in outcomes:
-        if refused is not None:
-            raise InputError(refused)
-    return [found for found, _ in outcomes]
+        dist.all_gather_object(outcomes, (returned, message), group=team.control)
+    for _, message in outcomes:
+        if message is not None:
+            raise InputError(message)
+    return [returned for returned, _ in outcomes]
 
 
 def summed(function: Callable[[Share], tuple[T, list[Tensor]]]) -> tuple[list[T], list[Tensor]]:
-    """As `gathered`, for a function that also returns tensors: they are summed over the processes, in place."""
+    """Do what `gathered` does for a function that also returns tensors, which are summed over the processes in place.
+
+    Args:
+        function: Returns something small, and tensors of the same shapes in each process.
+
+    Returns:
+        What each process returned, in the order of their ranks; and the sums of the tensors.
+    """
     tensors: list[Tensor] = []
 
-    def keep(mine: Share) -> T:
-        found, parts = function(mine)
+    def without_tensors(mine: Share) -> T:
+        value, parts = function(mine)
         tensors.extend(parts)
-        return found
+        return value
 
-    returned = gathered(keep)
+    returned = gathered(without_tensors)
     team = _team.get()
     if team is not None:
         with _among_others():
@@ -165,6 +202,7 @@ def summed(function: Callable[[Share], tuple[T, list[Tensor]]]) -> tuple[list[T]
 
 
 def _add_up(tensors: list[Tensor], control: Any) -> None:
+    """Sum each tensor over the processes, in place."""
     import torch.distributed as dist
 
     waiting = []
@@ -185,22 +223,30 @@ def meet() -> None:
 
 
 def by_first(function: Callable[[], T]) -> T:
-    """What `function` returns in the first process, which alone calls it, once every process has come to this place.
+    """Call `function` in the first process alone, and return in all processes what it returned.
 
-    What the others saw of files before, and see of them afterwards, is then the same for all.
+    It is called when every process has come to this place. What the processes see of files before and after is
+    therefore the same for all.
     """
     meet()
     return gathered(lambda mine: function() if mine.rank == 0 else None)[0]  # type: ignore[return-value]
 
 
 def require_same(value: Any, what: str) -> None:
-    """Raise InputError where the processes hold other values."""
+    """Raise InputError where the processes hold different values; `what` names the value in the message."""
     if len({repr(held) for held in gathered(lambda _: value)}) > 1:
         raise InputError(f"the processes that share this work hold different {what}; give every one the same.")
 
 
 def claim_gpu(index: int | None) -> None:
-    """Make this process's own GPU the one that "cuda" names, where several processes on a machine share work."""
+    """Make this process's own GPU the one that "cuda" names, where several processes on a machine share work.
+
+    Args:
+        index: Number of the GPU that the caller asked for; None where it asked for "cuda".
+
+    Raises:
+        InputError: A number was asked for, or there are more processes than GPUs.
+    """
     if _team.get() is None or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
         return
     import torch
@@ -217,25 +263,26 @@ def claim_gpu(index: int | None) -> None:
 
 
 def first_end(code: int) -> tuple[bool, int]:
-    """Whether this process, about to end with `code`, is the first of its run to fail; and the code of the first.
+    """Return whether this process, about to end with `code`, is the first of its run to fail, and the first one's code.
 
-    The first one knows the reason. What the others see is often only that it is gone.
+    The first process to fail knows the reason. The others often see only that it is gone.
     """
     if _store is None:
         return True, code
     mine = f"{os.environ['RANK']} {code}"
     try:
         first = _store.compare_set("landscape ended", "", mine).decode()
-    except RuntimeError:  # the store died with the process that kept it
+    except RuntimeError:  # The store died with the process that kept it.
         return True, code
     return first == mine, int(first.split()[1])
 
 
 @contextlib.contextmanager
 def _among_others() -> Iterator[None]:
+    """Raise ProcessLost where the other processes do not answer the calls inside the block."""
     try:
         yield
-    except RuntimeError as error:  # of gloo, NCCL and the store, each with classes of its own
+    except RuntimeError as error:  # Gloo, NCCL and the store each raise classes of their own.
         raise ProcessLost(
             "another process of this run has ended or does not answer; what is finished is kept, and the same command "
             "again continues"

@@ -1,10 +1,8 @@
-"""What all pictures share, whichever library draws them: colours, places, words, ticks."""
+"""What all pictures share, whichever library draws them: colours, places, words."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -23,13 +21,20 @@ class Measured(Protocol):
     """What every result of one checkpoint on one data set has."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the checkpoint."""
+
     @property
-    def data(self) -> str: ...
+    def data(self) -> str:
+        """Name of the data set."""
+
     @property
-    def weight(self) -> float: ...
+    def weight(self) -> float:
+        """Number of terms that the loss is a mean of."""
+
     @property
-    def provenance(self) -> Provenance: ...
+    def provenance(self) -> Provenance:
+        """Where the result comes from."""
 
 
 M = TypeVar("M", bound=Measured)
@@ -49,7 +54,15 @@ class Places(Generic[M]):
 
 
 def places_of(results: Sequence[M], what: str) -> Places[M]:
-    """The place of each of `results`, at least one; InputError where two claim the same. `what` is their plural."""
+    """Find the place of each result in a figure.
+
+    Args:
+        results: At least one result.
+        what: What to call the results in a message, in the plural.
+
+    Raises:
+        InputError: If two results have the same name and data.
+    """
     cells: dict[tuple[str, str], M] = {}
     for result in results:
         if (result.name, result.data) in cells:
@@ -60,7 +73,11 @@ def places_of(results: Sequence[M], what: str) -> Places[M]:
 
 
 def require_same_data(results: Sequence[Measured]) -> None:
-    """Raise InputError where two results name their data alike and were not measured on the same."""
+    """Check that results which name their data alike were measured on the same data.
+
+    Raises:
+        InputError: If two were not.
+    """
     seen: dict[str, Measured] = {}
     for result in results:
         first = seen.setdefault(result.data, result)
@@ -80,6 +97,7 @@ def _what_was_read(result: Measured) -> tuple[float, str | None]:
 
 
 def label_of(result: Measured) -> str:
+    """A result in a message: the names of its checkpoint and its data."""
     return f"'{clean(result.name)}' on '{clean(result.data)}'"
 
 
@@ -89,7 +107,7 @@ def clean(text: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """`text`, its middle left out where it is longer than `limit`: names mostly differ at their ends."""
+    """`text` with its middle left out if it is longer than `limit`, because names mostly differ at their ends."""
     if len(text) <= limit:
         return text
     head = (limit - 1) // 2
@@ -102,58 +120,21 @@ def listing(items: Sequence[str]) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
+    """`value` with so many significant digits."""
+    return with_minus_sign(f"{value:.{digits}g}")
+
+
+def with_minus_sign(text: str) -> str:
+    """The text of a number with a minus sign in place of the hyphen, which is too short in print."""
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def of_tokens(result: Measured) -> bool:
-    """Whether the loss is a language model's; that of other models and data has units we do not know."""
+    """Whether the loss is that of a language model. The units of another model's loss are unknown."""
     return "supervised_tokens" in (result.provenance.data or {})
 
 
 def amount(result: Measured) -> str:
-    """How many terms the loss is a mean of, in words."""
+    """The number of terms that the loss is a mean of, in words."""
     count = f"{result.weight:,.10g}"
     return f"{count} supervised tokens" if of_tokens(result) else f"mean of {count}"
-
-
-# --- ticks --------------------------------------------------------------------------------------------------
-
-
-def round_ticks(low: float, high: float, count: int) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten from `low` to `high`, nearest to `count` of them."""
-    power = 10.0 ** math.floor(math.log10((high - low) / count))
-    steps = [power * factor for factor in (1, 2, 2.5, 5, 10)]
-    slack = 1e-6 * (high - low)  # so that rounding does not cost the tick at an edge
-
-    def multiples(step: float) -> list[float]:
-        first, last = math.ceil((low - slack) / step), math.floor((high + slack) / step)
-        return [i * step for i in range(first, last + 1)]
-
-    return min((multiples(step) for step in steps), key=lambda ticks: abs(len(ticks) - count))
-
-
-def log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Round losses from 10**low to 10**high: 1-2-5 or powers of ten, round numbers within a decade."""
-    if high - low < 1:
-        return round_ticks(10.0**low, 10.0**high, count)
-    decades = range(math.floor(low), math.ceil(high) + 1)
-    step = math.ceil((high - low) / count)
-    choices = [
-        [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)],
-        [factor * 10.0**decade for decade in decades for factor in (1, 3)],
-        [10.0**decade for decade in decades if decade % step == 0],
-    ]
-    inside = [[t for t in ticks if low - 1e-9 <= math.log10(t) <= high + 1e-9] for ticks in choices]
-    return min(inside, key=lambda ticks: abs(len(ticks) - count))
-
-
-def labels(ticks: Sequence[float]) -> list[str]:
-    """`ticks` as text: no more digits than tell them apart, a proper minus sign."""
-    largest = max((abs(tick) for tick in ticks), default=0.0)
-    steps = [b - a for a, b in itertools.pairwise(ticks)] or [largest or 1.0]
-    if largest >= 1e5 or min(steps) < 1e-6 or max(steps) > 10 * min(steps):  # the last: over several decades
-        texts = [f"{tick:.6g}" for tick in ticks]
-    else:
-        digits = next(d for d in range(9) if all(abs(t - round(t, d)) < 1e-2 * min(steps) for t in ticks))
-        texts = [f"{tick:.{digits}f}" for tick in ticks]
-    return [text.replace("-", "\N{MINUS SIGN}") for text in texts]

@@ -1,15 +1,15 @@
-"""The HTML page around an interactive plot: what comes from outside is escaped here."""
+"""The HTML page around an interactive plot. Texts that come from outside are escaped here."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
 
-from landscape.plotting.surfaces.shared import clean
+from landscape.plotting.basics import clean
 
 FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
 
-# The policy is a second lock behind the escaping: whatever got into the page, it could load and send nothing.
+# The policy is a second lock behind the escaping: even if a script got into the page, it could load and send nothing.
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -51,10 +51,18 @@ def html_page(
     rows: Sequence[Sequence[str]],
     width: tuple[int, int],
 ) -> str:
-    """A complete page: title, plot, caption, table.
+    """Make a complete page with a title, a plot, a caption and a table.
 
-    `plot` is HTML and goes in as it is, all else is text; `width` is the plot's least and the page's
-    greatest, in pixels.
+    Args:
+        title: Text of the heading.
+        plot: HTML, which goes in as it is. All other arguments are text and are escaped.
+        caption: Text under the plot.
+        header: Texts of the table's first row.
+        rows: Texts of the other rows.
+        width: The least width of the plot and the greatest width of the page, in pixels.
+
+    Returns:
+        HTML that loads nothing from the network.
     """
     return _PAGE.format(
         title=html.escape(clean(title)),

@@ -1,4 +1,9 @@
-"""What every result shares: saving and loading, provenance, the journal of a long run, the output folder."""
+"""What every result shares: its provenance, and how it is saved, continued and put into a folder.
+
+`result` is the base of all results; `plain` turns values into JSON and back; `files` writes files that are there
+completely or not at all; `journal` and `snapshots` keep the finished part of a long run; `folder` gives an output
+folder to one set of settings and one run at a time.
+"""
 
 from landscape.results.files import read_json, replacing, write_json, write_text
 from landscape.results.folder import results_folder

@@ -12,41 +12,49 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from landscape.errors import DiskFull, InputError, first_line
 from landscape.parallel import distributed
 from landscape.results.plain import to_plain
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
-
-LOCKS = fcntl is not None
 PARTIAL = ".partial-"  # starts the name of a file that is being written
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
 
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the name `path` only when the body ends well.
+    """Write a file that is there completely or not at all.
 
-    Inside `distributed.shared_work` that is so in the first process; what the others write is thrown away. Raises
-    DiskFull where there is no room for it.
+    Inside `distributed.shared_work` this happens in the first process; what the others write is thrown away.
+
+    Yields:
+        A temporary path beside `path` to write to. It takes the name `path` when the body ends without an exception.
+
+    Raises:
+        DiskFull: There is no room for the file.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder, "a.txt")) as temporary:
+        ...         _ = temporary.write_text("all of it")
+        ...     Path(folder, "a.txt").read_text()
+        'all of it'
     """
     path = Path(path)
-    distributed.meet()  # whoever looked whether there is such a file has seen the same
+    distributed.meet()  # All processes that looked whether there is such a file have seen the same.
     if distributed.share().rank == 0:
         with replacing_alone(path) as temporary:
             yield temporary
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / path.name
-    distributed.meet()  # and sees the same from here on
+    distributed.meet()  # From here on they all see the file.
 
 
 @contextlib.contextmanager
 def replacing_alone(path: Path) -> Iterator[Path]:
-    """`replacing` by this process, whatever the others do."""
+    """Do what `replacing` does in this process alone, whatever the others do."""
     with noticing_a_full_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f"{PARTIAL}{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -56,30 +64,32 @@ def replacing_alone(path: Path) -> Iterator[Path]:
             yield temporary
             os.chmod(temporary, 0o666 & ~_umask())
             with open(temporary, "rb") as written:
-                os.fsync(written)  # the name must not outlive a loss of power that the content does not
+                os.fsync(written)  # After a loss of power, the name must not be there without the content.
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
+    """Return the process's mask of file permissions, which can be read only by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a file that is there completely or not at all."""
+    """Write a text file that is there completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as JSON (see `plain.to_plain`) to a file that is there completely or not at all."""
     write_text(path, json.dumps(to_plain(value), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path | str) -> dict:
-    """The JSON object in a file. Raises InputError naming the file where there is none."""
+    """Read the JSON object in a file. Raises InputError, naming the file, where there is none."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -91,16 +101,25 @@ def read_json(path: Path | str) -> dict:
     return content
 
 
-def lock(file: Any, path: Path) -> None:
-    """Lock an open file or folder until it is closed; InputError where another process holds the lock."""
-    if fcntl is None:
-        return  # no lock, one writer is the user's care
+def lock(descriptor: int, path: Path) -> None:
+    """Lock an open file or folder until its descriptor is closed, which the end of the process does too.
+
+    The lock is on the file itself, not on a lock file beside it: a killed run leaves nothing behind, and two runs
+    cannot hold locks on different files of the same name.
+
+    Args:
+        descriptor: Of the open file or folder.
+        path: Its path, for the message.
+
+    Raises:
+        InputError: Another process holds the lock.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"{path} is in use by another run.") from error
+        locked = filelock.lock_descriptor(descriptor, blocking=False)
     except OSError:
-        return  # some network file systems have none
+        return  # Some network file systems have no locks. There the user has to take care that only one run writes.
+    if not locked:
+        raise InputError(f"{path} is in use by another run.")
 
 
 @contextlib.contextmanager
@@ -117,12 +136,12 @@ def noticing_a_full_disk(folder: Path) -> Iterator[None]:
 
 
 def _full(error: BaseException | None) -> int | None:
-    """The error number of a full disk that `error`, or what it came from, speaks of."""
+    """Return the error number of a full disk that `error`, or the error that caused it, speaks of; else None."""
     while error is not None:
         numbers = [error.errno] if isinstance(error, OSError) else []
-        numbers += [int(n) for n in re.findall(r"os error (\d+)", str(error))]  # safetensors
+        numbers += [int(n) for n in re.findall(r"os error (\d+)", str(error))]  # the words of safetensors
         if re.search(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+", str(error)):
-            numbers.append(errno.ENOSPC)  # torch.save, which does not say why it cannot write
+            numbers.append(errno.ENOSPC)  # torch.save does not say why it cannot write.
         for number in numbers:
             if number in _FULL:
                 return number

@@ -11,7 +11,7 @@ from typing import Any
 
 from landscape.errors import InputError
 from landscape.parallel import distributed
-from landscape.results.files import LOCKS, PARTIAL, lock, noticing_a_full_disk, read_json, write_json
+from landscape.results.files import PARTIAL, lock, noticing_a_full_disk, read_json, write_json
 from landscape.results.plain import to_plain
 
 
@@ -19,16 +19,23 @@ from landscape.results.plain import to_plain
 def results_folder(folder: Path | str, settings: Mapping[str, Any], files: Iterable[str] = ()) -> Iterator[Path]:
     """Make `folder` the home of the results of one set of settings, or recognize it as that already.
 
-    Where the body raises before there is any result, what was made here is removed: bad input leaves nothing
-    behind. What is finished stays, whatever happens.
+    Where the body raises before there is any result, what was made here is removed, so that bad input leaves nothing
+    behind. What is finished stays, whatever happens. Files that a killed run was in the middle of writing are removed.
 
-    What a killed run was in the middle of writing is removed.
+    Inside `distributed.shared_work` the first process does all this, and the others wait for it.
 
-    Inside `distributed.shared_work` the first process does all that, and the others hear of it.
+    Args:
+        folder: The folder; it is made where it does not exist.
+        settings: What the results depend on, written to `settings.json`.
+        files: Names of the files that the run will write.
 
-    Raises DiskFull naming the folder where the body meets a full disk. Raises InputError, before anything is written,
-    where the folder belongs to other settings, holds one of `files` from elsewhere, is in use by another run or cannot
-    be written.
+    Yields:
+        The folder.
+
+    Raises:
+        InputError: The folder belongs to other settings, holds one of `files` from elsewhere, is in use by another run
+            or cannot be written. Nothing was written then.
+        DiskFull: The body met a full disk; the message names the folder.
     """
     with contextlib.ExitStack() as stack:
 
@@ -41,6 +48,7 @@ def results_folder(folder: Path | str, settings: Mapping[str, Any], files: Itera
 
 @contextlib.contextmanager
 def _claimed(folder: Path, settings: Mapping[str, Any], files: Iterable[str]) -> Iterator[None]:
+    """Do what `results_folder` does, in the first process."""
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         if not made and not folder.is_dir():
@@ -64,12 +72,13 @@ def _claimed(folder: Path, settings: Mapping[str, Any], files: Iterable[str]) ->
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of the folder inside the block."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        if LOCKS:
+        if os.name != "nt":
             raise InputError(f"--output {folder} cannot be read: {error.strerror}.") from error
-        yield  # Windows opens no folders
+        yield  # Windows opens no folders, so there is nothing to lock.
         return
     try:
         lock(handle, folder)
@@ -79,7 +88,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _claim(folder: Path, settings: dict, files: Iterable[str]) -> bool:
-    """Whether settings.json had to be written: False where it says the same already."""
+    """Write settings.json, or find that it says the same already; returns whether it had to be written."""
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"--output {folder} cannot be written: {os.strerror(errno.EACCES)}.")
     record = folder / "settings.json"
@@ -104,6 +113,7 @@ def _claim(folder: Path, settings: dict, files: Iterable[str]) -> bool:
 
 
 def _clear_partial(folder: Path) -> None:
+    """Remove the files that a killed run was writing."""
     for path in folder.iterdir():
         if path.name.startswith(PARTIAL) and path.is_file():
             path.unlink()
@@ -121,4 +131,5 @@ def _withdraw(folder: Path, made: Sequence[Path]) -> None:
 
 
 def _is_empty_journal(path: Path) -> bool:
-    return path.suffix == ".journal" and path.read_bytes().count(b"\n") <= 1  # the first line names the settings
+    """Whether a file is a journal without a point: its first line names the settings."""
+    return path.suffix == ".journal" and path.read_bytes().count(b"\n") <= 1

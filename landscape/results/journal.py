@@ -1,4 +1,4 @@
-"""The journal of a long run, which a killed run leaves and the next one continues."""
+"""The journal of a long run: a killed run leaves it, and the next run continues from it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,32 @@ from landscape.results.plain import FORMAT_VERSION, digest_of, to_plain
 
 
 class Journal:
-    """The finished points of a long run, one JSON line each, so that a killed run continues.
+    """The finished points of a long run, one JSON line each, from which the next run continues.
 
-    The first line names the settings. A last line that the kill tore is dropped. A journal of other settings,
-    one that another process is writing, and one damaged in the middle are refused with InputError. Of several
-    processes the first holds the file; the others hear what is in it.
+    The first line names the settings. A last line that a kill tore is dropped. Of several processes the first holds the
+    file, and the others are told what is in it.
 
-    by_first  calls a function in the first process and returns what it returned in all of them
+    Attributes:
+        path: Where the journal is.
+        done: The value of each finished point, by its key.
+
+    Args:
+        path: The file; it is made where it does not exist.
+        settings: What the points depend on.
+        by_first: Calls a function in the first process and returns in all processes what it returned.
+
+    Raises:
+        InputError: The journal belongs to other settings, is written by another process now, or is damaged in the
+            middle.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Journal(Path(folder, "run.journal"), {"seed": 0}) as journal:
+        ...         journal.append("first point", 0.5)
+        ...     with Journal(Path(folder, "run.journal"), {"seed": 0}) as journal:
+        ...         journal.done
+        {'first point': 0.5}
     """
 
     def __init__(
@@ -32,10 +51,11 @@ class Journal:
     ):
         self.path = Path(path)
         self.done: dict[str, Any] = {}
-        self._file: Any = None  # of the first process
+        self._file: Any = None  # open in the first process only
         self.done = by_first(lambda: self._open(settings))
 
     def _open(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Open and lock the file, and read what is in it."""
         with noticing_a_full_disk(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -43,7 +63,7 @@ class Journal:
             except (IsADirectoryError, PermissionError) as error:
                 raise InputError(f"{self.path} cannot be written: {error.strerror}.") from error
         try:
-            lock(self._file, self.path)
+            lock(self._file.fileno(), self.path)
             self._read(digest_of(settings))
             self._clear_beside()
         except BaseException:
@@ -52,28 +72,34 @@ class Journal:
         return self.done
 
     def _read(self, settings_digest: str) -> None:
+        """Fill `done` from the lines of the file; a new file gets its first line."""
         self._file.seek(0)
         content = self._file.readall()
-        whole = content[: content.rfind(b"\n") + 1]  # what follows the last newline was torn by a kill
+        whole = content[: content.rfind(b"\n") + 1]  # What follows the last newline was torn by a kill.
         self._file.truncate(len(whole))
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
                 if number == 1:
-                    found = record["settings"]
+                    held_digest = record["settings"]
                 else:
                     self.done[record["key"]] = record["value"]
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{self.path} is damaged at line {number}; delete it to start over.") from error
-            if number == 1 and found != settings_digest:
+            if number == 1 and held_digest != settings_digest:
                 raise InputError(f"{self.path} belongs to a run of other settings; choose another output.")
         if not whole:
             self._append({"settings": settings_digest, "format_version": FORMAT_VERSION})
 
     def append(self, key: str, value: Any) -> None:
-        """Record that the point `key` is done: in the first process a kill leaves it be when this returns.
+        """Record that the point `key` is done. In the first process, no kill can undo it once this returns.
 
-        Raises DiskFull, with the journal as it was, where there is no room for the line.
+        Args:
+            key: Name of the point.
+            value: Its value, anything that can be stored as JSON (see `plain.to_plain`).
+
+        Raises:
+            DiskFull: There is no room for the line; the journal is as it was.
         """
         value = to_plain(value)
         if self._file is not None:
@@ -81,6 +107,7 @@ class Journal:
         self.done[key] = value
 
     def _append(self, record: dict) -> None:
+        """Write one line, or nothing of it."""
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         size = self._file.seek(0, os.SEEK_END)
         with noticing_a_full_disk(self.path.parent):
@@ -92,13 +119,14 @@ class Journal:
                 raise
 
     def _clear_beside(self) -> None:
-        """Remove files that a kill left beside the journal, and that no line of it names."""
+        """Remove the files that a kill left beside the journal and that no line of it names."""
         named = {value["file"] for value in self.done.values() if isinstance(value, dict) and "file" in value}
         for path in _beside(self.path):
             if path.name not in named:
                 path.unlink()
 
     def close(self) -> None:
+        """Close the file, which ends the lock on it."""
         if self._file is not None:
             self._file.close()
 
@@ -112,8 +140,10 @@ class Journal:
 def journaled(path: Path, make: Callable[[Path], object]) -> None:
     """Let `make` write the file `path` if it is not there yet.
 
-    make  called with the path of a journal, which a killed run leaves beside the file and the next one continues; it is
-          removed when the file is there
+    Args:
+        path: The file.
+        make: Is called with the path of a journal, which a killed run leaves beside the file and from which the next
+            run continues. The journal is removed when the file is there.
     """
     journal = path.with_name(f".{path.stem}.journal")
     if not path.exists():
@@ -124,5 +154,6 @@ def journaled(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def _beside(journal: Path) -> list[Path]:
+    """Return the files that belong to a journal and lie beside it."""
     starts = (f"{journal.name}.", f"{PARTIAL}{journal.name}.")
     return [path for path in journal.parent.iterdir() if path.name.startswith(starts)]

@@ -1,6 +1,6 @@
-"""Results as JSON: readable next year without this package, floats written so that they come back bit for bit.
+"""Results as JSON, which can be read without this package and whose floats come back bit for bit.
 
-Non-finite numbers are the strings "nan", "inf" and "-inf", because JSON has no others.
+Non-finite numbers are the strings "nan", "inf" and "-inf", because JSON has no numbers for them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,16 @@ FORMAT_VERSION = 1
 
 
 def to_plain(value: Any) -> Any:
-    """`value` as JSON types: dataclasses become dicts, arrays become nested lists, NaN becomes "nan".
+    """Turn `value` into JSON types: dataclasses become dicts, arrays nested lists, and NaN the string "nan".
 
-    Fields declared with `metadata={"stored": False}` are left out.
+    Fields of dataclasses that are declared with `metadata={"stored": False}` are left out.
+
+    Raises:
+        TypeError: The value holds something that cannot be stored.
+
+    Example:
+        >>> to_plain({"loss": np.array([1.5, np.nan]), "points": (3, 4)})
+        {'loss': [1.5, 'nan'], 'points': [3, 4]}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         stored = [f.name for f in dataclasses.fields(value) if f.metadata.get("stored", True)]
@@ -48,9 +55,19 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(hint: Any, value: Any) -> Any:
-    """The inverse of `to_plain`, guided by the type annotation `hint`.
+    """Turn what `to_plain` returned back into a value of the type `hint`.
 
-    Raises TypeError or ValueError where `value` does not fit it.
+    Args:
+        hint: A type annotation: a dataclass, a union with None, tuple[T, ...], np.ndarray or a plain type.
+        value: JSON types.
+
+    Raises:
+        TypeError: `value` does not fit the annotation.
+        ValueError: A field of a dataclass does not fit its annotation; the message names the field.
+
+    Example:
+        >>> from_plain(tuple[float, ...], [1, "inf"])
+        (1.0, inf)
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -73,6 +90,7 @@ def from_plain(hint: Any, value: Any) -> Any:
 
 
 def _field(name: str, hint: Any, value: Any) -> Any:
+    """Convert a field of a dataclass; errors name it."""
     try:
         return from_plain(hint, value)
     except (TypeError, ValueError) as error:
@@ -80,12 +98,18 @@ def _field(name: str, hint: Any, value: Any) -> Any:
 
 
 def _checked(kind: Any, value: Any) -> Any:
+    """Return `value` where it is of the type `kind`; a bool is not a number."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{str(value)[:40]!r} is out of place")
     return value
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of `value`."""
+    """Return the SHA-256 (hex) of the canonical JSON of `value`.
+
+    Example:
+        >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+        True
+    """
     text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -22,21 +22,33 @@ _RECORDED_PACKAGES = ("landscape-lm", "torch", "transformers", "numpy", "scipy")
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a number comes from: enough to repeat it, or to see why a repetition differs."""
+    """Where a number comes from: enough to repeat it, or to see why a repetition differs.
+
+    Attributes:
+        settings: The options of the measurement.
+        seed: Seed of its random draws; None where it draws nothing.
+        checkpoint: Source, digest and more of the checkpoint, or a digest of the weights of a model in memory.
+        data: Source, digest and number of supervised tokens of the data.
+        device: The torch device of the model.
+        dtype: Type of the weights. Losses are always accumulated in float32 or wider.
+        seconds: Wall time of the measurement.
+        versions: Versions of Python and of the packages that can change a number.
+        created: Date and time (UTC, ISO 8601).
+    """
 
     settings: dict
     seed: int | None
-    checkpoint: dict | None  # source, digest, ...; None for a model that came from memory
-    data: dict | None  # source, digest, supervised tokens, ...
+    checkpoint: dict | None
+    data: dict | None
     device: str
-    dtype: str  # of the weights; losses are always accumulated in float32 or wider
+    dtype: str
     seconds: float
     versions: dict = dataclasses.field(default_factory=lambda: installed_versions())
     created: str = dataclasses.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a number."""
+    """Return the versions of Python and of the packages that can change a number."""
     versions = {"python": platform.python_version()}
     for package in _RECORDED_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -50,13 +62,21 @@ class Result(abc.ABC):
     kind_of_result: ClassVar[str]
 
     def to_dict(self) -> dict:
+        """Return the result as JSON types, with the name and the version of its format."""
         header = {"format": f"landscape/{self.kind_of_result}", "format_version": FORMAT_VERSION}
         return header | to_plain(self)
 
     def save(self, path: Path | str) -> Path:
-        """Write the result to `path` (JSON).
+        """Write the result to a JSON file.
 
-        Raises InputError where `path` exists and holds anything but a result of the same settings.
+        Args:
+            path: The file. A result of the same settings that is there already is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: The file exists and holds anything else.
         """
         path = Path(path)
         if path.exists():
@@ -68,7 +88,11 @@ class Result(abc.ABC):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read what `save` wrote. Raises InputError where the file is not such a result."""
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: The file is not a result of this class, is damaged, or was written by a newer version.
+        """
         content = read_json(path)
         expected = f"landscape/{cls.kind_of_result}"
         if content.get("format") != expected:
@@ -80,20 +104,29 @@ class Result(abc.ABC):
             raise InputError(f"{path} was written by a newer landscape; upgrade to read it.")
         try:
             return from_plain(cls, content)
-        except Exception as error:  # a subclass may check itself in __post_init__, and meet what it did not expect
+        except (
+            Exception
+        ) as error:  # A subclass checks itself in __post_init__, where damaged content can raise anything.
             raise InputError(f"{path} is a damaged {expected} file: {first_line(error)}") from error
 
     def identity(self) -> str:
-        """Digest of what was measured and how; equal for two runs of the same measurement."""
+        """Return a digest of what was measured and how, which is equal for two runs of the same measurement."""
         provenance: Provenance = self.provenance  # type: ignore[attr-defined]
         return digest_of([provenance.settings, provenance.seed, provenance.checkpoint, provenance.data])
 
     @abc.abstractmethod
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value of what a person wants to see first."""
+        """Return the names and values that a person wants to see first."""
 
     def plot(self, **options: Any) -> Any:
-        """A matplotlib figure of the result."""
+        """Draw the result.
+
+        Args:
+            **options: Options of `landscape.plotting.plot`.
+
+        Returns:
+            A matplotlib figure.
+        """
         # By name and only when called: results can be drawn, and no room of numbers imports the room of pictures.
         return pkgutil.resolve_name("landscape.plotting:plot")(self, **options)
 

@@ -15,19 +15,21 @@ from landscape.results.journal import Journal
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHARE = 10  # the work between two snapshots takes at least so many times as long as writing one
-_ASSUMED_RATE = 1e9  # bytes a second, until one was written
-_MARGIN = 2**20  # bytes that a snapshot leaves free: the lines of journals go on
+SHARE = 10  # The work between two snapshots takes at least this many times as long as writing one.
+_ASSUMED_RATE = 1e9  # bytes per second, assumed until one was written
+_MARGIN = 2**20  # bytes that a snapshot leaves free, for the next lines of journals
 
 
 class Snapshots:
-    """Snapshots of a state named `key`: tensors in a safetensors file that the newest line of `key` names.
+    """Snapshots of the state of a computation: tensors in a file beside the journal, the rest in a line of it.
 
-    The file is there whole or not at all, the line says the rest, and the file before it is then removed. They are
-    taken as often as costs a small share of the time. Where the disk has no room for them, MeasurementWarning, and the
-    computation goes on without.
+    The newest line of `key` names the safetensors file, which is there completely or not at all; the file before it is
+    then removed. Snapshots are taken so often that they cost a small share of the time. Where the disk has no room for
+    one, there is a MeasurementWarning, and the computation goes on without.
 
-    journal  None to keep nothing
+    Args:
+        journal: The journal of the computation; None keeps nothing.
+        key: Name of the state in the journal.
     """
 
     def __init__(self, journal: Journal | None, key: str):
@@ -37,9 +39,10 @@ class Snapshots:
         self._warned = False
 
     def last(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The newest state and its tensors, on the host; None where there is none.
+        """Return the newest state and its tensors, on the host; None where there is none.
 
-        Raises InputError where its file is not readable.
+        Raises:
+            InputError: The file of the tensors cannot be read.
         """
         if self._journal is None or self._key not in self._journal.done:
             return None
@@ -61,7 +64,12 @@ class Snapshots:
         return record["state"], tensors
 
     def offer(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Keep the state if it is time to."""
+        """Keep the state if enough time has passed since the snapshot before.
+
+        Args:
+            state: Whatever can be stored as JSON.
+            tensors: Tensors by name, on any device.
+        """
         size = sum(tensor.nbytes for tensor in tensors.values())
         if self._journal is None or distributed.share().rank > 0:
             return

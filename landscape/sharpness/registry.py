@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from landscape.errors import InputError
+from landscape.errors import InputError, nearest
 from landscape.sharpness.result import Measurement
 
 
@@ -92,11 +92,16 @@ def check_metric(metric: str, options: dict[str, Any], *, has_base: bool) -> tup
     """
     chosen = SHARPNESS_METRICS.get(metric)
     if chosen is None:
-        raise InputError(f"metric={metric!r} is none of {', '.join(SHARPNESS_METRICS)}.")
+        raise InputError(
+            f"metric={metric!r} is none of {', '.join(SHARPNESS_METRICS)}.{nearest(metric, SHARPNESS_METRICS)}"
+        )
     own = chosen.options
     unknown = [name for name in options if name not in own]
     if unknown:
-        raise InputError(f"metric={metric!r} has no option {unknown[0]}; it has {', '.join(own) if own else 'none'}.")
+        raise InputError(
+            f"metric={metric!r} has no option {unknown[0]}; it has {', '.join(own) if own else 'none'}."
+            f"{nearest(unknown[0], own)}"
+        )
     for name, value in options.items():
         default = own[name]
         numeric = isinstance(default, (int, float)) and not isinstance(default, bool)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from landscape.checkpoints import load_checkpoint, save_checkpoint
+from landscape.checkpoints import LoadOptions, load_checkpoint, save_checkpoint
 from landscape.data.corpora import builtin_corpus
-from landscape.data.tokens import load_data
+from landscape.data.tokens import DataOptions, load_data
 from landscape.objective.objective import Objective
 from landscape.plotting import write_figures
 from landscape.results import installed_versions, results_folder, write_json
@@ -18,6 +18,7 @@ from landscape.study.comparison import open_comparison
 from landscape.study.surfaces import compare_surfaces, summarize
 from landscape.surfaces.surface import Surface
 from landscape.training.finetuning import finetune
+from landscape.training.options import Optimization, Saving
 from landscape.weights.preservation import preserved
 
 VOCABULARY = 1024
@@ -29,8 +30,11 @@ GRID, SPAN = 11, 1.0
 EVALUATED = 20  # examples behind each point of a surface
 
 
-def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
-    """Make everything under `folder`, printing what happens; what is there already is not made again."""
+def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list[dict]:
+    """Make everything under `folder`, printing what happens; what is there already is not made again.
+
+    Returns the rows of the table that it prints, one for each checkpoint.
+    """
     started = time.perf_counter()
     settings = {"command": "demo", "seed": seed, "versions": installed_versions()}
     with results_folder(folder, settings):
@@ -38,16 +42,20 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
         if not (folder / "random").exists():
             tokenizer = train_tokenizer()
             save_checkpoint(tiny_llama(len(tokenizer), seed), tokenizer, folder / "random")
-        common: dict[str, Any] = {"batch_size": BATCH, "max_length": LENGTH, "seed": seed, "save_every": 50}
-        common |= {"device": "cpu", "progress": progress}
+        common: dict[str, Any] = {
+            "seed": seed,
+            "data_options": DataOptions(max_length=LENGTH),
+            "load_options": LoadOptions(device="cpu"),
+            "saving": Saving(save_every=50),
+            "progress": progress,
+        }
         _say(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
-        finetune(folder / "random", "builtin:docs", folder / "base", lr=3e-3, steps=PRETRAIN_STEPS, **common)
+        pretraining = Optimization(lr=3e-3, steps=PRETRAIN_STEPS, batch_size=BATCH)
+        finetune(folder / "random", "builtin:docs", folder / "base", optimization=pretraining, **common)
         for optimizer, title in (("adamw", "AdamW"), ("sam", f"SAM, rho={RHO}")):
             _say(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
-            finetune(
-                folder / "base", "builtin:code", folder / optimizer,
-                optimizer=optimizer, rho=RHO, lr=1e-3, steps=TUNE_STEPS, **common,
-            )  # fmt: skip
+            tuning = Optimization(optimizer=optimizer, rho=RHO, lr=1e-3, steps=TUNE_STEPS, batch_size=BATCH)
+            finetune(folder / "base", "builtin:code", folder / optimizer, optimization=tuning, **common)
         _say(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
         surfaces = _surfaces(folder, seed, progress)
         _say("5. What each forgot of the docs, and how flat it is\n")
@@ -64,6 +72,7 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
         print(f"  {folder / name}")
     print(f"Checkpoints: {folder / 'base'}  {folder / 'adamw'}  {folder / 'sam'}; try")
     print(f"  landscape plot {folder / 'adamw'} {folder / 'sam'} --kind interpolate --data builtin:docs")
+    return rows
 
 
 def _say(text: str) -> None:

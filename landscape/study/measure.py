@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.checkpoints import Checkpoint, CheckpointFiles, resolve_device
 from landscape.data.tokens import Example, TokenData
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, nearest
 from landscape.results import results_folder, write_text
 from landscape.sharpness import SHARPNESS_METRICS, check_metric
 from landscape.study.comparison import Comparison, open_comparison
@@ -210,12 +210,15 @@ def _chosen(metrics: Metrics) -> dict[str, tuple[str, dict[str, Any]]]:
 def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """All options of a metric. Raises InputError for names, options and values that it does not have."""
     if name not in FLATNESS_METRICS:
-        raise InputError(f"metric={name!r} is none of {', '.join(FLATNESS_METRICS)}.")
+        raise InputError(f"metric={name!r} is none of {', '.join(FLATNESS_METRICS)}.{nearest(name, FLATNESS_METRICS)}")
     if name != "surface":
         return check_metric(name, options, has_base=True)[1]
     unknown = [option for option in options if option not in SURFACE_OPTIONS]
     if unknown:
-        raise InputError(f"metric='surface' has no option {unknown[0]}; it has {', '.join(SURFACE_OPTIONS)}.")
+        raise InputError(
+            f"metric='surface' has no option {unknown[0]}; it has {', '.join(SURFACE_OPTIONS)}."
+            f"{nearest(unknown[0], SURFACE_OPTIONS)}"
+        )
     dim, points, span, normalize = (SURFACE_OPTIONS | options).values()
     for option, is_valid, rule in (
         ("dim", dim in (1, 2), "1 or 2"),

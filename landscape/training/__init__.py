@@ -1,1 +1,6 @@
-"""Fine-tuning with AdamW or sharpness-aware minimization (SAM)."""
+"""Fine-tuning a checkpoint, with AdamW or with sharpness-aware minimization (SAM).
+
+`finetuning` is a whole run from a checkpoint to a checkpoint, `options` are its options that belong together, and
+`trainer` is the transformers Trainer that it uses. `ascent` is SAM's step from w to w + eps, `sam` the optimizer around
+any torch optimizer, and `sam_trainer` the Trainer that takes the same step.
+"""

@@ -6,28 +6,30 @@ import math
 import os
 import shutil
 import time
-from operator import index
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from landscape.checkpoints import (
     CheckpointFiles,
+    LoadOptions,
     inspect_checkpoint,
     load_files,
     load_tokenizer,
     resolve_device,
     save_checkpoint,
 )
-from landscape.data.tokens import TokenData, check_vocabulary, load_data
+from landscape.data.tokens import DataOptions, TokenData, check_vocabulary, load_data
 from landscape.errors import InputError
 from landscape.objective.identity import describe_data
 from landscape.objective.objective import Objective
 from landscape.results import installed_versions, read_json, results_folder, to_plain
+from landscape.training.options import Optimization, Rehearsal, Saving
 from landscape.training.trainer import (
     TRAJECTORY,
     Diverged,
@@ -39,193 +41,195 @@ from landscape.training.trainer import (
 )
 from landscape.weights.preservation import preserved
 
-OPTIMIZERS = ("adamw", "sam", "asam")
-RADIUS = {"sam": 0.05, "asam": 0.5}  # Foret et al. 2021; Kwon et al. 2021, whose radius is relative to the weights
 _LOSSES = ("training", "evaluated_before", "evaluated_after")
-_HELD_OUT = 64  # examples of a built-in corpus's held-out part that a run is evaluated on
+_HELD_OUT = 64  # A run is evaluated on this many examples of a built-in corpus's held-out part.
 
 
 def finetune(
     base: str | Path,
-    data: str,
+    data: str | Path,
     output: str | Path,
     *,
-    optimizer: str = "adamw",
-    rho: float | None = None,
-    lr: float = 1e-5,
-    epochs: float = 1.0,
-    steps: int | None = None,
-    batch_size: int = 16,
-    accumulate: int = 1,
-    lora: int | None = None,
-    rehearse: str | None = None,
-    rehearse_ratio: float | None = None,
-    max_length: int = 512,
-    limit: int | None = None,
+    optimization: Optimization = Optimization(),
+    rehearsal: Rehearsal | None = None,
     seed: int = 0,
-    save_every: int = 200,
-    keep_trajectory: int | None = None,
-    device: str = "auto",
-    trust_remote_code: bool = False,
+    data_options: DataOptions = DataOptions(),
+    load_options: LoadOptions = LoadOptions(),
+    saving: Saving = Saving(),
     progress: bool = True,
 ) -> Path:
-    """Fine-tune `base` on `data` and write a Hugging Face folder with `landscape.json` to `output`.
+    """Fine-tune a checkpoint and write a Hugging Face folder with the record `landscape.json`.
 
-    optimizer        "adamw"; "sam": AdamW on the gradient at w + rho g / |g| (Foret et al. 2021); "asam": at
-                     w + rho T^2 g / |T g|, T = diag|w| (Kwon et al. 2021). The last two take two passes a step
-    rho              radius of the ascent step, an l2 norm over all that is trained; default 0.05 (sam), 0.5 (asam)
-    data             as `load_data` takes it; of a built-in corpus the train part, unless it says `@heldout`
-    lr               peak learning rate: 5% warm-up, then linear decay to 0; no weight decay; gradients clipped at 1
-    steps            optimizer steps; overrides `epochs`
-    batch_size       examples a step; the loss is the mean over the supervised tokens of a step
-    accumulate       parts that a step's batch is split into, one in memory at a time; the same result to rounding
-    lora             rank of a LoRA adapter to train instead of the weights, see `with_lora`; `output` is an adapter
-    rehearse         old data to mix in, as `data`: rehearse_ratio (default 0.1) is its share of all examples, drawn
-                     with `seed`
-    save_every       steps between training checkpoints, kept in `<output>.training` until the run is done: started
-                     again with the same arguments, an interrupted run continues from the last to the same result
-    keep_trajectory  so many checkpoints, from step 0 evenly spaced, stay in `<output>/trajectory/step-000123`
-    device           one device: "auto", "cpu", "mps", or "cuda" for the first visible GPU
+    The record says how the checkpoint was made: its base, data, optimization, seed, and the losses before and after.
+    Under "evaluated_on" it says what the losses before and after are of, and how `load_data` reads the same again: the
+    source (files and folders with their absolute path), max_length, limit and seed. That is the held-out part of a
+    built-in corpus, and else the training data.
 
-    `landscape.json` says under "evaluated_on" what was evaluated, and how `load_data` reads the same again: source
-    (files and folders with their absolute path), max_length, limit and seed.
+    An interrupted run continues: the same call, made again, goes on from the last training checkpoint to the same
+    result. Where `output` holds the whole result of the same arguments already, it is returned at once.
 
-    Returns `output`; where it already holds the whole result of the same arguments, at once. Raises InputError for
-    wrong arguments, where `output` holds anything else, and where the loss or the weights stop being finite: then
-    nothing is written.
+    Args:
+        base: Checkpoint to start from: a folder or a hub id, as `load_checkpoint` takes it.
+        data: Training data, as `load_data` takes it. Of a built-in corpus the train part is read, unless `data` names
+            the other one (`builtin:docs@heldout`).
+        output: Folder for the tuned checkpoint; with `Optimization(lora=...)` it is that of a PEFT adapter.
+        optimization: Optimizer, learning rate, steps, batch size, and whether a LoRA adapter is trained.
+        rehearsal: Old data to mix into the training data; None trains on `data` alone.
+        seed: Seed, in [0, 2**32), for the order of the examples, dropout, the initial weights of a LoRA adapter, and
+            for which examples `data_options.limit` and `rehearsal` draw.
+        data_options: How the data are read. `batch_tokens` is the memory of the evaluation alone; training takes
+            `batch_size` examples.
+        load_options: Device, and whether code of the checkpoint may run. The device is one: "auto", "cpu", "mps", or
+            "cuda" for the first visible GPU. Weights are trained in float32, an adapter is merged into its base first.
+        saving: How often the run saves what it needs to continue, and what it keeps of its trajectory.
+        progress: Whether a progress bar is shown.
+
+    Returns:
+        `output` as a path.
+
+    Raises:
+        InputError: An argument is wrong, `output` holds something else, or the loss or the weights stop being finite;
+            in the last case nothing is written.
+
+    Example:
+        A model of four words learns the one sentence that there is, with SAM.
+
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> from landscape import LoadOptions, Optimization, finetune, load_checkpoint, save_checkpoint
+        >>> words = Tokenizer(models.WordLevel({"to": 0, "be": 1, "or": 2, "not": 3}, unk_token="to"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> shape = {"vocab_size": 4, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+        >>> _ = torch.manual_seed(0)
+        >>> model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     base, sentence = Path(folder, "base"), Path(folder, "sentence.jsonl")
+        ...     _ = save_checkpoint(model, PreTrainedTokenizerFast(tokenizer_object=words), base)
+        ...     _ = sentence.write_text('{"text": "to be or not to be"}')
+        ...     sam = Optimization(optimizer="sam", rho=0.05, lr=0.01, steps=3)
+        ...     where = LoadOptions(device="cpu")
+        ...     tuned = finetune(
+        ...         base, sentence, Path(folder, "sam"), optimization=sam, load_options=where, progress=False
+        ...     )
+        ...     record = load_checkpoint(tuned, device="cpu").metadata
+        >>> record["optimizer"], record["rho"], record["steps_taken"]
+        ('sam', 0.05, 3)
+        >>> record["losses"]["evaluated_after"] < record["losses"]["evaluated_before"]
+        True
     """
-    if optimizer not in OPTIMIZERS:
-        raise InputError(f"optimizer={optimizer!r} is none of {', '.join(OPTIMIZERS)}.")
-    counts = {"batch_size": batch_size, "accumulate": accumulate, "save_every": save_every, "steps": steps}
-    counts |= {"lora": lora, "keep_trajectory": keep_trajectory}
-    _check_numbers({"lr": lr, "epochs": epochs}, counts)
-    if batch_size % accumulate:
-        raise InputError(f"batch_size={batch_size} does not divide into accumulate={accumulate} equal parts.")
-    if rehearse is None and rehearse_ratio is not None:
-        raise InputError("rehearse_ratio is a share of old data, but rehearse names none.")
-    ratio = 0.1 if rehearse_ratio is None else rehearse_ratio
-    if not 0 < ratio < 1:
-        raise InputError(f"rehearse_ratio={ratio} is not between 0 and 1: it is the share of old examples.")
-    rho = RADIUS.get(optimizer, 0.0) if rho is None else rho
-    if not 0 <= rho < math.inf:
-        raise InputError(f"rho={rho} is not a radius; it must be at least 0 and finite.")
     if not 0 <= seed < 2**32:
         raise InputError(f"seed={seed} is not in [0, 2**32).")
-    place = resolve_device(device)
-    if place.type not in ("cpu", "cuda", "mps") or place.index not in (None, 0):
-        raise InputError(f"device={device!r}: fine-tuning runs on the first visible GPU; set CUDA_VISIBLE_DEVICES.")
+    _check_load_options(load_options)
     _require_accelerate()
-    files = inspect_checkpoint(base, trust_remote_code=trust_remote_code)
-    start = load_files(files, device=device, trust_remote_code=trust_remote_code)
-    length = min(max_length, files.max_positions or max_length)
-    data = os.path.abspath(data) if os.path.exists(data) else str(data)  # so that it is found from anywhere
-    train, held_out = _load(data, start.tokenizer, length, limit, seed, files)
-    old = None
-    if rehearse is not None:
-        rehearse = os.path.abspath(rehearse) if os.path.exists(rehearse) else str(rehearse)
-        old = _load_rehearsal(rehearse, start.tokenizer, length, len(train.examples), ratio, seed, files)
-    read_with = {"limit": limit, "seed": seed} if held_out is train else {"limit": _HELD_OUT, "seed": 0}
+    trusted = load_options.trust_remote_code
+    files = inspect_checkpoint(base, trust_remote_code=trusted)
+    start = load_files(files, device=load_options.device, trust_remote_code=trusted)
+    data_options = replace(
+        data_options, max_length=min(data_options.max_length, files.max_positions or data_options.max_length)
+    )
+    train, held_out = _load(_absolute(data), start.tokenizer, data_options, seed, files)
+    old = _load_rehearsal(rehearsal, start.tokenizer, len(train.examples), data_options, seed, files)
+    read_with = {"limit": data_options.limit, "seed": seed} if held_out is train else {"limit": _HELD_OUT, "seed": 0}
     settings = {
         "base": start.describe(),
         "data": describe_data(train),
-        "evaluated_on": describe_data(held_out) | {"max_length": length} | read_with,
-        "optimizer": optimizer,
-        "rho": rho if optimizer in RADIUS else None,
-        "lr": lr,
-        "epochs": epochs if steps is None else None,
-        "steps": steps,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "lora": lora,
-        "rehearse": describe_data(old) | {"ratio": ratio} if old else None,
-        "keep_trajectory": keep_trajectory,
-        "max_length": length,
+        "evaluated_on": describe_data(held_out) | {"max_length": data_options.max_length} | read_with,
+        "optimizer": optimization.optimizer,
+        "rho": optimization.radius,
+        "lr": optimization.lr,
+        "epochs": optimization.epochs if optimization.steps is None else None,
+        "steps": optimization.steps,
+        "batch_size": optimization.batch_size,
+        "accumulate": optimization.accumulate,
+        "lora": optimization.lora,
+        "rehearse": describe_data(old) | {"ratio": rehearsal.ratio} if rehearsal and old else None,
+        "keep_trajectory": saving.keep_trajectory,
+        "max_length": data_options.max_length,
         "seed": seed,
     }
     output = Path(output)
     workplace = output.with_name(output.name + ".training")
     if os.path.lexists(output):
-        _require_same_run(output, settings, trust_remote_code)
+        _require_same_run(output, settings, trusted)
         if (workplace / "settings.json").exists() and read_json(workplace / "settings.json") == to_plain(settings):
-            _finish(workplace, output)  # the run was killed after it had saved its result
+            _finish(workplace, output)  # The run was killed after it had saved its result.
         return output
     with results_folder(workplace, settings) as training:
         started = time.perf_counter()
-        model: Any = start.model if lora is None else with_lora(start, lora, seed)
+        model: Any = start.model if optimization.lora is None else with_lora(start, optimization.lora, seed)
         before = _mean_loss(model, held_out)
         if not math.isfinite(before):
             raise InputError(f"the loss of {base} on {held_out.source} is {before}; there is nothing to start from.")
-        callbacks: list[TrainerCallback] = [Progress(f"{output.name} ({optimizer})", progress)]
-        if keep_trajectory is not None:
+        callbacks: list[TrainerCallback] = [Progress(f"{output.name} ({optimization.optimizer})", progress)]
+        if saving.keep_trajectory is not None:
             about = settings | {"format": "landscape/checkpoint"}
-            callbacks.append(KeepTrajectory(keep_trajectory, training / TRAJECTORY, start.tokenizer, about))
+            kept = training / TRAJECTORY
+            callbacks.append(KeepTrajectory(saving.keep_trajectory, kept, start.tokenizer, about))
         trainer = make_trainer(
             model,
             [*train.examples, *(old.examples if old else ())],
             training_arguments(
                 training,
-                learning_rate=lr,
-                num_train_epochs=epochs,
-                max_steps=steps or -1,
-                per_device_train_batch_size=batch_size // accumulate,
-                gradient_accumulation_steps=accumulate,
-                save_steps=save_every,
+                learning_rate=optimization.lr,
+                num_train_epochs=optimization.epochs,
+                max_steps=optimization.steps or -1,
+                per_device_train_batch_size=optimization.batch_size // optimization.accumulate,
+                gradient_accumulation_steps=optimization.accumulate,
+                save_steps=saving.save_every,
                 seed=seed,
-                use_cpu=place.type == "cpu",
+                use_cpu=resolve_device(load_options.device).type == "cpu",
             ),
-            rho=rho if optimizer in RADIUS else None,
-            adaptive=optimizer == "asam",
+            rho=optimization.radius,
+            adaptive=optimization.optimizer == "asam",
             callbacks=callbacks,
         )
         try:
-            last = _last_checkpoint(training)
-            state = last and TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
-            if state and state.global_step >= state.max_steps:  # only saving was left; the Trainer would go on a step
-                reached = inspect_checkpoint(str(last), trust_remote_code=trust_remote_code)
-                loaded = load_files(reached, device=device, adapter="keep", trust_remote_code=trust_remote_code)
-                model = loaded.model
-            else:
-                trainer.train(resume_from_checkpoint=last)
-                state = trainer.state
+            model, state = _train(trainer, model, training, load_options)
             after = _mean_loss(model, held_out)
             _check_finite(model, after)
         except Diverged as error:
             _empty(training)
-            cure = "lower lr or rho" if optimizer in RADIUS else "lower lr"
+            cure = "lower lr" if optimization.radius is None else "lower lr or rho"
             raise InputError(f"the run diverged: {error}; {cure}. Nothing was written.") from error
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]  # one for every step
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]  # There is one for every step.
         record = settings | {
             "format": "landscape/checkpoint",
             "steps_taken": state.global_step,
             "losses": dict(zip(_LOSSES, (sum(losses) / len(losses), before, after), strict=True)),
             "versions": installed_versions(),
-            "seconds": time.perf_counter() - started,  # of this process; a continued run has spent more
+            "seconds": time.perf_counter() - started,  # Those of this process; a continued run has spent more.
         }
         save_checkpoint(model, start.tokenizer, output, record)
     _finish(workplace, output)
     return output
 
 
+def _train(trainer: Trainer, model: Any, training: Path, load_options: LoadOptions) -> tuple[Any, TrainerState]:
+    """Train from where the folder's last training checkpoint stands; the model at the end and the Trainer's state."""
+    last = _last_checkpoint(training)
+    if last is not None:
+        state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
+        if state.global_step >= state.max_steps:  # Only saving was left; the Trainer would take one step more.
+            trusted = load_options.trust_remote_code
+            reached = inspect_checkpoint(last, trust_remote_code=trusted)
+            loaded = load_files(reached, device=load_options.device, adapter="keep", trust_remote_code=trusted)
+            return loaded.model, state
+    trainer.train(resume_from_checkpoint=last)
+    return model, trainer.state
+
+
 def _finish(workplace: Path, output: Path) -> None:
-    """Hand over what the run kept along its way, and clear its workplace."""
+    """Move the trajectory that the run kept to its result, and delete the run's workplace."""
     kept = workplace / TRAJECTORY
     if kept.exists() and not (output / TRAJECTORY).exists():
         os.replace(kept, output / TRAJECTORY)
     shutil.rmtree(workplace, ignore_errors=True)
 
 
-def _check_numbers(positive: dict[str, float], counts: dict[str, int | None]) -> None:
-    for name, count in counts.items():
-        try:
-            positive = positive | ({} if count is None else {name: index(count)})
-        except TypeError as error:
-            raise InputError(f"{name}={count!r} is not a whole number.") from error
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name}={value} must be positive and finite.")
-
-
 def _check_finite(model: torch.nn.Module, loss: float) -> None:
+    """Raise Diverged unless the loss and all weights are finite."""
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise Diverged(f"{name} is not finite after the last step")
@@ -234,6 +238,7 @@ def _check_finite(model: torch.nn.Module, loss: float) -> None:
 
 
 def _empty(folder: Path) -> None:
+    """Delete what the folder holds, but not the folder."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -242,46 +247,84 @@ def _empty(folder: Path) -> None:
 
 
 def _require_accelerate() -> None:
+    """Raise InputError where accelerate, which the Trainer needs, is not installed."""
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise InputError("fine-tuning needs accelerate: pip install 'landscape-lm[train]'.") from error
 
 
+def _check_load_options(options: LoadOptions) -> None:
+    """Raise InputError where a model cannot be trained as it would be loaded."""
+    as_trained = LoadOptions(device=options.device, trust_remote_code=options.trust_remote_code)
+    if options != as_trained:
+        raise InputError(
+            "fine-tuning trains float32 weights on one device, with an adapter merged into its base; leave dtype, "
+            "device_map and adapter of load_options as they are."
+        )
+    place = resolve_device(options.device)
+    if place.type not in ("cpu", "cuda", "mps") or place.index not in (None, 0):
+        raise InputError(
+            f"device={options.device!r}: fine-tuning runs on the first visible GPU; set CUDA_VISIBLE_DEVICES."
+        )
+
+
+def _absolute(source: str | Path) -> str:
+    """A file or folder with its absolute path, so that it is found from anywhere; what is neither stays as it is."""
+    return os.path.abspath(source) if os.path.exists(source) else str(source)
+
+
 def _load(
-    source: str, tokenizer: Any, max_length: int, limit: int | None, seed: int, files: CheckpointFiles
+    source: str, tokenizer: Any, options: DataOptions, seed: int, files: CheckpointFiles
 ) -> tuple[TokenData, TokenData]:
     """Training data, and what to evaluate on: the held-out part of a built-in corpus, else the training data."""
-    train = load_data(source, tokenizer, max_length=max_length, limit=limit, seed=seed, part="train")
-    if files.vocabulary_size is not None:
-        check_vocabulary(train, files.vocabulary_size, files.source)
+    train = _load_part(source, tokenizer, options, seed, "train", files)
     if not source.startswith("builtin:"):
         return train, train
     corpus = source.partition("@")[0]
-    return train, load_data(corpus, tokenizer, max_length=max_length, limit=_HELD_OUT, seed=0, part="heldout")
+    return train, _load_part(corpus, tokenizer, replace(options, limit=_HELD_OUT), 0, "heldout", None)
 
 
 def _load_rehearsal(
-    source: str, tokenizer: Any, max_length: int, new: int, ratio: float, seed: int, files: CheckpointFiles
-) -> TokenData:
-    """Old examples that make up `ratio` of the mix with `new` new ones."""
-    count = max(1, round(new * ratio / (1 - ratio)))
-    old = load_data(source, tokenizer, max_length=max_length, limit=count, seed=seed, part="train")
-    if files.vocabulary_size is not None:
-        check_vocabulary(old, files.vocabulary_size, files.source)
+    rehearsal: Rehearsal | None, tokenizer: Any, new: int, options: DataOptions, seed: int, files: CheckpointFiles
+) -> TokenData | None:
+    """Old examples that make up the rehearsal's ratio of the mix with `new` new ones."""
+    if rehearsal is None:
+        return None
+    count = rehearsal.examples_beside(new)
+    source = _absolute(rehearsal.data)
+    old = _load_part(source, tokenizer, replace(options, limit=count), seed, "train", files)
     if len(old.examples) < count:
         raise InputError(
-            f"rehearse_ratio={ratio} beside {new} new examples takes {count} old ones, but {old.source} gives "
-            f"{len(old.examples)}; lower it."
+            f"rehearsal with ratio={rehearsal.ratio} beside {new} new examples takes {count} old ones, but "
+            f"{old.source} gives {len(old.examples)}; lower it."
         )
     return old
 
 
+def _load_part(
+    source: str, tokenizer: Any, options: DataOptions, seed: int, part: str, files: CheckpointFiles | None
+) -> TokenData:
+    """Read data whose tokens, where `files` are given, that checkpoint has embeddings for."""
+    data = load_data(
+        source,
+        tokenizer,
+        max_length=options.max_length,
+        limit=options.limit,
+        batch_tokens=options.batch_tokens,
+        seed=seed,
+        part=part,
+    )
+    if files is not None and files.vocabulary_size is not None:
+        check_vocabulary(data, files.vocabulary_size, files.source)
+    return data
+
+
 def _last_checkpoint(folder: Path) -> str | None:
-    """The last training checkpoint that was written whole; what a kill tore is removed."""
+    """Return the last training checkpoint that was written whole, and remove those that a kill left torn."""
     while (last := get_last_checkpoint(str(folder))) is not None:
         try:
-            TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))  # the Trainer writes it last
+            TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))  # The Trainer writes it last.
         except (OSError, ValueError, TypeError):
             shutil.rmtree(last)
         else:
@@ -290,6 +333,7 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 
 def _mean_loss(model: Any, data: TokenData) -> float:
+    """Return the mean loss per supervised token; the model comes back as it was."""
     with preserved(model):
         return Objective(model, data).loss().mean
 
@@ -307,6 +351,5 @@ def _require_same_run(output: Path, settings: dict, trust_remote_code: bool) -> 
     numbers = [losses.get(key) if isinstance(losses, dict) else None for key in _LOSSES] + [made.get("steps_taken")]
     if not all(isinstance(number, (int, float)) for number in numbers):
         raise InputError(f"{record} is damaged (losses or steps_taken); delete {output} to run again.")
-    load_tokenizer(
-        inspect_checkpoint(output, trust_remote_code=trust_remote_code)
-    )  # reads every file and says what is missing
+    files = inspect_checkpoint(output, trust_remote_code=trust_remote_code)
+    load_tokenizer(files)  # Every file was read by now; one that is missing or damaged was named.

@@ -1,4 +1,4 @@
-"""Filters: the parts of a weight that filter normalization scales together (Li et al. 2018, sec. 4; SCIENCE 2.2)."""
+"""Filters: the parts of a weight that filter normalization scales together (Li et al. 2018, section 4)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 NORMALIZATIONS = ("filter", "unit", "head", "layer", "none")
 
-# Linear maps that write into the residual stream: their units are inputs (SCIENCE 2.2: the input unit is what a
-# function-preserving rescaling of the preceding value or up projection divides).
+# Linear maps that write into the residual stream. Their units are inputs: multiplying an output of the value or up
+# projection before them by c, and dividing the input unit here by c, leaves the model's function as it is.
 _OUTPUT_PROJECTIONS = {
     "o_proj",
     "out_proj",
@@ -47,16 +47,30 @@ _HEAD_OUTPUTS = {"o_proj", "out_proj", "c_proj", "dense", "wo"}
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """How one tensor divides into filters: one filter per index of `axes`, or per `block` indices of a single axis.
+    """How one tensor divides into filters.
 
-    `axes=()` is one filter for the whole tensor.
+    Attributes:
+        axes: There is one filter per index of these axes; with no axis the whole tensor is one filter.
+        block: With a single axis, this many neighbouring indices make one filter.
+
+    Example:
+        >>> Filters(axes=(0,)).norms(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+        tensor([[5.],
+                [2.]])
     """
 
     axes: tuple[int, ...]
     block: int = 1
 
     def norms(self, tensor: Tensor) -> Tensor:
-        """l2 norm of each filter, shaped to broadcast against `tensor`; of a sharded tensor, whole on every process."""
+        """Return the l2 norm of each filter.
+
+        Args:
+            tensor: The tensor that divides into the filters.
+
+        Returns:
+            Norms in a shape that broadcasts against `tensor`; for a sharded tensor they are whole in every process.
+        """
         others = [axis for axis in range(tensor.ndim) if axis not in self.axes]
         norms = whole(torch.linalg.vector_norm(tensor, dim=others, keepdim=True) if others else tensor.abs())
         if self.block > 1:
@@ -68,16 +82,25 @@ class Filters:
 
 
 def filters_of(entry: NamedParameter, mode: str, head_dimension: int | None = None) -> Filters:
-    """The filters of one tensor.
+    """Return the filters of one tensor.
 
-    filter  output units: rows of Linear, tokens of embeddings and heads, columns of GPT-2's Conv1D, output
-            channels of convolutions; (expert, row) of stacked experts.
-    unit    as filter, but input units of projections into the residual stream (o_proj, down_proj).
-    head    as unit, but attention heads: blocks of `head_dimension` output units of q, k, v and of input units
-            of the attention output. A tensor that does not divide into such blocks keeps its units.
-    layer   the whole tensor.
+    Args:
+        entry: The tensor with its name and its module.
+        mode: What a filter is. A 1-D tensor (a gain, a bias) is one filter in every mode.
 
-    1-D tensors (gains, biases) are one filter in every mode. Raises InputError for an unknown mode.
+            - "filter": an output unit. These are rows of Linear, tokens of embeddings and output heads, columns of
+              GPT-2's Conv1D, output channels of convolutions, and (expert, row) of stacked experts.
+            - "unit": as "filter", but an input unit for projections into the residual stream (o_proj, down_proj).
+            - "head": as "unit", but an attention head where there is one: `head_dimension` output units of q, k, v, and
+              as many input units of the attention output. A tensor that does not divide into heads keeps its units.
+            - "layer": the whole tensor.
+        head_dimension: Units per attention head, for "head".
+
+    Raises:
+        InputError: The mode is unknown.
+
+    Source:
+        "filter": Li et al. 2018 (arXiv 1712.09913), section 4. The other modes are variants for transformers.
     """
     if mode not in ("filter", "unit", "head", "layer"):
         raise InputError(f"normalize={mode!r} is none of {', '.join(NORMALIZATIONS)}.")
@@ -105,7 +128,7 @@ def filters_of(entry: NamedParameter, mode: str, head_dimension: int | None = No
 
 
 def _matrix_axes(entry: NamedParameter) -> tuple[int, int]:
-    """(output axis, input axis) of a tensor of two or more dimensions."""
+    """Return the output axis and the input axis of a tensor of two or more dimensions."""
     owner, tensor = entry.owner, entry.tensor
     if isinstance(owner, Conv1D):
         return 1, 0
@@ -119,6 +142,7 @@ def _matrix_axes(entry: NamedParameter) -> tuple[int, int]:
 
 
 def head_dimension_of(model: nn.Module) -> int:
+    """Return the units per attention head of a transformers model; raise InputError for other models."""
     config = getattr(model, "config", None)
     heads = getattr(config, "num_attention_heads", None)
     if not heads:

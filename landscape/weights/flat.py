@@ -20,9 +20,14 @@ from landscape.weights.vectors import Vector
 class Layout:
     """The parameters side by side as one vector of length `size`, in the order of their names.
 
-    On the device of the parameters; on the host where these are on several, none of which need have the room. Of a
-    sharded model it is a `DTensor`, of the slices of the parameters side by side: numbers made of it are partial until
-    they pass through `sharding.whole`.
+    The vector is on the device of the parameters; where these are on several devices it is on the host, because none of
+    the devices need have the room. For a sharded model it is a `DTensor` of the slices of the parameters side by side:
+    numbers that are made of it are partial until they pass through `sharding.whole`.
+
+    Example:
+        >>> layout = Layout(Parameters(torch.nn.Linear(3, 2)))
+        >>> layout.size, layout.shapes
+        (8, [(2, 3), (2,)])
     """
 
     def __init__(self, parameters: Parameters):
@@ -41,12 +46,12 @@ class Layout:
         self.own_size = sum(self._own_lengths)  # what this process holds of it
 
     def empty(self) -> Tensor:
-        """A vector to be filled."""
+        """Return a vector, shape (size,), whose values are to be filled in."""
         own = torch.empty(self.own_size, dtype=self.dtype, device=self.device)
         return flat_slice(own, self.size, self._sharded[0]) if self._sharded else own
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Views of a flat vector, shape (size,), in the shapes of the parameters."""
+        """Return views of a flat vector, shape (size,), in the shapes of the parameters."""
         parts = own_part(flat).split(self._own_lengths) if self._sharded else flat.split(self.lengths)
         views = [part.view(shape) for part, shape in zip(parts, self._own_shapes, strict=True)]
         if self._sharded:
@@ -54,11 +59,21 @@ class Layout:
         return views
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
-        """The same by parameter name."""
+        """Return the same views by parameter name."""
         return dict(zip(self.names, self.views(flat), strict=True))
 
     def flat(self, vector: Vector) -> Tensor:
-        """One vector from tensors by name; absent names are zero. Raises InputError for names and shapes not here."""
+        """Make one flat vector of tensors by name.
+
+        Args:
+            vector: Tensors by parameter name; absent names are zero.
+
+        Returns:
+            A new vector, shape (size,).
+
+        Raises:
+            InputError: A name or a shape is not one of the parameters'.
+        """
         unknown = [name for name in vector if name not in self.names]
         if unknown:
             raise InputError(f"the vector has {unknown[0]}, which is not among the selected parameters.")
@@ -73,7 +88,16 @@ class Layout:
         return out
 
     def random(self, seed: int, stream: str, rademacher: bool = False) -> Tensor:
-        """A standard normal or Rademacher vector from seed, stream and tensor names only (DESIGN, law 5)."""
+        """Draw a random vector that depends only on the seed, the stream and the tensors' names.
+
+        Args:
+            seed: Seed of the measurement.
+            stream: Name of the draw, such as "probe 3".
+            rademacher: Whether the elements are +1 and -1 with equal probability, rather than standard normal.
+
+        Returns:
+            A vector, shape (size,).
+        """
         out = self.empty()
         for name, part in self.named(out).items():
             part.copy_(cut_like(gaussian_noise(part.shape, seed=seed, stream=stream, name=name), part))
@@ -81,13 +105,24 @@ class Layout:
 
 
 def probe_scale(parameters: Parameters, weighting: str) -> Tensor:
-    """The diagonal D, shape (size,), for which the trace of D H D is a weighted trace of H.
+    """Return the diagonal D for which the trace of D H D is a weighted trace of the Hessian H.
 
-    adaptive               |w_i|: sum_i w_i^2 H_ii, the small-radius limit of adaptive average-case sharpness
-                           (Andriushchenko et al. 2023, arXiv 2302.07011)
-    filter|unit|head|layer |w_f| / sqrt(n_f) for every weight of filter f: sum_f |w_f|^2 / n_f tr H_ff, the mean
-                           curvature along filter-normalized random directions (Li et al. 2018; SCIENCE 2.2). 1-D
-                           tensors get 0, as those directions leave them out.
+    Args:
+        parameters: The parameters that H is taken in.
+        weighting: The weights of the trace.
+
+            - "adaptive": D_i = |w_i|. The trace is sum_i w_i^2 H_ii, the small-radius limit of adaptive average-case
+              sharpness.
+            - "filter", "unit", "head" or "layer": D_i = |w_f| / sqrt(n_f) for each of the n_f weights of filter f. The
+              trace is sum_f |w_f|^2 / n_f tr H_ff, the mean curvature along filter-normalized random directions. 1-D
+              tensors get 0, because those directions leave them out.
+
+    Returns:
+        The diagonal, shape (size,).
+
+    Source:
+        "adaptive": Andriushchenko et al. 2023 (arXiv 2302.07011). The others: the directions are those of Li et al.
+        2018 (arXiv 1712.09913), section 4; E[d'Hd] follows from E[d d'] = D^2 for them.
     """
     layout = Layout(parameters)
     scale = layout.empty().zero_()
@@ -98,7 +133,7 @@ def probe_scale(parameters: Parameters, weighting: str) -> Tensor:
 
 
 def tensor_scale(parameters: Parameters, name: str, weights: Tensor, weighting: str) -> Tensor:
-    """The part of `probe_scale` that belongs to tensor `name`, given its weights in float32 or wider."""
+    """Return the part of `probe_scale` that belongs to tensor `name`, given its weights in float32 or wider."""
     if weighting == "adaptive":
         return weights.abs()
     if weights.ndim < 2:
@@ -110,11 +145,19 @@ def tensor_scale(parameters: Parameters, name: str, weights: Tensor, weighting: 
 
 
 class RandomStep(Mapping[str, Tensor]):
-    """rho c z, z standard normal: a step whose tensors are drawn when they are asked for, and not kept.
+    """A random step rho c z, z standard normal, whose tensors are drawn when they are asked for and are not kept.
 
-    c is a weighting of `probe_scale`, of the weights at the base of `trip`; 1 for None. The same numbers as from
-    vectors of the whole model, in the memory of one tensor. Where the model is not on a CPU, the draw is kept on the
-    host for the other end of the pair: drawing anew, on one core, would take longer than what the model does with it.
+    The numbers are those of vectors of the whole model, in the memory of one tensor. Where the model is not on a CPU,
+    the draw is kept on the host for the other end of an antithetic pair: drawing anew, on one core, would take longer
+    than what the model does with it.
+
+    Args:
+        parameters: The parameters that the step moves.
+        trip: The excursion that will make the step; c is taken from the weights at its base.
+        rho: Size of the step.
+        weighting: The diagonal c, a weighting of `probe_scale`; None for 1.
+        seed: Seed of the draw.
+        stream: Name of the draw.
     """
 
     def __init__(
@@ -133,6 +176,7 @@ class RandomStep(Mapping[str, Tensor]):
         return tensor_scale(self._parameters, name, weights, self._weighting) * self._rho * noise
 
     def _noise(self, name: str) -> Tensor:
+        """Return the draw for a tensor, on its device."""
         tensor = self._parameters[name]
         part = self._kept.get(name)
         if part is None:

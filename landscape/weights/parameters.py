@@ -1,4 +1,4 @@
-"""A model's parameters as one vector: names, ties, filters, inner products, seeded noise; a model left as it was."""
+"""A model's parameters: each distinct tensor once, by its name, with its filters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from landscape.weights.filters import Filters, filters_of, head_dimension_of
 
 @dataclasses.dataclass(frozen=True)
 class NamedParameter:
-    """One distinct tensor of the model, under its first name; tied names are `aliases`."""
+    """One distinct tensor of a model.
+
+    Attributes:
+        name: Its first name in the model.
+        tensor: The parameter.
+        owner: The module that holds it.
+        aliases: Its other names, where it is tied.
+    """
 
     name: str
     tensor: nn.Parameter
@@ -28,13 +35,24 @@ class NamedParameter:
 
 
 class Parameters:
-    """The distinct trainable tensors of a model, as one vector.
+    """The distinct trainable tensors of a model, in the order of the model.
 
-    `patterns` are shell globs over names (`"model.layers.*.mlp.*"`). Tied tensors appear once; buffers never;
-    parameters with `requires_grad=False` only with `frozen=True`. Those of a model that `fully_shard` cut are
-    `DTensor`s: shapes and `numel` are those of the whole tensors.
+    Tied tensors appear once, buffers never. Those of a model that `fully_shard` cut are `DTensor`s, whose shapes and
+    `numel` are those of the whole tensors.
 
-    Raises InputError where nothing is left, naming the reason, and for weights that are not on a device.
+    Args:
+        model: Any module.
+        patterns: Shell globs over names, such as `"model.layers.*.mlp.*"`; None selects all.
+        frozen: Whether parameters with `requires_grad=False` are selected too.
+
+    Raises:
+        InputError: Nothing is left (the message says why), or weights are not on a device.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1, bias=False))
+        >>> selected = Parameters(model, "*.weight")
+        >>> selected.names, selected.numel
+        (('0.weight', '1.weight'), 8)
     """
 
     def __init__(self, model: nn.Module, patterns: str | Sequence[str] | None = None, *, frozen: bool = False):
@@ -65,34 +83,37 @@ class Parameters:
         return self._by_name[name].tensor
 
     def named(self, name: str) -> NamedParameter | None:
-        """The entry that has `name`, or to which it is tied; None where there is none."""
+        """Return the entry that has `name` as its name or alias; None where there is none."""
         return self._by_name.get(name) or next((entry for entry in self.entries if name in entry.aliases), None)
 
     @property
     def names(self) -> tuple[str, ...]:
+        """First names of the tensors."""
         return tuple(self._by_name)
 
     @property
     def tensors(self) -> tuple[nn.Parameter, ...]:
+        """The tensors, in the order of `names`."""
         return tuple(entry.tensor for entry in self.entries)
 
     @property
     def numel(self) -> int:
+        """Number of weights in all tensors."""
         return sum(entry.tensor.numel() for entry in self.entries)
 
     def values(self) -> dict[str, Tensor]:
-        """Detached views of the current tensors by name (no copy)."""
+        """Return detached views of the current tensors by name, without a copy."""
         return {entry.name: entry.tensor.detach() for entry in self.entries}
 
     def filters(self, name: str, mode: str) -> Filters:
-        """The filters of tensor `name` under normalization `mode` (SCIENCE 2.2; Li et al. 2018, sec. 4)."""
+        """Return the filters of tensor `name` under normalization `mode` (see `filters.filters_of`)."""
         return filters_of(self._by_name[name], mode, head_dimension_of(self.model) if mode == "head" else None)
 
 
 def distinct_parameters(model: nn.Module) -> list[NamedParameter]:
-    """Every parameter of `model` once, ties merged: the same object, or the same memory in the same layout."""
+    """List every parameter of `model` once; tied ones are the same object, or the same memory in the same layout."""
     first: dict[tuple, str] = {}
-    found: dict[str, tuple[nn.Parameter, nn.Module, list[str]]] = {}
+    distinct: dict[str, tuple[nn.Parameter, nn.Module, list[str]]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         owner = model.get_submodule(name.rpartition(".")[0])
         key: tuple = (id(tensor),)
@@ -100,11 +121,8 @@ def distinct_parameters(model: nn.Module) -> list[NamedParameter]:
         if not part.is_meta and part.numel():
             key = (part.device, part.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if key in first:
-            found[first[key]][2].append(name)
+            distinct[first[key]][2].append(name)
         else:
             first[key] = name
-            found[name] = (tensor, owner, [])
-    return [NamedParameter(name, t, owner, tuple(aliases)) for name, (t, owner, aliases) in found.items()]
-
-
-# --- linear algebra and noise -------------------------------------------------------------------------------
+            distinct[name] = (tensor, owner, [])
+    return [NamedParameter(name, t, owner, tuple(aliases)) for name, (t, owner, aliases) in distinct.items()]

@@ -1,4 +1,4 @@
-"""Perturb a model and restore it: always from the exact base, bit for bit, and what of a step the weights took."""
+"""Perturb a model and restore it bit for bit, and measure how much of a step the rounded weights took."""
 
 from __future__ import annotations
 
@@ -22,18 +22,26 @@ _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-    """How much of an intended perturbation the weights took; both are 1 where rounding did no harm."""
+    """How much of an intended perturbation the weights took; both numbers are 1 where rounding did no harm.
 
-    norm_ratio: float  # |realized step| / |intended step|
-    cosine: float  # between realized and intended step
+    A step smaller than half a unit in the last place of a weight vanishes when it is rounded, which is common in half
+    precision.
+
+    Attributes:
+        norm_ratio: |realized step| / |intended step|.
+        cosine: Cosine of the angle between the realized and the intended step.
+    """
+
+    norm_ratio: float
+    cosine: float
 
     @property
     def faithful(self) -> bool:
-        """Whether norm and direction are right to one percent (DESIGN, law 4)."""
+        """Whether norm and direction are right to one percent: a perturbation lost to rounding measures nothing."""
         return self.cosine >= 0.99 and abs(self.norm_ratio - 1) <= 0.01
 
     def worse(self, other: Fidelity) -> Fidelity:
-        """The worse of two, in norm and in direction; NaN, of a step to where nothing is finite, is worst."""
+        """Return the worse of two, in norm and in direction; NaN is worst (the step left the finite values)."""
         ratio = max(self.norm_ratio, other.norm_ratio, key=lambda r: math.inf if math.isnan(r) else abs(r - 1))
         return Fidelity(ratio, min(self.cosine, other.cosine, key=lambda c: -math.inf if math.isnan(c) else c))
 
@@ -42,7 +50,12 @@ EXACT = Fidelity(1.0, 1.0)
 
 
 class Excursion:
-    """Moves a model's parameters, always from the exact base, never by accumulating steps. See `excursion`."""
+    """Moves a model's parameters, always from the exact base and never by accumulating steps. See `excursion`.
+
+    Args:
+        parameters: The parameters to move.
+        offload_base: Whether the copy of the base is kept in the host's memory.
+    """
 
     def __init__(self, parameters: Parameters, offload_base: bool = False):
         self._parameters = parameters
@@ -57,11 +70,16 @@ class Excursion:
         """Set the parameters to base_coefficient * base + the sum of coefficient * vector.
 
         A step from the base is formed in float32, added to it in float32 and rounded once to the weights' own type.
-        With float64 weights or vectors, or another base coefficient, all is formed in float64 (float32 where the device
-        has no more): (1 - t) base + t other is `other` bit for bit at t = 1. Returns the fidelity of the step from the
-        base that the rounded weights really took.
+        With float64 weights or vectors, or another base coefficient, everything is formed in float64 (float32 where the
+        device has no more), so that (1 - t) base + t other is `other` bit for bit at t = 1.
 
-        A vector's tensors are asked for one at a time, in the order of the parameters.
+        Args:
+            terms: Pairs of a coefficient and a vector. A vector's tensors are asked for one at a time, in the order of
+                the parameters.
+            base_coefficient: Coefficient of the base.
+
+        Returns:
+            The fidelity of the step from the base that the rounded weights really took.
         """
         settle(self._parameters.model)
         terms = [(coefficient, vector) for coefficient, vector in terms if coefficient != 0]
@@ -84,25 +102,28 @@ class Excursion:
     def _step(
         self, names: Sequence[str], terms: Sequence[tuple[float, Vector]], base_coefficient: float, *, narrow: bool
     ) -> list[float]:
-        """Move the tensors `names`; |intended|^2, |realized|^2 and <intended, realized> over all of them."""
-        parts: dict[torch.device, list[Tensor]] = {}  # no sum leaves its device before the end: that would wait for it
+        """Move the tensors `names`; return |intended|^2, |realized|^2 and <intended, realized> over all of them."""
+        parts: dict[
+            torch.device, list[Tensor]
+        ] = {}  # No sum leaves its device before the end, because that would wait for it.
         for name in names:
             tensor = self._parameters[name]
             target, base = own_part(tensor), self._base[name]
             active = [(c, own_part(cut_like(vector[name], tensor))) for c, vector in terms if name in vector]
-            found = parts.setdefault(target.device, [])
+            sums = parts.setdefault(target.device, [])
             self._moved.add(name)  # before it is written to: what ends this half-way must not leave it so
             if narrow and all(t.dtype in _NARROW for t in (target, *(v for _, v in active))):
-                found += _step_tensor(target, base, active, self._scratch_for(target))
+                sums += _step_tensor(target, base, active, self._scratch_for(target))
             else:
-                found += _move_tensor(target, base, base_coefficient, active)
+                sums += _move_tensor(target, base, base_coefficient, active)
         total = torch.zeros(3, dtype=torch.float64)
-        for sums in parts.values():
-            if sums:
-                total += torch.stack(sums).view(-1, 3).cpu().double().sum(0)
+        for device_sums in parts.values():
+            if device_sums:
+                total += torch.stack(device_sums).view(-1, 3).cpu().double().sum(0)
         return summed_like(total, self._parameters[names[0]]).tolist()
 
     def _scratch_for(self, target: Tensor) -> list[Tensor]:
+        """Return the two scratch tensors of a device, made when they are first needed."""
         if target.device not in self._scratch:
             largest = max(own_part(t).numel() for t in self._parameters.tensors if own_part(t).device == target.device)
             size = max(1, min(largest, _chunk(target)))  # a process may hold no slice of any of them
@@ -110,7 +131,7 @@ class Excursion:
         return self._scratch[target.device]
 
     def base(self, name: str) -> Tensor:
-        """The exact base of a tensor, on its device, wherever the model is by now."""
+        """Return the exact base of a tensor, on its device, wherever the model has been moved since."""
         tensor = self._parameters[name].detach()
         if name not in self._moved:
             return tensor
@@ -118,11 +139,13 @@ class Excursion:
         return slice_of(part, tensor) if isinstance(tensor, DTensor) else part
 
     def _remember(self, names: Sequence[str]) -> None:
+        """Copy the base of tensors that will be moved for the first time."""
         if names:
             self.restore()  # tensors may share memory: what is copied must not show another's step
             self._base |= {name: self._copied(own_part(self._parameters[name])) for name in names}
 
     def _copied(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor, to the host where `offload_base` asks for it."""
         if not self._offload or tensor.device.type == "cpu":
             return tensor.clone()
         pinned = torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
@@ -136,18 +159,20 @@ class Excursion:
             self._restore(name)
 
     def _restore(self, name: str) -> None:
+        """Set one tensor back to the base where it was moved."""
         if name in self._moved:
             own_part(self._parameters[name]).copy_(self._base[name])
             self._moved.discard(name)
 
 
 def _chunk(target: Tensor) -> int:
+    """Return the number of elements that are perturbed at a time."""
     return _CHUNK_CPU if target.device.type == "cpu" else _CHUNK
 
 
 @contextlib.contextmanager
 def _flat(target: Tensor) -> Iterator[Tensor]:
-    """`target` as one row that can be written to."""
+    """Yield `target` as one row that can be written to."""
     if target.is_contiguous():
         yield target.view(-1)
     else:
@@ -159,9 +184,9 @@ def _flat(target: Tensor) -> Iterator[Tensor]:
 def _step_tensor(
     target: Tensor, base: Tensor, active: Sequence[tuple[float, Tensor]], scratch: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Write base + the sum of the terms into `target`, in float32; three sums of fidelity for each chunk.
+    """Write base + the sum of the terms into `target`, in float32; return three sums of fidelity for each chunk.
 
-    What lives elsewhere comes to the target's device a chunk at a time, in its own type.
+    What lives on another device comes to the target's a chunk at a time, in its own type.
     """
     base, sums = base.reshape(-1), []
     vectors = [(coefficient, vector.reshape(-1)) for coefficient, vector in active]
@@ -184,7 +209,7 @@ def _step_tensor(
 def _move_tensor(
     target: Tensor, base: Tensor, base_coefficient: float, active: Sequence[tuple[float, Tensor]]
 ) -> list[Tensor]:
-    """Write base_coefficient * base + the terms into `target`, in float64; as `_step_tensor` otherwise."""
+    """Write base_coefficient * base + the terms into `target`, in float64; otherwise as `_step_tensor`."""
     wide, sums = wide_dtype(target.device), []
     base, active = base.reshape(-1), [(c, v.reshape(-1)) for c, v in active]
     with _flat(target) as flat:
@@ -204,7 +229,21 @@ def _move_tensor(
 def excursion(parameters: Parameters, *, offload_base: bool = False) -> Iterator[Excursion]:
     """Perturb a model inside the block; afterwards its weights are bit-identical, also when the block raises.
 
-    Needs one copy of the weights that move, beside them; with `offload_base` on the host.
+    Args:
+        parameters: The parameters to move.
+        offload_base: Whether the copy of the weights that move is kept in the host's memory, rather than beside them.
+
+    Yields:
+        The excursion, whose `move` sets the weights.
+
+    Example:
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> before = model.weight.item()
+        >>> with excursion(Parameters(model)) as trip:
+        ...     fidelity = trip.move([(0.5, {"weight": torch.ones(1, 1)})])
+        ...     moved = model.weight.item()
+        >>> round(moved - before, 4), fidelity.faithful, model.weight.item() == before
+        (0.5, True, True)
     """
     trip = Excursion(parameters, offload_base)
     try:

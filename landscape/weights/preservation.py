@@ -1,4 +1,4 @@
-"""A model left as it was: flags, gradients, buffers and random states come back."""
+"""Leaving a model as it was: flags, gradients, buffers and random states come back."""
 
 from __future__ import annotations
 
@@ -15,9 +15,22 @@ from landscape.parallel.sharding import settle
 
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside the block; afterwards flags, gradients, buffers and RNG as before.
+    """Put a model into evaluation mode, without gradients, inside the block, and everything back afterwards.
 
-    A caller's autocast is off inside the block: it would reach into gradients of gradients too.
+    What comes back, also when the block raises, are the training flags, `requires_grad`, gradients, buffers and the
+    global random states of Python, NumPy and torch. A caller's autocast is off inside the block, because it would reach
+    into gradients of gradients too. (Weights are not put back: see `perturbation.excursion`.)
+
+    Args:
+        model: Any module.
+
+    Example:
+        >>> model = nn.Dropout().train()
+        >>> with preserved(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
     """
     settle(model)
     kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}
@@ -26,12 +39,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
     gradients = [(p, p.grad) for p in model.parameters()]
     buffers = [(module, name, buffer, buffer.detach().clone()) for module, name, buffer in _buffers(model)]
     python_state, torch_state = random.getstate(), torch.get_rng_state()
-    numpy_state = np.random.get_state()  # noqa: NPY002 - others' global state, kept for them
+    numpy_state = np.random.get_state()  # noqa: NPY002 - this is the global state of others
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         model.eval()
         for parameter, _ in gradients:
-            parameter.grad = None  # a backward() in the block would add to the caller's tensor in place
+            parameter.grad = None  # A backward() in the block would add to the caller's tensor in place.
         with contextlib.ExitStack() as exact:
             for kind in kinds:
                 exact.enter_context(torch.autocast(kind, enabled=False))
@@ -56,6 +69,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def _buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Yield every buffer with its module and its name there."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:

@@ -14,14 +14,19 @@ Vector = Mapping[str, Tensor]  # parameter name -> tensor of that parameter's sh
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """The widest float the device computes in: perturbations and inner products are formed in it."""
+    """Return the widest float that the device computes in; perturbations and inner products are formed in it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def inner_product(u: Vector, v: Vector) -> float:
-    """Sum over shared names of u*v, accumulated in float64."""
+    """Return the inner product of two vectors over the names that both have, accumulated in float64.
+
+    Example:
+        >>> inner_product({"a": torch.tensor([1.0, 2.0]), "b": torch.ones(1)}, {"a": torch.tensor([3.0, 4.0])})
+        11.0
+    """
     total = 0.0
-    shared: Tensor | None = None  # a tensor of the first of them
+    shared: Tensor | None = None  # a tensor of the first name that both have
     for name in u:
         if name in v:
             shared = u[name] if shared is None else shared
@@ -32,12 +37,12 @@ def inner_product(u: Vector, v: Vector) -> float:
 
 
 def vector_norm(u: Vector) -> float:
-    """l2 norm over all tensors, accumulated in float64."""
+    """Return the l2 norm over all tensors, accumulated in float64."""
     return inner_product(u, u) ** 0.5
 
 
 def vector_digest(vector: Vector) -> str:
-    """SHA-256 over names, types, shapes and bytes: tells whether weights or directions are the ones they were."""
+    """Return the SHA-256 (hex) of names, types, shapes and bytes, which tells whether weights are the same."""
     digest = hashlib.sha256()
     for name, tensor in vector.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -46,5 +51,5 @@ def vector_digest(vector: Vector) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in C order, whatever its type and device; of all of a sharded one."""
+    """Return the bytes of a tensor in C order, whatever its type and device; all of them for a sharded one."""
     return whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -96,6 +96,21 @@ def test_interpolation_and_plane(run, save_checkpoint_folder, records, tokenizer
         (summary,) = json.loads(open(f"{kind}/summary.json").read())["surfaces"]
         assert [m["loss"] for m in summary["markers"]] == pytest.approx(expected[:count], rel=1e-5)
         assert f"{expected[0]:.4f}" in out
+    assert json.loads(open("plane/settings.json").read())["margin"] == 0.25
+
+
+def test_the_margin_of_a_plane_is_a_fraction_of_what_the_checkpoints_span(run, save_checkpoint_folder, records):
+    folders = [save_checkpoint_folder("llama", seed=seed) for seed in (1, 2, 3)]
+    code, _, err = run("plot", *folders, "--kind", "plane", "--margin", 0.5, "--data", records, *SMALL, "-o", "out")
+    assert code == 0, err
+    (summary,) = json.loads(open("out/summary.json").read())["surfaces"]
+    surface = Surface.load("out/" + summary["file"])
+    for axis, coordinates in zip(
+        surface.axes, zip(*(m.coordinates for m in surface.markers), strict=True), strict=True
+    ):
+        extent = max(coordinates) - min(coordinates)
+        assert axis[0] == pytest.approx(min(coordinates) - 0.5 * extent)
+        assert axis[-1] == pytest.approx(max(coordinates) + 0.5 * extent)
 
 
 @pytest.mark.parametrize("normalize", ["unit", "head", "layer", "none"])
@@ -347,6 +362,10 @@ def test_checkpoints_whose_tokenizers_differ(refused, damaged, save_checkpoint_f
         (("--points", "a"), "--points a"),
         (("--span", "-1"), "--span -1"),
         (("--span", "1,0"), "--span 1,0"),
+        (("--margin", "0.5"), "use --span with --kind random"),
+        (("--kind", "plane", "--span", "1"), "use --margin"),
+        (("--kind", "plane", "--margin", "inf"), "--margin inf must be at least 0 and finite"),
+        (("--kind", "interpolate", "--span", "1"), "--span 1 is not LOW,HIGH"),
         (("--kind", "interpolate"), "takes 2 checkpoints, got 1"),
         (("--kind", "plane"), "takes 3 checkpoints, got 1"),
         (("--kind", "interpolate", "--dim", "2"), "--dim 2"),

@@ -70,9 +70,12 @@ def test_a_tied_head_has_no_closed_form_and_no_such_check(run, save_checkpoint_f
 
 
 def test_json_goes_to_stdout_alone(run, save_checkpoint_folder, records):
-    code, out, _ = run("hessian", save_checkpoint_folder("gpt2"), "--data", records, *SMALL, "--json", "-o", "out")
+    options = ("--basis-device", "cpu", "--max-matvecs", "50", "--json")
+    code, out, _ = run("hessian", save_checkpoint_folder("gpt2"), "--data", records, *SMALL, *options, "-o", "out")
     assert code == 0
-    assert json.loads(out)["rows"][0]["data"] == "tasks"
+    (row,) = json.loads(out)["rows"]
+    assert row["data"] == "tasks"
+    assert 3 <= row["matvecs"] <= 50
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,7 @@ def test_json_goes_to_stdout_alone(run, save_checkpoint_folder, records):
         (("--top", "0"), "--top"),
         (("--parameters", "nothing.*"), "nothing.*"),
         (("--rtol", "0"), "rtol"),
+        (("--basis-device", "abacus"), "abacus"),
         (("--trace-rtol", "-1"), "rtol"),
         (("--curvature", "fisher"), "fisher"),
         (("--curvature", "ggn", "--hvp", "finite_difference"), "finite_difference"),
@@ -113,7 +117,7 @@ def test_other_settings_and_foreign_files_are_refused(run, save_checkpoint_folde
 
 
 def test_unconverged_numbers_are_starred(run, save_checkpoint_folder, records):
-    options = ("--rtol", "1e-9", "--max-products", "4")
+    options = ("--rtol", "1e-9", "--max-matvecs", "4")
     code, out, err = run("hessian", save_checkpoint_folder("llama"), "--data", records, *SMALL, *options, "-o", "out")
     assert code == 0
     assert "warning" in err

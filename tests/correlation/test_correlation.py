@@ -8,9 +8,14 @@ import pandas
 import pytest
 from scipy import stats
 
-from landscape import InputError, MeasurementWarning, correlate
+import landscape
+from landscape import InputError, MeasurementWarning, Resampling
 from landscape.correlation import granulated_kendall
 from landscape.correlation.statistics import partial_correlations
+
+
+def correlate(table, *, resamples=9999, confidence=0.95, seed=0, **options):
+    return landscape.correlate(table, resampling=Resampling(resamples, confidence, seed), **options)
 
 
 def correlated(n, rho, generator):
@@ -304,7 +309,7 @@ def test_intervals_over_groups_cover_over_200_draws():
         table["base"] = np.arange(24).repeat(4)
         found = correlate(table, flatness=["flat"], groups="base", method="pearson", resamples=299, seed=draw)
         covered += found["low"][0] <= 0.5 <= found["high"][0]
-    assert covered >= 180  # nominal 190; the percentile bootstrap over 24 groups covers 92 to 97% (SCIENCE 6)
+    assert covered >= 180  # nominal 190; the percentile bootstrap over 24 groups covers 92 to 97%
 
 
 def test_discoveries_among_many_nulls_are_mostly_true():

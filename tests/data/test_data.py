@@ -20,13 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from landscape.data import corpora, sources
-from landscape.data.tokens import (
-    IGNORED,
-    Example,
-    TokenData,
-    check_vocabulary,
-    load_data,
-)
+from landscape.data.tokens import IGNORED, Example, TokenData, check_vocabulary, load_data
 from landscape.errors import InputError
 
 SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]

@@ -136,8 +136,10 @@ def refused(function, *arguments, **options):
 def refusals(folder):
     """The sentences that bad input of one process makes in every process."""
     model, wide = build_model("llama", seed=1), make_batches(rows=4)
-    said = {"memory": refused(compute_surface, model, wide, dim=1, points=3, loss_fn=Short(0), progress=False)}
-    said["memory, gradient"] = refused(compute_sharpness, model, wide, metric="gradient_norm", loss_fn=Short(0))
+    said = {"memory": refused(compute_surface, model, wide, dim=1, points=3, scope=Scope(loss_fn=Short(0)))}
+    said["memory, gradient"] = refused(
+        compute_sharpness, model, wide, metric="gradient_norm", scope=Scope(loss_fn=Short(0))
+    )
     said["weights"] = refused(Objective, build_model("llama", seed=rank()), wide)
     said["data"] = refused(Objective, model, make_batches(rows=4, seed=rank()))
     with results_folder(folder / "results", {"seed": 0}):
@@ -173,7 +175,7 @@ def torchrun(processes, *arguments):
 
 TESTS = str(Path(__file__).parents[1])
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": TESTS,
+    "PYTHONPATH": os.pathsep.join((TESTS, str(Path(TESTS).parent))),  # the tree of these tests, whichever is installed
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "PYTHONWARNINGS": "ignore",

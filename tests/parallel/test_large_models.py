@@ -259,7 +259,8 @@ def sharded(tmp_path_factory):
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"PYTHONPATH": str(here.parents[1]), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join((str(here.parents[1]), str(here.parents[2]))), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-6000:]
     return torch.load(folder / "sharded.pt", weights_only=False)

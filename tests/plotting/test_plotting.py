@@ -27,6 +27,7 @@ from landscape.plotting import (
     surfaces_html,
     write_figures,
 )
+from landscape.plotting.ticks import linear_ticks
 from landscape.results import Provenance
 from landscape.surfaces.surface import Marker, Surface
 from landscape.weights.perturbation import Fidelity
@@ -249,7 +250,7 @@ def test_log_scale_draws_logarithms_with_ticks_in_losses():
     assert {"0.01", "0.1", "1", "10", "100"} <= set(ticks)
     assert ticks["10"] == pytest.approx(1)
     assert "log scale" in bars(figure)[0].get_ylabel()
-    assert "Logarithmic" in texts(figure)
+    assert "logarithmic" in texts(figure)
 
 
 def zip_ticks(axis):
@@ -495,8 +496,8 @@ def test_caption_states_data_kind_normalization_seed_grid_and_tokens():
         "7×5 points",
     ):
         assert fact in caption
-    assert "Each checkpoint along the same random draw, normalized to its own weights" in caption
-    assert "shared axes and colour scale; one draw of directions" in caption
+    assert "Each checkpoint moves along the same random draw, normalized to its own weights" in caption
+    assert "Axes and colour scale are shared. The directions are one draw." in caption
     assert "float32" in caption
 
 
@@ -570,7 +571,7 @@ def test_rounded_perturbations_are_said_beside_the_panel(fidelity, said):
     ],
 )
 def test_ticks_are_round_and_inside(low, high, expected):
-    assert basics.labels(basics.round_ticks(low, high, 4)) == expected
+    assert linear_ticks(low, high, 4)[1] == expected
 
 
 # --- names from outside -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pandas
 import pytest
 from test_plotting import CHROMIUM, EVIL, Elements, browse, texts
 
-from landscape import InputError, MeasurementWarning, correlate
+from landscape import InputError, MeasurementWarning, Resampling, correlate
 from landscape.plotting import (
     correlations_html,
     plot_correlation_scatter,
@@ -48,10 +48,11 @@ def study(rows: int = 24) -> pandas.DataFrame:
 METRICS = ["steps", "random", "decades", "inverse", "empty", "almost"]
 
 
-def found_in(table: pandas.DataFrame, **options) -> pandas.DataFrame:
+def found_in(table: pandas.DataFrame, resamples: int = 499, **options) -> pandas.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MeasurementWarning)
-        return correlate(table, **{"flatness": METRICS, "controls": ["loss"], "resamples": 499} | options)
+        options = {"flatness": METRICS, "controls": ["loss"]} | options
+        return correlate(table, resampling=Resampling(resamples), **options)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_one_to_forty_metrics_do_not_overlap(count):
     generator = np.random.default_rng(count)
     names = [f"adaptive_worst_case_number_{i}_of_the_old_data" for i in range(count)]
     table = pandas.DataFrame(generator.standard_normal((12, count + 1)), columns=[*names, "forgetting"])
-    result = correlate(table, resamples=99)
+    result = correlate(table, resampling=Resampling(99))
     figure = plot_correlations(result, table)
     figure.draw_without_rendering()
     assert len(figure.axes) == count + 1

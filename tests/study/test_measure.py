@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -18,8 +19,12 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from landscape import (
+    DataOptions,
     InputError,
+    LoadOptions,
     MeasurementWarning,
+    Optimization,
+    Resampling,
     compute_sharpness,
     compute_surface,
     correlate,
@@ -44,7 +49,8 @@ METRICS = (
 )
 FAST = ("gradient_norm", ("surface", {"dim": 1, "points": 3}))
 FAST_OPTIONS = ("--metric", "gradient_norm", "--metric", "surface:dim=1,points=3", "--device", "cpu", "--quiet")
-TUNING = {"steps": 3, "lr": 3e-3, "batch_size": 4, "max_length": 64, "device": "cpu", "progress": False}
+TUNING = Optimization(steps=3, lr=3e-3, batch_size=4)
+READING = {"data_options": DataOptions(max_length=64), "load_options": LoadOptions(device="cpu"), "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +68,9 @@ def study(tmp_path_factory, save_checkpoint_folder, sources):
     """A base, a checkpoint tuned with SAM, a LoRA adapter, and a copy of weights that says nothing of itself."""
     folder = tmp_path_factory.mktemp("study")
     base = save_checkpoint_folder("llama", seed=1)
-    finetune(base, sources[1], folder / "sam", optimizer="sam", rho=0.02, seed=5, **TUNING)
-    finetune(base, sources[1], folder / "lora", lora=2, **TUNING)
+    sam, lora = replace(TUNING, optimizer="sam", rho=0.02), replace(TUNING, lora=2)
+    finetune(base, sources[1], folder / "sam", optimization=sam, seed=5, **READING)
+    finetune(base, sources[1], folder / "lora", optimization=lora, **READING)
     silent = build_model("llama", seed=1)
     with torch.no_grad():
         silent.lm_head.weight.mul_(1.05)
@@ -138,7 +145,7 @@ def test_the_table_is_for_correlate_and_details_are_apart(table):
         rows = list(csv.DictReader(file))
     assert [float(row["trace_old"]) for row in rows] == list(found["trace_old"])
     assert [row["seed"] for row in rows] == ["5", "0", ""]
-    metrics = set(correlate(output, resamples=99, flatness=["trace_old", "distance"])["metric"])
+    metrics = set(correlate(output, flatness=["trace_old", "distance"], resampling=Resampling(99))["metric"])
     assert metrics == {"trace_old", "distance"}
     details = pandas.read_csv(details_path(output))
     trace = details[(details["column"] == "trace_new") & (details["checkpoint"] == "lora")].iloc[0]

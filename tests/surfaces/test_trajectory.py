@@ -10,12 +10,15 @@ import torch
 from conftest import quadratic_loss
 from torch import nn
 
+from landscape.checkpoints import LoadOptions
+from landscape.data.tokens import DataOptions
 from landscape.errors import InputError
 from landscape.objective.scope import Run, Scope
 from landscape.plotting import caption_for, plot_surfaces, surfaces_html
 from landscape.surfaces.surface import Surface
 from landscape.surfaces.trajectory import compute_trajectory, random_walk_variance, trajectory_directions
 from landscape.training.finetuning import finetune
+from landscape.training.options import Optimization, Saving
 from landscape.weights.parameters import Parameters
 
 
@@ -124,7 +127,8 @@ def test_paths_without_a_plane_are_refused(quadratic):
 def tuned(tmp_path_factory, save_checkpoint_folder, records):
     return finetune(
         save_checkpoint_folder("llama", seed=1), str(records), tmp_path_factory.mktemp("run") / "tuned",
-        steps=8, lr=3e-3, batch_size=4, max_length=64, device="cpu", progress=False, keep_trajectory=4,
+        optimization=Optimization(steps=8, lr=3e-3, batch_size=4), data_options=DataOptions(max_length=64),
+        load_options=LoadOptions(device="cpu"), saving=Saving(keep_trajectory=4), progress=False,
     )  # fmt: skip
 
 
@@ -158,7 +162,8 @@ def test_the_command_says_what_a_path_takes(run, tuned, save_checkpoint_folder, 
         ((base,), "has kept no path"),
         ((base, tuned), "at least 3 checkpoints"),
         ((tuned, "--dim", 1), "2-dimensional"),
-        ((tuned, "--span", "-1,1"), "a margin"),
+        ((tuned, "--span", "-1,1"), "use --margin"),
+        ((tuned, "--margin", "-1"), "--margin -1.0 must be at least 0"),
         ((tuned, "--normalize", "unit"), "--normalize scales random"),
     ):
         code, _, err = run("plot", "--kind", "trajectory", "--data", records, "--points", 3, *arguments)

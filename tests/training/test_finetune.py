@@ -2,18 +2,31 @@
 
 import json
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from landscape.checkpoints import load_checkpoint
-from landscape.data.tokens import load_data
+from landscape.checkpoints import LoadOptions, load_checkpoint
+from landscape.data.tokens import DataOptions, load_data
 from landscape.errors import InputError
 from landscape.training.finetuning import finetune
+from landscape.training.options import Optimization, Rehearsal, Saving
 from landscape.training.trainer import training_arguments
 
-COMMON = {"steps": 6, "lr": 1e-3, "batch_size": 4, "max_length": 64, "device": "cpu", "progress": False}
+COMMON = {"steps": 6, "lr": 1e-3, "batch_size": 4, "max_length": 64, "device": "cpu"}
+GROUPS = {"optimization": Optimization, "data_options": DataOptions, "load_options": LoadOptions, "saving": Saving}
+
+
+def tune(base, data, output, seed=0, rehearsal=None, **options):
+    """`finetune` with the fields of its groups of options written flat."""
+    groups = {
+        name: group(**{field.name: options.pop(field.name) for field in fields(group) if field.name in options})
+        for name, group in GROUPS.items()
+    }
+    assert not options
+    return finetune(base, data, output, rehearsal=rehearsal, seed=seed, progress=False, **groups)
 
 
 def weights(folder):
@@ -30,7 +43,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(
 ):
     base = save_checkpoint_folder("llama", seed=1)
     arguments = COMMON | {"optimizer": optimizer, "save_every": 2}
-    whole = finetune(base, str(records), tmp_path / "whole", **arguments)
+    whole = tune(base, str(records), tmp_path / "whole", **arguments)
 
     from transformers import Trainer
 
@@ -44,14 +57,14 @@ def test_an_interrupted_run_continues_to_the_same_weights(
 
     monkeypatch.setattr(Trainer, "training_step", dying)
     with pytest.raises(KeyboardInterrupt):
-        finetune(base, str(records), tmp_path / "cut", **arguments)
+        tune(base, str(records), tmp_path / "cut", **arguments)
     assert not (tmp_path / "cut").exists()
     assert (tmp_path / "cut.training" / "checkpoint-4").exists()
     # a checkpoint that the kill tore is passed over
     torn = tmp_path / "cut.training" / "checkpoint-5"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
-    continued = finetune(base, str(records), tmp_path / "cut", **arguments)
+    continued = tune(base, str(records), tmp_path / "cut", **arguments)
     one, other = weights(whole), weights(continued)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert record_of(whole)["losses"] == record_of(continued)["losses"]
@@ -60,7 +73,7 @@ def test_an_interrupted_run_continues_to_the_same_weights(
 
 def test_the_record_says_how_it_was_made(tmp_path, save_checkpoint_folder, records):
     base = save_checkpoint_folder("gpt2", seed=1)
-    folder = finetune(base, str(records), tmp_path / "tuned", optimizer="sam", rho=0.02, seed=5, **COMMON)
+    folder = tune(base, str(records), tmp_path / "tuned", optimizer="sam", rho=0.02, seed=5, **COMMON)
     record = record_of(folder)
     assert record["base"]["digest"] == load_checkpoint(base, device="cpu").digest
     assert (record["optimizer"], record["rho"], record["seed"], record["steps_taken"]) == ("sam", 0.02, 5, 6)
@@ -72,7 +85,7 @@ def test_the_record_says_how_it_was_made(tmp_path, save_checkpoint_folder, recor
 
 def test_a_built_in_corpus_is_trained_on_one_part_and_evaluated_on_the_other(tmp_path, save_checkpoint_folder):
     base = save_checkpoint_folder("llama", seed=1)
-    folder = finetune(base, "builtin:docs", tmp_path / "tuned", limit=20, **COMMON | {"steps": 1})
+    folder = tune(base, "builtin:docs", tmp_path / "tuned", limit=20, **COMMON | {"steps": 1})
     record = record_of(folder)
     assert record["data"]["source"] == "builtin:docs@train"
     assert record["evaluated_on"]["source"] == "builtin:docs@heldout"
@@ -89,7 +102,7 @@ def test_the_record_finds_its_data_from_anywhere(tmp_path, save_checkpoint_folde
     base = save_checkpoint_folder("llama", seed=1)
     monkeypatch.chdir(records.parent)
     options = COMMON | {"steps": 1, "max_length": 8, "limit": 5, "seed": 3}
-    evaluated_on = record_of(finetune(base, records.name, tmp_path / "tuned", **options))["evaluated_on"]
+    evaluated_on = record_of(tune(base, records.name, tmp_path / "tuned", **options))["evaluated_on"]
     assert evaluated_on["source"] == str(records)
     assert (evaluated_on["max_length"], evaluated_on["limit"], evaluated_on["seed"]) == (8, 5, 3)
     monkeypatch.chdir(tmp_path)
@@ -110,12 +123,12 @@ def test_the_record_finds_its_data_from_anywhere(tmp_path, save_checkpoint_folde
 )
 def test_a_finished_folder_that_is_not_whole_is_said(damage, tmp_path, save_checkpoint_folder, records):
     base = save_checkpoint_folder("llama", seed=1)
-    folder = finetune(base, str(records), tmp_path / "tuned", **COMMON | {"steps": 1})
+    folder = tune(base, str(records), tmp_path / "tuned", **COMMON | {"steps": 1})
     record = record_of(folder)
     damage(folder, record)
     (folder / "landscape.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="tuned"):
-        finetune(base, str(records), tmp_path / "tuned", **COMMON | {"steps": 1})
+        tune(base, str(records), tmp_path / "tuned", **COMMON | {"steps": 1})
 
 
 @pytest.mark.parametrize(
@@ -130,9 +143,9 @@ def test_a_finished_folder_that_is_not_whole_is_said(damage, tmp_path, save_chec
 def test_a_run_that_diverges_writes_nothing(arguments, words, tmp_path, save_checkpoint_folder, records):
     base = save_checkpoint_folder("llama", seed=1)
     with pytest.raises(InputError, match=words):
-        finetune(base, str(records), tmp_path / "out", **COMMON | {"save_every": 1} | arguments)
+        tune(base, str(records), tmp_path / "out", **COMMON | {"save_every": 1} | arguments)
     assert list(tmp_path.iterdir()) == []
-    finetune(base, str(records), tmp_path / "out", **COMMON)  # the corrected command is not refused
+    tune(base, str(records), tmp_path / "out", **COMMON)  # the corrected command is not refused
 
 
 def test_a_result_that_cannot_be_saved_is_not_lost(tmp_path, save_checkpoint_folder, records, monkeypatch):
@@ -147,12 +160,12 @@ def test_a_result_that_cannot_be_saved_is_not_lost(tmp_path, save_checkpoint_fol
     original = Trainer.training_step
     monkeypatch.setattr(Trainer, "training_step", appears)
     with pytest.raises(InputError, match="exists already"):
-        finetune(base, str(records), out, **COMMON)
+        tune(base, str(records), out, **COMMON)
     monkeypatch.undo()
     out.rmdir()
     assert (tmp_path / "out.training" / "checkpoint-6").exists()
-    whole = finetune(base, str(records), tmp_path / "whole", **COMMON)
-    continued = finetune(base, str(records), out, **COMMON)
+    whole = tune(base, str(records), tmp_path / "whole", **COMMON)
+    continued = tune(base, str(records), out, **COMMON)
     assert all(torch.equal(tensor, weights(continued)[name]) for name, tensor in weights(whole).items())
     for key in ("losses", "steps_taken"):
         assert record_of(whole)[key] == record_of(continued)[key]
@@ -168,13 +181,20 @@ def test_the_batch_is_as_large_as_asked_for_whatever_the_number_of_gpus(tmp_path
 def test_another_device_than_the_first_is_refused(tmp_path, save_checkpoint_folder, records):
     for device in ("meta", "cpu:1", "cuda:1"):
         with pytest.raises(InputError, match=f"device.*{device}"):
-            finetune(save_checkpoint_folder("llama"), str(records), tmp_path / "out", **COMMON | {"device": device})
+            tune(save_checkpoint_folder("llama"), str(records), tmp_path / "out", **COMMON | {"device": device})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("loading", [{"dtype": "bfloat16"}, {"adapter": "keep"}, {"device_map": "auto"}])
+def test_a_model_is_not_trained_in_a_way_other_than_it_says(loading, tmp_path, save_checkpoint_folder, records):
+    with pytest.raises(InputError, match="leave dtype, device_map and adapter"):
+        tune(save_checkpoint_folder("llama"), str(records), tmp_path / "out", **COMMON | loading)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_seed_decides_the_order_of_examples(tmp_path, save_checkpoint_folder, records):
     base = save_checkpoint_folder("llama", seed=1)
-    runs = [finetune(base, str(records), tmp_path / f"run{i}", seed=seed, **COMMON) for i, seed in enumerate((1, 1, 2))]
+    runs = [tune(base, str(records), tmp_path / f"run{i}", seed=seed, **COMMON) for i, seed in enumerate((1, 1, 2))]
     first, again, other = (weights(folder)["model.norm.weight"] for folder in runs)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -182,12 +202,12 @@ def test_the_seed_decides_the_order_of_examples(tmp_path, save_checkpoint_folder
 
 def test_a_finished_run_is_not_made_again_and_not_overwritten(tmp_path, save_checkpoint_folder, records):
     base = save_checkpoint_folder("llama", seed=1)
-    folder = finetune(base, str(records), tmp_path / "tuned", **COMMON)
+    folder = tune(base, str(records), tmp_path / "tuned", **COMMON)
     before = (folder / "model.safetensors").stat().st_mtime_ns
-    assert finetune(base, str(records), tmp_path / "tuned", **COMMON) == folder
+    assert tune(base, str(records), tmp_path / "tuned", **COMMON) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(InputError, match=r"not made by this run \(lr differ\)"):
-        finetune(base, str(records), tmp_path / "tuned", **COMMON | {"lr": 1e-2})
+        tune(base, str(records), tmp_path / "tuned", **COMMON | {"lr": 1e-2})
 
 
 @pytest.mark.parametrize(
@@ -213,7 +233,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     arguments, words, tmp_path, save_checkpoint_folder, records
 ):
     with pytest.raises(InputError, match=words):
-        finetune(save_checkpoint_folder("llama"), str(records), tmp_path / "out", **COMMON | arguments)
+        tune(save_checkpoint_folder("llama"), str(records), tmp_path / "out", **COMMON | arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,8 +245,8 @@ def test_a_batch_in_parts_gives_the_same_weights(batch_size, parts, tmp_path, sa
     """
     base = save_checkpoint_folder("llama", seed=1)
     options = COMMON | {"batch_size": batch_size}
-    whole = weights(finetune(base, str(records), tmp_path / "whole", **options))
-    split = weights(finetune(base, str(records), tmp_path / "split", accumulate=parts, **options))
+    whole = weights(tune(base, str(records), tmp_path / "whole", **options))
+    split = weights(tune(base, str(records), tmp_path / "split", accumulate=parts, **options))
     before = load_file(base / "model.safetensors")
     step = max(float((whole[name] - before[name]).abs().max()) for name in whole)
     worst = max(float((whole[name] - split[name]).abs().mean()) for name in whole)
@@ -238,16 +258,16 @@ def test_adaptive_sam_is_neither_sam_nor_adamw(tmp_path, save_checkpoint_folder,
     base = save_checkpoint_folder("llama", seed=1)
     options = COMMON | {"steps": 2}
     found = {
-        name: finetune(base, str(records), tmp_path / f"{name}-{rho}", optimizer=name, rho=rho, **options)
+        name: tune(base, str(records), tmp_path / f"{name}-{rho}", optimizer=name, rho=rho, **options)
         for name, rho in (("adamw", None), ("sam", 0.5), ("asam", 0.5))
     }
-    zero = finetune(base, str(records), tmp_path / "zero", optimizer="asam", rho=0.0, **options)
+    zero = tune(base, str(records), tmp_path / "zero", optimizer="asam", rho=0.0, **options)
     norms = {name: weights(folder)["model.norm.weight"] for name, folder in found.items()}
     assert torch.equal(weights(zero)["model.norm.weight"], norms["adamw"])
     assert not torch.equal(norms["sam"], norms["asam"])
     assert not torch.equal(norms["adamw"], norms["asam"])
     assert [record_of(found[name])["rho"] for name in found] == [None, 0.5, 0.5]
-    default = finetune(base, str(records), tmp_path / "default", optimizer="asam", **options | {"steps": 1})
+    default = tune(base, str(records), tmp_path / "default", optimizer="asam", **options | {"steps": 1})
     assert record_of(default)["rho"] == 0.5
 
 
@@ -257,7 +277,7 @@ def test_lora_trains_an_adapter_alone_and_continues_when_killed(
 ):
     base = save_checkpoint_folder(architecture, seed=1)
     options = COMMON | {"lora": 2, "save_every": 2, "lr": 1e-2, "optimizer": "sam"}
-    folder = finetune(base, str(records), tmp_path / "whole", **options)
+    folder = tune(base, str(records), tmp_path / "whole", **options)
     adapter = load_file(folder / "adapter_model.safetensors")
     assert all("lora_" in name and "lm_head" not in name for name in adapter)
     assert {len(t) for name, t in adapter.items() if "lora_A" in name} == {2}
@@ -284,13 +304,13 @@ def test_lora_trains_an_adapter_alone_and_continues_when_killed(
 
     monkeypatch.setattr(Trainer, "training_step", dying)
     with pytest.raises(KeyboardInterrupt):
-        finetune(base, str(records), tmp_path / "cut", **options)
+        tune(base, str(records), tmp_path / "cut", **options)
     monkeypatch.undo()
-    continued = load_file(finetune(base, str(records), tmp_path / "cut", **options) / "adapter_model.safetensors")
+    continued = load_file(tune(base, str(records), tmp_path / "cut", **options) / "adapter_model.safetensors")
     assert all(torch.equal(tensor, continued[name]) for name, tensor in adapter.items())
     with pytest.raises(InputError, match="is an adapter; merge it"):
-        finetune(folder, str(records), tmp_path / "more", **options)
-    assert finetune(base, str(records), tmp_path / "cut", **options) == tmp_path / "cut"
+        tune(folder, str(records), tmp_path / "more", **options)
+    assert tune(base, str(records), tmp_path / "cut", **options) == tmp_path / "cut"
 
 
 def test_rehearsal_mixes_in_its_share_of_old_examples(tmp_path, save_checkpoint_folder, records, monkeypatch):
@@ -302,8 +322,8 @@ def test_rehearsal_mixes_in_its_share_of_old_examples(tmp_path, save_checkpoint_
     )
     base = save_checkpoint_folder("llama", seed=1)
     options = COMMON | {"steps": 2, "limit": 12, "max_length": 16}
-    plain = finetune(base, str(records), tmp_path / "plain", **options)
-    mixed = finetune(base, str(records), tmp_path / "mixed", rehearse="builtin:docs", rehearse_ratio=0.25, **options)
+    plain = tune(base, str(records), tmp_path / "plain", **options)
+    mixed = tune(base, str(records), tmp_path / "mixed", rehearsal=Rehearsal("builtin:docs", 0.25), **options)
     assert [len(examples) for examples in seen] == [12, 16]  # 4 of 16 are a quarter
     assert seen[1][:12] == seen[0]
     record = record_of(mixed)
@@ -312,11 +332,11 @@ def test_rehearsal_mixes_in_its_share_of_old_examples(tmp_path, save_checkpoint_
     assert record["rehearse"]["digest"]
     assert record["data"]["digest"] == record_of(plain)["data"]["digest"]
     assert not torch.equal(weights(plain)["model.norm.weight"], weights(mixed)["model.norm.weight"])
-    again = finetune(base, str(records), tmp_path / "again", rehearse="builtin:docs", rehearse_ratio=0.25, **options)
+    again = tune(base, str(records), tmp_path / "again", rehearsal=Rehearsal("builtin:docs", 0.25), **options)
     assert seen[2] == seen[1]
     assert torch.equal(weights(again)["model.norm.weight"], weights(mixed)["model.norm.weight"])
-    with pytest.raises(InputError, match=r"rehearse_ratio=0.9 .* takes 108 old ones, but .* gives 16"):
-        finetune(base, str(records), tmp_path / "x", rehearse=str(records), rehearse_ratio=0.9, **options)
+    with pytest.raises(InputError, match=r"ratio=0.9 .* takes 108 old ones, but .* gives 16"):
+        tune(base, str(records), tmp_path / "x", rehearsal=Rehearsal(str(records), 0.9), **options)
 
 
 def test_the_kept_path_runs_from_the_base_in_even_steps_and_survives_a_kill(
@@ -324,12 +344,12 @@ def test_the_kept_path_runs_from_the_base_in_even_steps_and_survives_a_kill(
 ):
     base = save_checkpoint_folder("llama", seed=1)
     options = COMMON | {"keep_trajectory": 3, "save_every": 4}
-    whole = finetune(base, str(records), tmp_path / "whole", **options)
+    whole = tune(base, str(records), tmp_path / "whole", **options)
     names = ["step-000000", "step-000002", "step-000004"]
     assert sorted(path.name for path in (whole / "trajectory").iterdir()) == names
     start, before = weights(whole / "trajectory" / names[0]), load_file(base / "model.safetensors")
     assert all(torch.equal(start[name], tensor) for name, tensor in before.items())
-    plain = finetune(base, str(records), tmp_path / "plain", **COMMON)
+    plain = tune(base, str(records), tmp_path / "plain", **COMMON)
     assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(whole).items())
 
     import landscape.training.finetuning as module
@@ -341,16 +361,16 @@ def test_the_kept_path_runs_from_the_base_in_even_steps_and_survives_a_kill(
 
     monkeypatch.setattr(module, "_finish", killed)  # between the result and the handing over of the path
     with pytest.raises(KeyboardInterrupt):
-        finetune(base, str(records), tmp_path / "cut", **options)
+        tune(base, str(records), tmp_path / "cut", **options)
     monkeypatch.setattr(module, "_finish", original)
-    cut = finetune(base, str(records), tmp_path / "cut", **options)
+    cut = tune(base, str(records), tmp_path / "cut", **options)
     assert not (tmp_path / "cut.training").exists()
     for name in names:
         one, other = (weights(folder / "trajectory" / name) for folder in (whole, cut))
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
         assert record_of(cut / "trajectory" / name)["step"] == int(name[-6:])
     with pytest.raises(InputError, match="keep_trajectory=7 checkpoints of a run of 6 steps"):
-        finetune(base, str(records), tmp_path / "many", **options | {"keep_trajectory": 7})
+        tune(base, str(records), tmp_path / "many", **options | {"keep_trajectory": 7})
     assert not list(tmp_path.glob("many*"))
 
 

@@ -11,7 +11,9 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from landscape.errors import InputError, MeasurementWarning
-from landscape.training.sam import SAM, SAMTrainer, ascend
+from landscape.training.ascent import ascend
+from landscape.training.sam import SAM
+from landscape.training.sam_trainer import SAMTrainer
 
 
 def flat(model):
@@ -98,7 +100,7 @@ def test_a_radius_changed_on_the_way_holds_for_the_next_step(quadratic):
 
 
 def test_closed_form_of_one_step_sharpness():
-    # SCIENCE (b) 2: A = diag(1,2,3,4), w - center = 1, rho = 0.5: L(w + eps) - L(w) = 3.1552794542
+    # By hand: A = diag(1,2,3,4), w - center = 1, rho = 0.5: L(w + eps) - L(w) = 3.1552794542
     model = Quadratic(torch.diag(torch.tensor([1.0, 2, 3, 4])), torch.zeros(4), torch.ones(4))
     before = model(None)
     before.backward()

@@ -1,1 +1,1 @@
-"""Pictures of flatness against forgetting: what they share, for papers, for looking around."""
+"""Pictures of how flatness goes with forgetting. The public functions are in `figures.py`."""

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io
 
-from landscape.plotting.basics import COLORS, clean, labels, round_ticks, shorten
+from landscape.plotting.basics import COLORS, clean, shorten
 from landscape.plotting.correlation.shared import (
     SIGNIFICANT,
     Forest,
@@ -16,18 +15,15 @@ from landscape.plotting.correlation.shared import (
     Scatter,
     chance_text,
     estimate_text,
-    forest_caption,
-    forest_of,
     look_of,
     outcome_of,
-    scatter_caption,
-    scatter_of,
     signed,
     significant,
     symbol_of,
 )
+from landscape.plotting.interactive_style import LINE_AXIS, add_heading, new_figure, plot_html, plotly_text
 from landscape.plotting.page import html_page
-from landscape.plotting.surfaces.interactive import LINE_AXIS, add_heading, new_figure, plot_html, plotly_text
+from landscape.plotting.ticks import linear_ticks
 
 if TYPE_CHECKING:
     import pandas
@@ -38,26 +34,20 @@ _COLUMNS, _ROW = 3, 330  # panels beside one another, and pixels to a row of the
 
 
 def correlation_page(
-    result: pandas.DataFrame, table: pandas.DataFrame | None, color: str | None, caption: str | None, title: str
+    result: pandas.DataFrame,
+    forest: Forest,
+    points: tuple[pandas.DataFrame, Scatter] | None,
+    caption: str,
+    title: str,
 ) -> str:
-    """See `landscape.plotting.correlations_html`."""
-    forest = forest_of(result)
-    plot, said = plot_html(forest_plot(result, forest)), [forest_caption(result, forest)]
-    if table is not None:
-        scatter = scatter_of(result, table, color)
-        said.append(scatter_caption(result, scatter))
-        plot += plotly.io.to_html(
-            scatter_plot(result, table, scatter),
-            full_html=False,
-            include_plotlyjs=False,  # the forest brings it
-            include_mathjax=False,
-            div_id="landscape-scatter",
-            config={"responsive": True, "displaylogo": False, "showSendToCloud": False},
-        )
-    # Few wide columns: many narrow ones would break their numbers over lines.
+    """The page of a forest plot; with `points`, the table and what to draw of it, with the scatter plots below."""
+    plot = plot_html(forest_plot(result, forest))
+    if points is not None:  # the HTML of the forest plot contains plotly already
+        plot += plot_html(scatter_plot(result, *points), name="landscape-scatter", include_plotly=False)
+    # Few wide columns, because many narrow ones would break their numbers over lines.
     header = ["metric", symbol_of(result), "further", "note"]
     rows = [[row["metric"], _main(row), _further(row), row["note"]] for row in forest.rows]
-    return html_page(title, plot, " ".join(said) if caption is None else caption, header, rows, (_LEAST, _WIDEST))
+    return html_page(title, plot, caption, header, rows, (_LEAST, _WIDEST))
 
 
 def _main(row: dict[str, Any]) -> str:
@@ -67,14 +57,14 @@ def _main(row: dict[str, Any]) -> str:
 
 
 def _further(row: dict[str, Any]) -> str:
-    """The numbers beside the correlation that there are."""
+    """Those numbers beside the correlation that are known."""
     known = {name: value for name, value in row.items() if isinstance(value, float) and np.isfinite(value)}
-    said = [f"{name} {signed(known[name])}" for name in ("partial", "within", "granulated") if name in known]
+    parts = [f"{name} {signed(known[name])}" for name in ("partial", "within", "granulated") if name in known]
     if "partial" in known and "partial_p" in known:
-        said[0] += f" (p {chance_text(known['partial_p'])})"
+        parts[0] += f" (p {chance_text(known['partial_p'])})"
     if "logo_low" in known and "logo_high" in known:
-        said.append(f"without any one group {signed(known['logo_low'])} to {signed(known['logo_high'])}")
-    return "; ".join(said)
+        parts.append(f"without any one group {signed(known['logo_low'])} to {signed(known['logo_high'])}")
+    return "; ".join(parts)
 
 
 # --- forest -------------------------------------------------------------------------------------------------
@@ -103,10 +93,10 @@ def forest_plot(result: pandas.DataFrame, forest: Forest) -> go.Figure:
         "showline": False,
     }
     known = list(enumerate(forest.rows[: forest.numbers]))
-    for sure, text in ((True, f"q < {SIGNIFICANT:g}"), (False, f"q ≥ {SIGNIFICANT:g}")):
-        shown = [(place, row) for place, row in known if significant(row) == sure]
+    for filled, text in ((True, f"q < {SIGNIFICANT:g}"), (False, f"q ≥ {SIGNIFICANT:g}")):
+        shown = [(place, row) for place, row in known if significant(row) == filled]
         if shown:
-            figure.add_trace(_estimates(shown, symbol_of(result), sure, plotly_text(text), forest.partial))
+            figure.add_trace(_estimates(shown, symbol_of(result), filled, plotly_text(text), forest.partial))
     if forest.partial:
         shown = [(place, row) for place, row in known if np.isfinite(row["partial"])]
         figure.add_scatter(
@@ -120,22 +110,22 @@ def forest_plot(result: pandas.DataFrame, forest: Forest) -> go.Figure:
         )
     for place, row in enumerate(forest.rows):
         if place < forest.numbers:
-            said, where = estimate_text(row), {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 8}
+            text, where = estimate_text(row), {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 8}
         else:
             note = plotly_text(shorten(clean(row["note"]), 90)) or "no number"
-            said, where = f"<i>{note}</i>", {"x": -1, "xref": "x", "xanchor": "left"}
-        said = f"<b>{said}</b>" if significant(row) else said
-        figure.add_annotation(text=said, y=place, yref="y", showarrow=False, font={"size": 12}, **where)
+            text, where = f"<i>{note}</i>", {"x": -1, "xref": "x", "xanchor": "left"}
+        text = f"<b>{text}</b>" if significant(row) else text
+        figure.add_annotation(text=text, y=place, yref="y", showarrow=False, font={"size": 12}, **where)
     for edge in {forest.intervals, forest.numbers} - {0, count}:
         line = {"color": "#999", "width": 1, "dash": "dash"}
         figure.add_shape(type="line", x0=0, x1=1, xref="paper", y0=edge - 0.5, y1=edge - 0.5, line=line)
     return figure
 
 
-def _estimates(shown: list[tuple[int, dict[str, Any]]], symbol: str, sure: bool, name: str, raised: bool) -> Any:
+def _estimates(shown: list[tuple[int, dict[str, Any]]], symbol: str, filled: bool, name: str, raised: bool) -> Any:
     rows = [row for _, row in shown]
     estimates = np.array([row["estimate"] for row in rows])
-    fill = COLORS[0] if sure else "white"
+    fill = COLORS[0] if filled else "white"
     return go.Scatter(
         x=estimates,
         y=[place - 0.12 * raised for place, _ in shown],
@@ -157,15 +147,15 @@ def _estimates(shown: list[tuple[int, dict[str, Any]]], symbol: str, sure: bool,
 
 
 def _hover(row: dict[str, Any], symbol: str) -> str:
-    said = [plotly_text(row["metric"]), f"{symbol} = {estimate_text(row)}"]
-    said.append(f"p: {chance_text(row['p'])}, q: {chance_text(row['q'])}, n = {row['n']}")
+    lines = [plotly_text(row["metric"]), f"{symbol} = {estimate_text(row)}"]
+    lines.append(f"p: {chance_text(row['p'])}, q: {chance_text(row['q'])}, n = {row['n']}")
     for name in ("partial", "within"):
         if np.isfinite(row.get(name, np.nan)):
-            said.append(f"{name}: {signed(row[name])}")
+            lines.append(f"{name}: {signed(row[name])}")
         if np.isfinite(row.get(f"{name}_low", np.nan)):
-            said[-1] += f" [{signed(row[f'{name}_low'])}, {signed(row[f'{name}_high'])}]"
-    said += [plotly_text(note) for note in filter(None, row["note"].split("; "))]
-    return "<br>".join(said).replace("<0.001", "&lt;0.001")
+            lines[-1] += f" [{signed(row[f'{name}_low'])}, {signed(row[f'{name}_high'])}]"
+    lines += [plotly_text(note) for note in filter(None, row["note"].split("; "))]
+    return "<br>".join(lines).replace("<0.001", "&lt;0.001")
 
 
 # --- scatter ------------------------------------------------------------------------------------------------
@@ -190,7 +180,7 @@ def scatter_plot(result: pandas.DataFrame, table: pandas.DataFrame, scatter: Sca
         left, right = (column + 0.04 * (column > 0)) / columns, (column + 1 - 0.04) / columns
         upper = 1 - (row + 0.16) / rows
         lower = 1 - (row + 0.84) / rows
-        ticks, texts = panel.ticks(4)
+        ticks, texts = panel.ticks(5)
         figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
             "domain": [left, right],
             "anchor": f"y{suffix}",
@@ -200,14 +190,14 @@ def scatter_plot(result: pandas.DataFrame, table: pandas.DataFrame, scatter: Sca
             "ticktext": texts,
             "title": {"text": plotly_text(shorten(clean(panel.row["metric"]), 44)), "standoff": 6},
         }
-        ticks = round_ticks(scatter.low, scatter.high, 5)
+        ticks, texts = linear_ticks(scatter.low, scatter.high, 6)
         figure.layout[f"yaxis{suffix}"] = LINE_AXIS | {
             "domain": [lower, upper],
             "anchor": f"x{suffix}",
             "range": [scatter.low, scatter.high],
             "matches": None if index == 0 else "y",
             "tickvals": ticks,
-            "ticktext": labels(ticks),
+            "ticktext": texts,
             "showticklabels": column == 0,
             "title": {"text": plotly_text(shorten(clean(scatter.outcome), 40)) if column == 0 else ""},
         }
@@ -226,9 +216,9 @@ def scatter_plot(result: pandas.DataFrame, table: pandas.DataFrame, scatter: Sca
 def _points(
     result: pandas.DataFrame, table: pandas.DataFrame, scatter: Scatter, panel: Panel, suffix: str
 ) -> list[go.Scatter]:
-    """A trace per value of the colour column, an empty one too so that the legend stays whole."""
+    """A trace per value of the colour column, even if it is empty, so that the legend is complete."""
     groups = result.attrs.get("groups")
-    of, found = scatter.of[panel.places], []
+    of, traces = scatter.of[panel.places], []
     missing = [-1] if scatter.color and (scatter.of < 0).any() else []
     for index in [*range(len(scatter.colors)), *missing] if scatter.color else [-1]:
         here = np.flatnonzero(of == index)
@@ -237,15 +227,15 @@ def _points(
         hover = []
         for at in here:
             place = panel.places[at]
-            said = [f"<b>{plotly_text(scatter.names[place])}</b>"]
-            said.append(f"{plotly_text(panel.row['metric'])}: {panel.x[at]:.5g}")
-            said.append(f"{plotly_text(scatter.outcome)}: {panel.y[at]:.5g}")
+            lines = [f"<b>{plotly_text(scatter.names[place])}</b>"]
+            lines.append(f"{plotly_text(panel.row['metric'])}: {panel.x[at]:.5g}")
+            lines.append(f"{plotly_text(scatter.outcome)}: {panel.y[at]:.5g}")
             if scatter.color:
-                said.append(f"{plotly_text(scatter.color)}: {plotly_text(value)}")
+                lines.append(f"{plotly_text(scatter.color)}: {plotly_text(value)}")
             if groups and groups != scatter.color:
-                said.append(f"{plotly_text(str(groups))}: {plotly_text(str(table[groups].iloc[place]))}")
-            hover.append("<br>".join(said))
-        found.append(
+                lines.append(f"{plotly_text(str(groups))}: {plotly_text(str(table[groups].iloc[place]))}")
+            hover.append("<br>".join(lines))
+        traces.append(
             go.Scatter(
                 x=panel.x[here],
                 y=panel.y[here],
@@ -265,4 +255,4 @@ def _points(
                 yaxis=f"y{suffix}",
             )
         )
-    return found
+    return traces

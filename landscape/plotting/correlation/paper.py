@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from landscape.plotting.basics import COLORS, clean, labels, round_ticks, shorten
+from landscape.plotting.basics import COLORS, clean, shorten
 from landscape.plotting.correlation.shared import (
     SIGNIFICANT,
     Forest,
@@ -19,16 +19,12 @@ from landscape.plotting.correlation.shared import (
     Scatter,
     chance_text,
     estimate_text,
-    forest_caption,
-    forest_of,
     look_of,
     outcome_of,
-    scatter_caption,
-    scatter_of,
     significant,
     symbol_of,
 )
-from landscape.plotting.surfaces.paper import Sheet, set_ticks, style
+from landscape.plotting.paper_style import Sheet, open_axes, set_linear_ticks, set_ticks, style
 
 if TYPE_CHECKING:
     import pandas
@@ -41,21 +37,15 @@ _LABEL = 36  # characters of a metric's name
 # --- forest -------------------------------------------------------------------------------------------------
 
 
-def correlation_figure(
-    result: pandas.DataFrame, table: pandas.DataFrame | None, color: str | None, caption: str | None
-) -> Figure:
-    """See `landscape.plotting.plot_correlations`."""
-    forest = forest_of(result)
-    scatter = None if table is None else scatter_of(result, table, color)
-    said = [forest_caption(result, forest)] + ([scatter_caption(result, scatter)] if scatter else [])
-    text = " ".join(said) if caption is None else clean(caption)
+def draw_correlations(result: pandas.DataFrame, forest: Forest, scatter: Scatter | None, caption: str) -> Figure:
+    """The forest plot, the scatter plots below it if there are any, and the text under them."""
     with style():
         width, height = _forest_size(forest)
         if scatter is None:
-            sheet = Sheet(width, height, text)
+            sheet = Sheet(width, height, caption)
         else:
             wide, high = _scatter_size(scatter)
-            sheet = Sheet(max(width, wide), height + 0.15 + high, text)
+            sheet = Sheet(max(width, wide), height + 0.15 + high, caption)
             _draw_scatter(sheet, scatter, symbol_of(result), height + 0.15)
         _draw_forest(sheet, result, forest)
         return sheet.figure
@@ -95,8 +85,7 @@ def _draw_forest(sheet: Sheet, result: pandas.DataFrame, forest: Forest) -> None
     for edge in {forest.intervals, forest.numbers} - {0, count}:
         axes.axhline(edge - 0.5, color="0.6", linewidth=0.5, linestyle=(0, (4, 3)))
     set_ticks(axes.yaxis, range(count), _names(forest))
-    ticks = [-1, -0.5, 0, 0.5, 1]
-    set_ticks(axes.xaxis, ticks, labels(ticks))
+    set_linear_ticks(axes.xaxis, -1, 1, 4)
     axes.set_xlabel(f"{symbol_of(result)} with {shorten(clean(outcome_of(result)), 30)}")
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
@@ -108,8 +97,8 @@ def _draw_forest(sheet: Sheet, result: pandas.DataFrame, forest: Forest) -> None
 
 def _draw_row(axes: Axes, row: dict[str, Any], at: float) -> None:
     if not np.isfinite(row["estimate"]):
-        said = shorten(clean(row["note"]), 84) or "no number"
-        axes.text(-1.02, at, said, fontsize=6.5, color="0.4", va="center", style="italic", zorder=5)
+        note = shorten(clean(row["note"]), 84) or "no number"
+        axes.text(-1.02, at, note, fontsize=6.5, color="0.4", va="center", style="italic", zorder=5)
         return
     color = COLORS[0]
     if np.isfinite([row["low"], row["high"]]).all():
@@ -119,7 +108,7 @@ def _draw_row(axes: Axes, row: dict[str, Any], at: float) -> None:
 
 
 def _legend(axes: Axes, forest: Forest, top: float) -> None:
-    """Only what the plot shows, above it."""
+    """Draw a legend above the plot, of those marks only that the plot shows."""
     shown = forest.rows[: forest.numbers]
     circle: dict[str, Any] = {"linestyle": "", "marker": "o", "ms": 4.2, "color": COLORS[0]}
     handles = []
@@ -137,7 +126,7 @@ def _legend(axes: Axes, forest: Forest, top: float) -> None:
 def _draw_numbers(
     sheet: Sheet, result: pandas.DataFrame, forest: Forest, left: float, top: float, pitch: float
 ) -> None:
-    """Estimate with interval, q and n in columns to the right of the plot."""
+    """Write estimate with interval, q and n in columns to the right of the plot."""
     level = f"{result.attrs['confidence']:.0%} interval" if "confidence" in result.attrs else "interval"
     columns = ((0.1, "left"), (1.67, "right"), (2.05, "right"))
 
@@ -159,12 +148,10 @@ _PANEL = {1: (2.9, 2.1), 2: (2.7, 2.0), 3: (1.85, 1.6), 4: (1.36, 1.3)}
 _MARGIN, _GAP, _ABOVE, _BELOW = 0.62, 0.2, 0.36, 0.42  # inches: left, between, and over and under each panel
 
 
-def scatter_figure(result: pandas.DataFrame, table: pandas.DataFrame, color: str | None, caption: str | None) -> Figure:
-    """See `landscape.plotting.plot_correlation_scatter`."""
-    scatter = scatter_of(result, table, color)
-    text = scatter_caption(result, scatter) if caption is None else clean(caption)
+def draw_scatter(result: pandas.DataFrame, scatter: Scatter, caption: str) -> Figure:
+    """The scatter plots alone, and the text under them."""
     with style():
-        sheet = Sheet(*_scatter_size(scatter), text)
+        sheet = Sheet(*_scatter_size(scatter), caption)
         _draw_scatter(sheet, scatter, symbol_of(result), 0.0)
         return sheet.figure
 
@@ -222,19 +209,17 @@ def _draw_panel(axes: Axes, scatter: Scatter, panel: Panel, symbol: str, columns
     if not len(panel.x):
         axes.text(0.5, 0.5, "no rows", transform=axes.transAxes, ha="center", color="0.4")
     axes.set(xlim=panel.limits, ylim=(scatter.low, scatter.high))
-    set_ticks(axes.xaxis, *panel.ticks(3 if columns > 2 else 5))
-    ticks = round_ticks(scatter.low, scatter.high, 5)
-    set_ticks(axes.yaxis, ticks, labels(ticks))
+    set_ticks(axes.xaxis, *panel.ticks(3 if columns > 2 else 6))
+    set_linear_ticks(axes.yaxis, scatter.low, scatter.high, 6)
     axes.set_xlabel("\n".join(_metric_lines(panel, columns)), linespacing=1.1)
     bold = "bold" if significant(panel.row) else "normal"
     axes.set_title("\n".join(panel.title(symbol)), fontsize=7, loc="left", pad=3, linespacing=1.15, fontweight=bold)
     axes.grid()
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes)
 
 
 def _legend_entries(scatter: Scatter, width: float) -> tuple[list[str], int]:
-    """The values of the colour column, and how many fit beside one another."""
+    """The values of the colour column, and the number that fits on a line."""
     entries = [shorten(clean(text), 32) for text in scatter.colors]
     return entries, max(1, int((width - _MARGIN) / (0.3 + 0.058 * max(map(len, entries), default=0))))
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from landscape.correlation import numbers_of, usable_rows
 from landscape.errors import InputError
-from landscape.plotting.basics import COLORS, clean, labels, listing, log_ticks, round_ticks, shorten
+from landscape.plotting.basics import COLORS, clean, listing, shorten, with_minus_sign
+from landscape.plotting.ticks import linear_ticks, log_ticks
 
 if TYPE_CHECKING:
     import pandas
@@ -28,18 +29,20 @@ class Forest:
     """The rows of a forest plot from top to bottom, NaN where there is no number."""
 
     rows: list[dict[str, Any]]  # columns of the result
-    intervals: int  # how many of the rows, the first, have an interval; behind them come those with a number alone
-    numbers: int  # how many have a number at all
+    intervals: int  # number of rows with an interval, which come first; then come those with a number alone
+    numbers: int  # number of rows with a number
 
     @property
     def partial(self) -> bool:
+        """Whether any metric has a partial correlation."""
         return any(np.isfinite(row["partial"]) for row in self.rows)
 
 
 def forest_of(result: pandas.DataFrame) -> Forest:
-    """By size of the correlation, those without an interval and those without a number last.
+    """The rows of `result` by size of the correlation, with those without an interval or a number last.
 
-    Raises InputError for a table that is not what `correlate` returns.
+    Raises:
+        InputError: If `result` is not what `correlate` returns.
     """
     need = ("metric", "n", "n_groups", "estimate", "low", "high", "p", "q", "partial", "note")
     missing = [name for name in need if name not in result.columns]
@@ -63,6 +66,7 @@ def _has_interval(row: dict[str, Any]) -> bool:
 
 
 def significant(row: dict[str, Any]) -> bool:
+    """Whether the q-value of a metric is below the mark."""
     return bool(row["q"] < SIGNIFICANT)
 
 
@@ -70,15 +74,18 @@ def significant(row: dict[str, Any]) -> bool:
 
 
 def symbol_of(result: pandas.DataFrame) -> str:
+    """The symbol of the coefficient."""
     return _SYMBOL.get(result.attrs.get("method", ""), "correlation")
 
 
 def outcome_of(result: pandas.DataFrame) -> str:
+    """The column that metrics were correlated with."""
     return str(result.attrs.get("forgetting", "forgetting"))
 
 
 def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}") if np.isfinite(value) else "\N{EN DASH}"
+    """A correlation with its sign, and a dash if there is none."""
+    return with_minus_sign(f"{value:+.2f}") if np.isfinite(value) else "\N{EN DASH}"
 
 
 def estimate_text(row: dict[str, Any]) -> str:
@@ -95,7 +102,7 @@ def chance_text(value: float) -> str:
 
 
 def forest_caption(result: pandas.DataFrame, forest: Forest) -> str:
-    """What a reader has to know about a forest plot."""
+    """Describe a forest plot to its reader."""
     set_ = result.attrs
     name = _NAME.get(set_.get("method", ""), "Correlation")
     order = ", the strongest first" if len(forest.rows) > 1 else ""
@@ -103,8 +110,8 @@ def forest_caption(result: pandas.DataFrame, forest: Forest) -> str:
     groups = result["n_groups"].notna().any()
     level = f"{set_['confidence']:.0%} " if "confidence" in set_ else ""
     if forest.intervals:
-        how = "percentile bootstrap over groups" if groups else "BCa bootstrap over rows"
-        sentences.append(f"Bars: {level}interval, {how}")
+        bootstrap = "percentile bootstrap over groups" if groups else "BCa bootstrap over rows"
+        sentences.append(f"Bars: {level}interval, {bootstrap}")
     permuted = " within groups" if groups else ""
     tested = int(result["q"].notna().sum())
     if tested:
@@ -120,22 +127,22 @@ def forest_caption(result: pandas.DataFrame, forest: Forest) -> str:
 
 
 def _amount(result: pandas.DataFrame) -> str:
-    """How many rows and groups the correlations are of; all metrics' where none has one."""
+    """The number of rows and groups behind the correlations, in words. Metrics without a correlation do not count."""
     known = result[result["estimate"].notna()] if result["estimate"].notna().any() else result
-    said = f"{_span(known['n'])} rows"
+    text = f"{_range_text(known['n'])} rows"
     if known["n_groups"].notna().any():
         by = result.attrs.get("groups")
-        said += f" in {_span(known['n_groups'].dropna())} groups" + (f" ({clean(str(by))})" if by else "")
-    return said
+        text += f" in {_range_text(known['n_groups'].dropna())} groups" + (f" ({clean(str(by))})" if by else "")
+    return text
 
 
-def _span(counts: Any) -> str:
+def _range_text(counts: Any) -> str:
     low, high = int(min(counts)), int(max(counts))
     return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _notes(forest: Forest) -> list[str]:
-    """The notes of metrics that have a number (the others show theirs in the plot), each said once."""
+    """The notes about metrics that have a number, each with its metrics. The plot shows the notes of the others."""
     of: dict[str, list[str]] = {}
     for row in forest.rows[: forest.numbers]:
         for note in filter(None, row["note"].split("; ")):
@@ -163,7 +170,7 @@ class Panel:
     log: bool
 
     def title(self, symbol: str) -> list[str]:
-        """The correlation, and how sure it is; where there is none, why."""
+        """The correlation with interval and q-value; if there is none, the reason."""
         if not np.isfinite(self.row["estimate"]):
             return ["no correlation", shorten(clean(self.row["note"].split("; ")[-1]), 28)]  # the last note says why
         return [
@@ -172,14 +179,12 @@ class Panel:
         ]
 
     def ticks(self, count: int) -> tuple[list[float], list[str]]:
-        if not self.log:
-            ticks = round_ticks(self.low, self.high, count)
-            return ticks, labels(ticks)
-        ticks = log_ticks(self.low, self.high, count + 1)  # fewer would leave some axes a single power of ten
-        return ticks, [f"{tick:g}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
+        """Round values along the metric's axis, at most about `count` of them, and their labels."""
+        return (log_ticks if self.log else linear_ticks)(self.low, self.high, count)
 
     @property
     def limits(self) -> tuple[float, float]:
+        """The ends of the metric's axis, in units of the metric."""
         return (10**self.low, 10**self.high) if self.log else (self.low, self.high)
 
 
@@ -200,7 +205,8 @@ class Scatter:
 def scatter_of(result: pandas.DataFrame, table: pandas.DataFrame, color: str | None) -> Scatter:
     """The points that `correlate` made `result` of.
 
-    Raises InputError where `table` lacks a column, or has more values of `color` than can be told apart.
+    Raises:
+        InputError: If `table` lacks a column, or has more values of `color` than can be told apart.
     """
     forest, outcome, set_ = forest_of(result), outcome_of(result), result.attrs
     if color is None and "optimizer" in table.columns:
@@ -259,21 +265,21 @@ def _names(table: pandas.DataFrame) -> list[str]:
 
 
 def look_of(index: int) -> tuple[str, int]:
-    """Colour, and number of the marker, of the points with one value; the marker changes with every colour."""
+    """Colour and number of the marker for the points with one value. The marker changes with every colour."""
     return (COLORS[index % len(COLORS)], index % MARKERS) if index >= 0 else (GREY, 0)
 
 
 def scatter_caption(result: pandas.DataFrame, scatter: Scatter) -> str:
-    """What a reader has to know about scatter plots."""
+    """Describe scatter plots to their reader."""
     name = _NAME.get(result.attrs.get("method", ""), "correlation")
     order = ", the strongest correlation first" if len(scatter.panels) > 1 else ""
     sentences = [f"Each metric against {clean(scatter.outcome)}, a point per row of the table{order}"]
     groups = result["n_groups"].notna().any()
     level = f"{result.attrs['confidence']:.0%} " if "confidence" in result.attrs else ""
-    how = "percentile bootstrap over groups" if groups else "BCa bootstrap over rows"
+    bootstrap = "percentile bootstrap over groups" if groups else "BCa bootstrap over rows"
     symbol = symbol_of(result)
-    said = f"{symbol}: {name}" if symbol in _SYMBOL.values() else "Above each panel: correlation"
-    sentences.append(f"{said} with its {level}interval ({how}); q: false-discovery rate over the metrics")
+    key = f"{symbol}: {name}" if symbol in _SYMBOL.values() else "Above each panel: correlation"
+    sentences.append(f"{key} with its {level}interval ({bootstrap}); q: false-discovery rate over the metrics")
     if any(significant(panel.row) for panel in scatter.panels):
         sentences.append(f"Bold: q < {SIGNIFICANT:g}")
     logs = sum(panel.log for panel in scatter.panels)

@@ -1,1 +1,1 @@
-"""Pictures of eigenvalues, densities and layers: what they share, for papers, for looking around."""
+"""Pictures of curvature, as a spectrum and by layer. The public functions are in `figures.py`."""

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from landscape.plotting.basics import COLORS, Places, clean, labels, log_ticks, shorten
+from landscape.plotting.basics import COLORS, Places, clean, shorten
 from landscape.plotting.curvature.shared import (
     DensityPanel,
-    arrange_densities,
-    arrange_layers,
     bar_range,
-    density_caption,
-    density_panel,
     density_remarks,
     extremes,
     layer_bars,
-    layers_caption,
 )
-from landscape.plotting.page import html_page
-from landscape.plotting.surfaces.interactive import (
+from landscape.plotting.interactive_style import (
     DASHES,
     LINE_AXIS,
     ROW,
@@ -31,6 +24,8 @@ from landscape.plotting.surfaces.interactive import (
     plot_html,
     plotly_text,
 )
+from landscape.plotting.page import html_page
+from landscape.plotting.ticks import log_ticks
 
 if TYPE_CHECKING:
     from landscape.curvature.results import LayerCurvature, SpectralDensity
@@ -45,17 +40,14 @@ def _legend(foot: float) -> dict[str, Any]:
 # --- spectral density ---------------------------------------------------------------------------------------
 
 
-def density_page(densities: Sequence[SpectralDensity], caption: str | None, title: str) -> str:
-    """See `landscape.plotting.density_html`."""
-    places = arrange_densities(densities)
-    panels = {data: density_panel(places.of_data(data)) for data in places.data}
+def density_page(places: Places[SpectralDensity], panels: dict[str, DensityPanel], caption: str, title: str) -> str:
+    """The page of comparable densities, with the text under them."""
     rows = []
     for density in places.cells.values():
         mean, spread = (density.parameters * value for value in density.moment(1))
         rows.append([density.name, density.data, f"{mean:.5g} +- {spread:.2g}", ", ".join(density_remarks(density))])
-    text = density_caption(places, panels) if caption is None else caption
     plot = plot_html(density_figure(places, panels))
-    return html_page(title, plot, text, ["checkpoint", "data", "trace", "nodes"], rows, (_LEAST, _WIDEST))
+    return html_page(title, plot, caption, ["checkpoint", "data", "trace", "nodes"], rows, (_LEAST, _WIDEST))
 
 
 def density_figure(places: Places[SpectralDensity], panels: dict[str, DensityPanel]) -> go.Figure:
@@ -69,7 +61,7 @@ def density_figure(places: Places[SpectralDensity], panels: dict[str, DensityPan
         suffix = str(index + 1) if index else ""
         bottom, top = 1 - (index + 1) / count + 0.12 / count, 1 - index / count - (0.08 / count if index else 0)
         span = [float(np.log10(panel.floor)), float(np.log10(panel.top))]
-        ticks = log_ticks(span[0], span[1], 6)
+        ticks, texts = log_ticks(span[0], span[1], 6)
         figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
             "anchor": f"y{suffix}",
             "range": [panel.low, panel.high],
@@ -82,7 +74,7 @@ def density_figure(places: Places[SpectralDensity], panels: dict[str, DensityPan
             "type": "log",
             "range": span,
             "tickvals": ticks,
-            "ticktext": labels(ticks),
+            "ticktext": texts,
             "title": {"text": "density (log scale)"},
         }
         for row, (density, curve) in enumerate(zip(panel.densities, panel.curves, strict=True)):
@@ -119,9 +111,8 @@ def density_figure(places: Places[SpectralDensity], panels: dict[str, DensityPan
 # --- layers -------------------------------------------------------------------------------------------------
 
 
-def layers_page(tables: Sequence[LayerCurvature], caption: str | None, title: str) -> str:
-    """See `landscape.plotting.layers_html`."""
-    places = arrange_layers(tables)
+def layers_page(places: Places[LayerCurvature], caption: str, title: str) -> str:
+    """The page of comparable tables by layer, with the text under them."""
     rows = [
         [
             table.name,
@@ -133,9 +124,8 @@ def layers_page(tables: Sequence[LayerCurvature], caption: str | None, title: st
         for table in places.cells.values()
         for row in table.layers
     ]
-    text = layers_caption(places) if caption is None else caption
     header = ["checkpoint", "data", "layer", "trace", "largest eigenvalue"]
-    return html_page(title, plot_html(layers_figure(places)), text, header, rows, (_LEAST, _WIDEST))
+    return html_page(title, plot_html(layers_figure(places)), caption, header, rows, (_LEAST, _WIDEST))
 
 
 def layers_figure(places: Places[LayerCurvature]) -> go.Figure:
@@ -156,11 +146,11 @@ def layers_figure(places: Places[LayerCurvature]) -> go.Figure:
         for column, label in enumerate(("trace", "largest eigenvalue")):
             number = 2 * index + column
             suffix = str(number + 1) if number else ""
-            found = [layer_bars(table)[column] for table in tables]
+            columns = [layer_bars(table)[column] for table in tables]
             figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
                 "domain": [0.52 * column, 0.48 + 0.52 * column],
                 "anchor": f"y{suffix}",
-                "range": list(bar_range(found)),
+                "range": list(bar_range(columns)),
                 "title": {"text": label, "standoff": 8},
                 "zeroline": True,
                 "zerolinecolor": "#555",
@@ -173,11 +163,12 @@ def layers_figure(places: Places[LayerCurvature]) -> go.Figure:
                 "ticktext": names if column == 0 else [""] * len(names),
                 "showgrid": False,
             }
-            for table, bars in zip(tables, found, strict=True):
+            for table, bars in zip(tables, columns, strict=True):
                 order = places.names.index(table.name)
                 color = COLORS[order % len(COLORS)]
-                said = [f"{plotly_text(table.name)}<br>{name}" for name in names]
-                said = [text + ("<br>not converged" if h else "") for text, h in zip(said, bars.hollow, strict=True)]
+                endings = ["<br>not converged" if hollow else "" for hollow in bars.hollow]
+                pairs = zip(names, endings, strict=True)
+                hover = [f"{plotly_text(table.name)}<br>{name}{ending}" for name, ending in pairs]
                 fill = ["white" if hollow else color for hollow in bars.hollow]
                 figure.add_bar(
                     orientation="h",
@@ -185,7 +176,7 @@ def layers_figure(places: Places[LayerCurvature]) -> go.Figure:
                     x=bars.values,
                     error_x={"type": "data", "array": bars.errors, "color": "#444", "thickness": 1, "width": 2},
                     marker={"color": fill, "line": {"color": color, "width": 1.5}},
-                    text=said,
+                    text=hover,
                     textposition="none",
                     hovertemplate=f"%{{text}}<br>{label}: %{{x:.5g}}<extra></extra>",
                     name=plotly_text(shorten(clean(table.name), 100)),

@@ -11,23 +11,26 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from landscape.plotting.basics import COLORS, Places, clean, labels, log_ticks, shorten
+from landscape.plotting.basics import COLORS, Places, clean, shorten
 from landscape.plotting.curvature.shared import (
     Bars,
     DensityPanel,
-    arrange_densities,
-    arrange_layers,
     bar_range,
-    density_caption,
-    density_panel,
     density_remarks,
-    eigenvalues_caption,
     extremes,
     layer_bars,
-    layers_caption,
-    trace_caption,
 )
-from landscape.plotting.surfaces.paper import LINES, Sheet, legend_text, set_round_ticks, set_ticks, style
+from landscape.plotting.paper_style import (
+    LINES,
+    Sheet,
+    legend_below,
+    legend_text,
+    open_axes,
+    set_linear_ticks,
+    set_ticks,
+    style,
+)
+from landscape.plotting.ticks import log_ticks
 
 if TYPE_CHECKING:
     from landscape.curvature.results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
@@ -39,16 +42,13 @@ _PLAIN: dict[str, Any] = {"ms": 4, "markeredgewidth": 1.0, "capsize": 2, "elinew
 # --- spectral density ---------------------------------------------------------------------------------------
 
 
-def density_figure(densities: Sequence[SpectralDensity], caption: str | None) -> Figure:
-    """See `landscape.plotting.plot_density`."""
-    places = arrange_densities(densities)
-    panels = {data: density_panel(places.of_data(data)) for data in places.data}
-    text = density_caption(places, panels) if caption is None else clean(caption)
+def draw_densities(places: Places[SpectralDensity], panels: dict[str, DensityPanel], caption: str) -> Figure:
+    """The figure of comparable densities: a panel per data set, a line per checkpoint, the text under it."""
     with style():
-        return _draw_densities(places, panels, text)
+        return _draw_density_sheet(places, panels, caption)
 
 
-def _draw_densities(places: Places[SpectralDensity], panels: dict[str, DensityPanel], caption: str) -> Figure:
+def _draw_density_sheet(places: Places[SpectralDensity], panels: dict[str, DensityPanel], caption: str) -> Figure:
     gap, left, right = 0.78, 0.68, 0.1
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -66,7 +66,7 @@ def _draw_densities(places: Places[SpectralDensity], panels: dict[str, DensityPa
         handles = _draw_density_panel(axes, panel, orders)
         if len(panels) > 1:
             axes.set_title(shorten(clean(data), 40), fontweight="bold", loc="left")
-        _legend_below(axes, handles, legends[data], _HEIGHT)
+        legend_below(axes, handles, legends[data], _HEIGHT)
     return sheet.figure
 
 
@@ -81,26 +81,23 @@ def _draw_density_panel(axes: Axes, panel: DensityPanel, orders: Sequence[int]) 
         axes.plot(extremes(density), height, "|", color=color, ms=5, mew=0.9, transform=axes.get_xaxis_transform())
     axes.set(xlim=(panel.low, panel.high), ylim=(panel.floor, panel.top), xlabel="eigenvalue")
     axes.set_ylabel("density (log scale)")
-    set_round_ticks(axes.xaxis, panel.low, panel.high, 5)
-    ticks = log_ticks(np.log10(panel.floor), np.log10(panel.top), 6)
-    set_ticks(axes.yaxis, ticks, labels(ticks))
+    set_linear_ticks(axes.xaxis, panel.low, panel.high, 7)
+    set_ticks(axes.yaxis, *log_ticks(np.log10(panel.floor), np.log10(panel.top), 6))
     axes.grid(axis="y")
-    _open(axes)
+    open_axes(axes)
     return handles
 
 
 # --- layers -------------------------------------------------------------------------------------------------
 
 
-def layers_figure(tables: Sequence[LayerCurvature], caption: str | None) -> Figure:
-    """See `landscape.plotting.plot_layers`."""
-    places = arrange_layers(tables)
-    text = layers_caption(places) if caption is None else clean(caption)
+def draw_layers(places: Places[LayerCurvature], caption: str) -> Figure:
+    """The figure of comparable tables: a row per data set, traces to the left of the eigenvalues, the text under it."""
     with style():
-        return _draw_layers(places, text)
+        return _draw_layers_sheet(places, caption)
 
 
-def _draw_layers(places: Places[LayerCurvature], caption: str) -> Figure:
+def _draw_layers_sheet(places: Places[LayerCurvature], caption: str) -> Figure:
     names = [shorten(clean(row.name), 30) for row in next(iter(places.cells.values())).layers]
     several = len(places.data) > 1
     pitch = max(0.17, 0.09 * len(places.names) + 0.06)  # inches to a layer
@@ -124,7 +121,7 @@ def _draw_layers(places: Places[LayerCurvature], caption: str) -> Figure:
             axes.set_xlabel(label)
             set_ticks(axes.yaxis, range(len(names)), names if column == 0 else [""] * len(names))
             if column == 0 and index == len(places.data) - 1:
-                _legend_below(axes, _patches(len(places.names)), legend, height)
+                legend_below(axes, _patches(len(places.names)), legend, height)
     return sheet.figure
 
 
@@ -138,11 +135,11 @@ def _draw_bars(axes: Axes, bars: Sequence[Bars], orders: Sequence[int], checkpoi
         axes.errorbar(these.values, at, xerr=these.errors, fmt="none", ecolor="0.25", elinewidth=0.7, capsize=1.3)
     low, high = bar_range(bars)
     axes.set(xlim=(low, high), ylim=(len(bars[0].values) - 0.5, -0.5))  # the first layer at the top
-    set_round_ticks(axes.xaxis, low, high, 4)
+    set_linear_ticks(axes.xaxis, low, high, 5)
     axes.axvline(0, color="0.2", linewidth=0.6)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
-    _open(axes)
+    open_axes(axes)
 
 
 def _patches(count: int) -> list[Any]:
@@ -152,11 +149,10 @@ def _patches(count: int) -> list[Any]:
 # --- single results -----------------------------------------------------------------------------------------
 
 
-def eigenvalues_figure(result: Eigenvalues, caption: str | None) -> Figure:
-    """See `landscape.plotting.plot_eigenvalues`."""
-    text = eigenvalues_caption(result) if caption is None else clean(caption)
+def draw_eigenvalues(result: Eigenvalues, caption: str) -> Figure:
+    """The figure of eigenvalues with their residual norms, the text under it."""
     with style():
-        sheet, axes = _small_sheet(result.name, result.data, text)
+        sheet, axes = _small_sheet(result.name, result.data, caption)
         for order, (value, residual, good) in enumerate(
             zip(result.values, result.residuals, result.converged, strict=True), start=1
         ):
@@ -165,21 +161,18 @@ def eigenvalues_figure(result: Eigenvalues, caption: str | None) -> Figure:
                 axes.errorbar(order, value, yerr=np.nan_to_num(residual), fmt="o", **_PLAIN, **options)
         axes.axhline(0, color="0.45", linewidth=0.6)
         axes.set(xlim=(0.5, len(result.values) + 0.5), xlabel="eigenvalue number", ylabel="eigenvalue")
-        step = -(-len(result.values) // 10)
-        numbers = range(1, len(result.values) + 1, step)
-        set_ticks(axes.xaxis, numbers, [str(number) for number in numbers])
-        set_round_ticks(axes.yaxis, *axes.get_ylim(), 5)
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+        set_linear_ticks(axes.yaxis, *axes.get_ylim(), 6)
         axes.grid(axis="y")
-        _open(axes)
+        open_axes(axes)
         return sheet.figure
 
 
-def trace_figure(result: TraceEstimate, caption: str | None) -> Figure:
-    """See `landscape.plotting.plot_trace`."""
-    text = trace_caption(result) if caption is None else clean(caption)
+def draw_trace(result: TraceEstimate, caption: str) -> Figure:
+    """The histogram of what single probes estimate, the text under it."""
     samples = result.samples[np.isfinite(result.samples)]
     with style():
-        sheet, axes = _small_sheet(result.name, result.data, text)
+        sheet, axes = _small_sheet(result.name, result.data, caption)
         if len(samples):
             axes.hist(samples, bins="sturges", color=COLORS[0], alpha=0.55, edgecolor="white", linewidth=0.6)
         interval = result.confidence_interval
@@ -189,9 +182,9 @@ def trace_figure(result: TraceEstimate, caption: str | None) -> Figure:
             axes.axvline(result.value, color=COLORS[1], linewidth=1.2)
         weighted = f"{clean(result.weighting)} " if result.weighting else ""
         axes.set(xlabel=f"{weighted}trace by one probe", ylabel="probes")
-        set_round_ticks(axes.xaxis, *axes.get_xlim(), 5)
+        set_linear_ticks(axes.xaxis, *axes.get_xlim(), 6)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _open(axes)
+        open_axes(axes)
         return sheet.figure
 
 
@@ -202,17 +195,3 @@ def _small_sheet(name: str, data: str, caption: str) -> tuple[Sheet, Axes]:
     axes = sheet.axes(left, top, _WIDTH, _HEIGHT)
     axes.set_title(f"{shorten(clean(name), 28)} on {shorten(clean(data), 20)}", fontweight="bold", loc="left")
     return sheet, axes
-
-
-# --- both ---------------------------------------------------------------------------------------------------
-
-
-def _open(axes: Axes) -> None:
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend_below(axes: Axes, handles: Sequence[Any], texts: Sequence[str], height: float) -> None:
-    """A legend under the label of the horizontal axis; `height` is the panel's, in inches."""
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.34 / height), "borderaxespad": 0}
-    axes.legend(handles, texts, handlelength=2.6, labelspacing=0.3, **place)

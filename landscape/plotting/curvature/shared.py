@@ -34,25 +34,33 @@ class Curvature(Measured, Protocol):
     """What every result about the Hessian or the Gauss-Newton matrix has."""
 
     @property
-    def curvature(self) -> str: ...
+    def curvature(self) -> str:
+        """Which of the two matrices."""
+
     @property
-    def hvp(self) -> str: ...
+    def hvp(self) -> str:
+        """How Hessian-vector products were taken."""
 
 
 C = TypeVar("C", bound=Curvature)
 
 
 def arrange(results: Sequence[C], what: str, identity: Callable[[C], dict[str, Any]]) -> Places[C]:
-    """Check that `results`, called `what`, fit in one figure, and find the place of each.
+    """Check that `results` fit in one figure, and find the place of each.
 
-    `identity` says what they have to agree in besides the matrix, the selected parameters, the loss and the data.
-    Raises InputError where there are none, where they are not comparable, or where two claim one place.
+    Args:
+        results: What to draw.
+        what: What to call the results in a message, in the plural.
+        identity: What results have to agree in besides the matrix, the selected parameters, the loss and the data.
+
+    Raises:
+        InputError: If there are no results, if they are not comparable, or if two have the same name and data.
     """
     if not results:
         raise InputError(f"no {what} to plot; give at least one.")
     for first, other in itertools.pairwise(results):
-        said = zip(_identity(first, identity).items(), _identity(other, identity).values(), strict=True)
-        for (aspect, a), b in said:
+        pairs = zip(_identity(first, identity).items(), _identity(other, identity).values(), strict=True)
+        for (aspect, a), b in pairs:
             if a != b:
                 raise InputError(f"{label_of(first)} and {label_of(other)} differ in {aspect}: {a} against {b}.")
     require_same_data(results)
@@ -86,7 +94,7 @@ class DensityPanel:
 
 
 def arrange_densities(densities: Sequence[SpectralDensity]) -> Places[SpectralDensity]:
-    """`arrange` for spectral densities, which have to be of equally many eigenvalues; all nodes finite."""
+    """`arrange` for spectral densities, which have to be of equally many eigenvalues and have finite nodes."""
     for density in densities:
         if not np.isfinite(density.nodes).all() or not np.isfinite(density.weights).all():
             raise InputError(f"the spectral density of {label_of(density)} is not finite; it cannot be drawn.")
@@ -96,7 +104,7 @@ def arrange_densities(densities: Sequence[SpectralDensity]) -> Places[SpectralDe
 def density_panel(densities: list[SpectralDensity]) -> DensityPanel:
     """The panel of the comparable densities of one data set.
 
-    Its density axis ends at a hundredth of the height that one single eigenvalue reaches: a node seen by one probe may
+    Its density axis ends at a hundredth of the height that one single eigenvalue reaches. A node that one probe saw may
     have less than its share, and what is lower still is no eigenvalue but the tail of the kernel.
     """
     low = min(float(density.nodes.min()) for density in densities)
@@ -116,7 +124,7 @@ def extremes(density: SpectralDensity) -> np.ndarray:
 
 
 def density_remarks(density: SpectralDensity) -> list[str]:
-    """What to say beside a line: the range of its nodes, and what limits its use."""
+    """The texts beside a line: the range of its nodes, and a warning if its moments are off."""
     remarks = [f"{number(density.nodes.min(), 4)} to {number(density.nodes.max(), 4)}"]
     if not density.moment_error <= _MOMENT_TOLERANCE:  # NaN is not good enough either
         remarks.append(f"moments off by {density.moment_error:.0e}")
@@ -124,7 +132,7 @@ def density_remarks(density: SpectralDensity) -> list[str]:
 
 
 def density_caption(places: Places[SpectralDensity], panels: dict[str, DensityPanel]) -> str:
-    """What a reader has to know about a figure of spectral densities."""
+    """Describe a figure of spectral densities to its reader."""
     shown = list(places.cells.values())
     quadrature = _by_result(shown, lambda d: f"{_count(len(d.nodes), 'probe')} of {_count(d.nodes.shape[1], 'step')}")
     widths = {data: number(panel.width, 2) for data, panel in panels.items()}
@@ -169,7 +177,7 @@ class Bars:
 
 
 def layer_bars(table: LayerCurvature) -> tuple[Bars, Bars]:
-    """The traces and the largest eigenvalues of a table; what is not finite is NaN."""
+    """The traces and the largest eigenvalues of a table, with NaN for those that are not finite."""
     fields = [(r.trace, r.trace_stderr, r.top, r.residual) for r in table.layers]
     trace, stderr, top, residual = (_finite(column) for column in zip(*fields, strict=True))
     converged = np.array([row.converged for row in table.layers])
@@ -193,7 +201,7 @@ def bar_range(bars: Sequence[Bars]) -> tuple[float, float]:
 
 
 def layers_caption(places: Places[LayerCurvature]) -> str:
-    """What a reader has to know about a figure of curvature by layer."""
+    """Describe a figure of curvature by layer to its reader."""
     shown = list(places.cells.values())
     probes = _by_result(shown, lambda table: _count(table.probes, "probe"))
     sentences = [
@@ -217,7 +225,7 @@ def layers_caption(places: Places[LayerCurvature]) -> str:
 
 
 def eigenvalues_caption(result: Eigenvalues) -> str:
-    """What a reader has to know about a figure of eigenvalues."""
+    """Describe a figure of eigenvalues to its reader."""
     which = {"LA": "largest", "SA": "smallest", "LM": "largest in magnitude", "BE": "both ends"}.get(result.which, "")
     sentences = [
         f"Eigenvalues ({which or clean(result.which)}) of the {_subject(places_of([result], 'results'))}",
@@ -230,13 +238,13 @@ def eigenvalues_caption(result: Eigenvalues) -> str:
 
 
 def trace_caption(result: TraceEstimate) -> str:
-    """What a reader has to know about a figure of a trace."""
+    """Describe a figure of a trace to its reader."""
     weighting = f", weighted ({clean(result.weighting)})" if result.weighting else ""
     low, high = (number(end, 4) for end in result.confidence_interval)
-    said = "" if result.converged else f", not converged to {result.rtol:g}"
+    warning = "" if result.converged else f", not converged to {result.rtol:g}"
     sentences = [
         f"Trace of the {_subject(places_of([result], 'results'))}{weighting}: estimates of single probes",
-        f"Line and band: mean {number(result.value, 4)} and {result.confidence:.0%} interval {low} to {high}{said}",
+        f"Line and band: mean {number(result.value, 4)} and {result.confidence:.0%} interval {low} to {high}{warning}",
         f"{_count(result.probes, 'probe')} ({clean(result.method)})",
     ]
     if lost := int((~np.isfinite(result.samples)).sum()):
@@ -265,16 +273,16 @@ def _ending(shown: Sequence[C], invariance: str) -> list[str]:
     return [
         f"Hessian-vector products: {products}" + (f" (relative error up to {error:.1e})" if error else ""),
         f"Invariance: {INVARIANCE[invariance]}",
-        f"Weights in {listing(list(dict.fromkeys(clean(result.provenance.dtype) for result in shown)))}",
+        f"The weights are in {listing(list(dict.fromkeys(clean(result.provenance.dtype) for result in shown)))}",
     ]
 
 
 def _by_result(shown: Sequence[C], words: Callable[[C], str]) -> str:
-    """What `words` says of all results, or of each where they differ."""
-    said = [words(result) for result in shown]
-    if len(set(said)) == 1:
-        return said[0]
-    return ", ".join(f"{text} ({_place(result, shown)})" for text, result in zip(said, shown, strict=True))
+    """The text for all results if it is the same, otherwise the text for each."""
+    texts = [words(result) for result in shown]
+    if len(set(texts)) == 1:
+        return texts[0]
+    return ", ".join(f"{text} ({_place(result, shown)})" for text, result in zip(texts, shown, strict=True))
 
 
 def _place(result: C, shown: Sequence[C]) -> str:

@@ -1,1 +1,1 @@
-"""Pictures of loss surfaces: what they share, for papers (matplotlib), for looking around (plotly)."""
+"""Pictures of loss surfaces. The public functions are in `figures.py`."""

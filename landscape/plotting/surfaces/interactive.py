@@ -1,23 +1,28 @@
-"""Pages to turn, zoom and read values from, drawn by plotly. One file each, which loads nothing else."""
+"""Pages of loss surfaces to turn, zoom and read values from, drawn by plotly. A page loads no other file."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io
 
 from landscape.plotting.basics import COLORS, clean, shorten
-from landscape.plotting.page import FONT, html_page
+from landscape.plotting.interactive_style import (
+    DASHES,
+    LINE_AXIS,
+    ROW,
+    add_heading,
+    new_figure,
+    plot_html,
+    plotly_text,
+)
+from landscape.plotting.page import html_page
 from landscape.plotting.surfaces.shared import (
     Arrangement,
     LossScale,
-    arrange,
     aspect,
-    caption_for,
     center_name,
     center_text,
     differ_in_eigenvectors,
@@ -30,20 +35,11 @@ from landscape.plotting.surfaces.shared import (
 if TYPE_CHECKING:
     from landscape.surfaces.surface import Marker, Surface
 
-DASHES = ("solid", "dash", "dashdot", "dot", "longdash")
 _EYE = {"x": 0.95, "y": -1.65, "z": 1.05}
 _SCENE_AXIS = {"showbackground": False, "gridcolor": "#ddd", "linecolor": "#888", "zeroline": False}
-LINE_AXIS = {
-    "gridcolor": "#e5e5e5",
-    "zeroline": False,
-    "showline": True,
-    "linecolor": "#555",
-    "ticks": "outside",
-}
-ROW = 440  # pixels to a row of panels
 _COLUMN = 370  # pixels below which a panel does not shrink: a scene narrower than high is cut off
 
-# Turn one scene and the others turn along. Our own relayout raises the event again: `busy` ends the echo.
+# When a reader turns one scene, the others turn along. Our own relayout raises the event again; `busy` ends the echo.
 _SAME_CAMERA = """
 const plot = document.getElementById("{plot_id}");
 const scenes = Object.keys(plot.layout).filter(key => /^scene[0-9]*$/.test(key));
@@ -61,38 +57,18 @@ plot.on("plotly_relayout", change => {
 """
 
 
-def surface_page(surfaces: Sequence[Surface], *, log: bool, caption: str | None, title: str) -> str:
-    """See `landscape.plotting.surfaces_html`."""
-    arrangement = arrange(surfaces, log)
-    figure = surface_figure(arrangement)
+def surface_page(arrangement: Arrangement, caption: str, title: str) -> str:
+    """The page of comparable surfaces, with the text under them."""
+    surfaces = list(arrangement.cells.values())
     columns = len(arrangement.names) if arrangement.dim == 2 else min(len(arrangement.data), 2)
     return html_page(
         title,
-        plot_html(figure, _SAME_CAMERA if arrangement.dim == 2 else None),
-        caption_for(surfaces, log=log) if caption is None else caption,
+        plot_html(surface_figure(arrangement), _SAME_CAMERA if arrangement.dim == 2 else None),
+        caption,
         ["checkpoint", "data", f"loss at {center_name(surfaces[0])}", ""],
-        [_row(surface) for surface in arrangement.cells.values()],
+        [_row(surface) for surface in surfaces],
         width=(_COLUMN * columns + 90, max(900, 480 * columns + 140)),
     )
-
-
-def plot_html(figure: go.Figure, script: str | None = None) -> str:
-    """The figure as a part of a page, with plotly itself; `script` runs when it is drawn."""
-    return plotly.io.to_html(
-        figure,
-        full_html=False,
-        include_plotlyjs=True,
-        include_mathjax=False,
-        div_id="landscape-plot",  # a fixed name: the same results make the same page
-        post_script=script,
-        # Plotly's "Share chart" button, there by default, would send the data to its makers' server.
-        config={"responsive": True, "displaylogo": False, "showSendToCloud": False},
-    )
-
-
-def new_figure() -> go.Figure:
-    """An empty figure in the style of all."""
-    return go.Figure(layout={"template": "none", "font": {"family": FONT, "size": 13, "color": "#222"}})
 
 
 def _row(surface: Surface) -> list[str]:
@@ -109,20 +85,9 @@ def surface_figure(arrangement: Arrangement) -> go.Figure:
     return figure
 
 
-def plotly_text(text: str) -> str:
-    """`text` such that plotly shows it as it is: plotly reads a part of HTML, and fills in `%{...}`."""
-    return html.escape(clean(text), quote=False).replace("%{", "&#37;{")
-
-
 def _scene_text(text: str) -> str:
-    """`plotly_text` for the axis titles of a scene, where plotly knows tags and `%{...}` but no entities."""
+    """`plotly_text` for the axis titles of a scene, where plotly reads tags and `%{...}` but no entities."""
     return clean(text).replace("<", "<\u200b").replace("%{", "%\u200b{")
-
-
-def add_heading(figure: go.Figure, lines: Sequence[str], x: float, y: float, **place: Any) -> None:
-    """Lines of plotly text at a place on the sheet."""
-    paper = {"xref": "paper", "yref": "paper", "showarrow": False}
-    figure.add_annotation(text="<br>".join(lines), x=x, y=y, **paper, **place)
 
 
 # --- two dimensions -----------------------------------------------------------------------------------------
@@ -138,7 +103,7 @@ def _add_scenes(figure: go.Figure, arrangement: Arrangement, scales: dict[str, L
         scale, coloraxis = scales[data], f"coloraxis{row + 1 if row else ''}"
         bottom, top = 1 - (row + 1) / rows, 1 - row / rows
         heading = 60 / (ROW * rows)
-        ticks, texts = scale.ticks(6)
+        ticks, texts = scale.ticks(9)
         figure.layout[coloraxis] = {
             "colorscale": "Viridis",
             "cmin": scale.low,
@@ -170,7 +135,7 @@ def _add_scenes(figure: go.Figure, arrangement: Arrangement, scales: dict[str, L
 
 
 def _scene(surface: Surface, scale: LossScale) -> dict[str, Any]:
-    (x, y), (ticks, texts) = surface.axes, scale.ticks(5)
+    (x, y), (ticks, texts) = surface.axes, scale.ticks(6)
     height = scale.high - scale.low
     zrange = [scale.low - 0.15 * height, scale.high + 0.03 * height]  # room to see the contours on the floor
     axis = _SCENE_AXIS | {"showspikes": False, "nticks": 5}
@@ -271,7 +236,7 @@ def _add_lines(figure: go.Figure, arrangement: Arrangement, scales: dict[str, Lo
         right = (column + 1) / columns - gap * (column + 1 < columns)
         bottom, top = 1 - (row + 1) / rows + 0.12 / rows, 1 - row / rows - (0.06 / rows if row else 0)
         pad = 0.04 * (scale.high - scale.low)
-        ticks, texts = scale.ticks(6)
+        ticks, texts = scale.ticks(8)
         x = surfaces[0].axes[0]
         figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
             "domain": [left, right],
@@ -302,12 +267,15 @@ def _add_lines(figure: go.Figure, arrangement: Arrangement, scales: dict[str, Lo
 
 
 def _legend(arrangement: Arrangement, name: str) -> str:
-    """The name of a checkpoint, and what limits the use of its lines."""
+    """The name of a checkpoint with the warnings about its lines."""
     shown = [arrangement.cells[name, data] for data in arrangement.data if (name, data) in arrangement.cells]
     several = len(arrangement.data) > 1
     own = differ_in_eigenvectors(list(arrangement.cells.values()))
-    said = [(s, [*([plotly_text(s.axis_labels[0])] if own else []), *notes(s)]) for s in shown]
-    remarks = [(f"{plotly_text(s.data)}: " if several else "") + remark for s, found in said for remark in found]
+    remarks = []
+    for surface in shown:
+        where = f"{plotly_text(surface.data)}: " if several else ""
+        labels = [plotly_text(surface.axis_labels[0])] if own else []
+        remarks += [where + remark for remark in (*labels, *notes(surface))]
     return plotly_text(shorten(clean(name), 100)) + (f" ({'; '.join(remarks)})" if remarks else "")
 
 

@@ -1,32 +1,35 @@
-"""Figures for papers, drawn by matplotlib. No pyplot: nothing here touches global state or starts a GUI."""
+"""Figures of loss surfaces for papers, drawn by matplotlib."""
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from mpl_toolkits.mplot3d import Axes3D
 
-from landscape.plotting.basics import COLORS, clean, labels, round_ticks, shorten
+from landscape.plotting.basics import COLORS, clean, shorten
+from landscape.plotting.paper_style import (
+    LINES,
+    Sheet,
+    legend_below,
+    legend_text,
+    open_axes,
+    set_linear_ticks,
+    set_ticks,
+    style,
+)
 from landscape.plotting.surfaces.shared import (
     Arrangement,
     LossScale,
-    arrange,
     aspect,
-    caption_for,
     center_text,
     differ_in_eigenvectors,
-    loss_scale,
     marked_places,
     notes,
     shared_label,
@@ -35,90 +38,16 @@ from landscape.plotting.surfaces.shared import (
 if TYPE_CHECKING:
     from landscape.surfaces.surface import Surface
 
-STYLE: dict[str, Any] = {
-    "font.family": ["sans-serif", "DejaVu Sans"],  # the second lends the glyphs that the first lacks
-    "font.sans-serif": ["Arial", "Helvetica", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": "0.2",
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "grid.color": "0.88",
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.4,
-    "hatch.linewidth": 0.5,
-    "image.cmap": "viridis",  # perceptually uniform, safe for colour-blind readers and in grey
-    "text.parse_math": False,  # a checkpoint called "a$b$" is a name, not a formula
-    "figure.dpi": 150,
-    "savefig.dpi": 300,
-    "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, and no journal refuses it
-    "ps.fonttype": 42,
-}
-LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # 7 x 5 lines before one comes twice
 CAMERA = {"elev": 30, "azim": -60}
 _HALO = [withStroke(linewidth=2, foreground="white")]
 _RASTER_CELLS = 10_000  # from here on a surface goes into the PDF as pixels, or viewers crawl
 
 
-class PaperFigure(Figure):
-    """A figure that keeps its look, and embeds its fonts, however the settings stand when it is saved."""
-
-    def savefig(self, *args: Any, **options: Any) -> None:
-        with style():
-            super().savefig(*args, **options)
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=150)
-        return buffer.getvalue()
-
-
-def style() -> Any:
-    return matplotlib.style.context(["default", STYLE])
-
-
-def surface_figure(
-    surfaces: Sequence[Surface], *, log: bool, levels: int | Sequence[float], caption: str | None
-) -> Figure:
-    """See `landscape.plotting.plot_surfaces`."""
-    arrangement = arrange(surfaces, log)
-    scales = {data: loss_scale(arrangement.of_data(data), log, levels) for data in arrangement.data}
-    text = caption_for(surfaces, log=log) if caption is None else clean(caption)
+def draw_surfaces(arrangement: Arrangement, scales: dict[str, LossScale], caption: str) -> Figure:
+    """The figure of comparable surfaces, with the loss scale of each data set and the text under it."""
     with style():
         draw = _draw_lines if arrangement.dim == 1 else _draw_planes
-        return draw(arrangement, scales, text)
-
-
-# --- layout -------------------------------------------------------------------------------------------------
-
-
-class Sheet:
-    """A figure addressed in inches from its top left corner."""
-
-    def __init__(self, width: float, height: float, caption: str):
-        lines = textwrap.wrap(caption, int((width - 0.2) * 22))  # characters of the caption's size to an inch
-        self.width, self.height = width, height + 0.135 * len(lines) + (0.12 if lines else 0)
-        self.figure = PaperFigure(figsize=(self.width, self.height))
-        FigureCanvasAgg(self.figure)
-        if lines:
-            self.text(0.1, height + 0.02, "\n".join(lines), fontsize=7, color="0.25", linespacing=1.25)
-
-    def axes(self, left: float, top: float, width: float, height: float, **options: Any) -> Any:
-        bottom = self.height - top - height
-        rectangle = (left / self.width, bottom / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(rectangle, **options)
-
-    def text(self, left: float, top: float, text: str, **options: Any) -> None:
-        options = {"va": "top", "ha": "left"} | options
-        self.figure.text(left / self.width, 1 - top / self.height, text, **options)
+        return draw(arrangement, scales, caption)
 
 
 def _title_lines(name: str, width: int) -> list[str]:
@@ -203,10 +132,10 @@ def _draw_view(axes: Axes3D, surface: Surface, scale: LossScale, norm: Normalize
         axis.set_label_text(shorten(clean(label), 38), fontsize=7 if len(label) <= 20 else 5.5)
         axis.labelpad = -9
         edge = 0.1 * (grid[-1] - grid[0])  # ticks of both axes would collide in the corner
-        set_round_ticks(axis, grid[0] + edge, grid[-1] - edge, 3)
+        set_linear_ticks(axis, grid[0] + edge, grid[-1] - edge, 4)
     axes.zaxis.set_rotate_label(False)
     axes.set_zlabel("loss", fontsize=7, labelpad=-9, rotation=90)
-    set_ticks(axes.zaxis, *scale.ticks(4))
+    set_ticks(axes.zaxis, *scale.ticks(5))
     axes.tick_params(labelsize=6, pad=-3.5)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.pane.set(facecolor="white", edgecolor="0.8", linewidth=0.5)
@@ -231,8 +160,8 @@ def _draw_contours(axes: Axes, surface: Surface, scale: LossScale, norm: Normali
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     axes.set_xlabel(shorten(clean(surface.axis_labels[0]), 40))
     axes.set_ylabel(shorten(clean(surface.axis_labels[1]), 40))
-    set_round_ticks(axes.xaxis, x[0], x[-1], 5)
-    set_round_ticks(axes.yaxis, y[0], y[-1], 5)
+    set_linear_ticks(axes.xaxis, x[0], x[-1], 5)
+    set_linear_ticks(axes.yaxis, y[0], y[-1], 5)
     if surface.kind == "plane":
         _draw_markers(axes, surface, range(len(surface.markers)))
     if surface.kind == "trajectory":
@@ -282,17 +211,6 @@ def _draw_bar(figure: Figure, axes: Axes, filled: Any, scale: LossScale) -> None
     set_ticks(axes.yaxis, *scale.bar_ticks())
 
 
-def set_ticks(axis: Any, positions: Sequence[float], texts: Sequence[str]) -> None:
-    axis.set_major_locator(FixedLocator(positions))
-    axis.set_major_formatter(FixedFormatter(texts))
-    axis.set_minor_locator(NullLocator())
-
-
-def set_round_ticks(axis: Any, low: float, high: float, count: int) -> None:
-    ticks = round_ticks(low, high, count)
-    set_ticks(axis, ticks, labels(ticks))
-
-
 # --- one dimension ------------------------------------------------------------------------------------------
 
 
@@ -315,15 +233,7 @@ def _draw_lines(arrangement: Arrangement, scales: dict[str, LossScale], caption:
         _finish_lines(axes, surfaces, scales[data])
         if count > 1:
             axes.set_title(shorten(clean(data), 40), fontweight="bold", loc="left")
-        axes.legend(
-            handles,
-            names[data],
-            loc="upper left",
-            bbox_to_anchor=(-0.02, -0.34 / height),
-            borderaxespad=0,
-            handlelength=2.6,
-            labelspacing=0.3,
-        )
+        legend_below(axes, handles, names[data], height)
     return sheet.figure
 
 
@@ -332,13 +242,6 @@ def _line_labels(surfaces: Sequence[Surface]) -> list[str]:
     return [
         legend_text(s.name, [*([clean(s.axis_labels[0])] if own else []), center_text(s), *notes(s)]) for s in surfaces
     ]
-
-
-def legend_text(name: str, remarks: Sequence[str]) -> str:
-    """A name and remarks as the lines of a legend; each remark stays on one line."""
-    said = [text.replace(" ", "\xa0") for text in remarks]  # spaces that do not break
-    lines = textwrap.wrap(", ".join([shorten(clean(name), 100), *said]), 50)
-    return "\n".join(lines).replace("\xa0", " ")
 
 
 def _draw_line(axes: Axes, surface: Surface, index: int, log: bool) -> Any:
@@ -357,15 +260,14 @@ def _finish_lines(axes: Axes, surfaces: Sequence[Surface], scale: LossScale) -> 
     pad = 0.04 * (scale.high - scale.low)
     low, high = scale.low - pad, scale.high + pad
     axes.set(xlim=(x[0], x[-1]), xlabel=shorten(shared_label(surfaces, 0), 48), ylabel=scale.name)
-    set_round_ticks(axes.xaxis, x[0], x[-1], 5)
+    set_linear_ticks(axes.xaxis, x[0], x[-1], 6)
     if scale.log:
         axes.set_yscale("log")
     axes.set_ylim(*scale.losses([low, high]))
-    positions, texts = scale.ticks(6)
+    positions, texts = scale.ticks(7)
     set_ticks(axes.yaxis, scale.losses(positions), texts)
     axes.grid(axis="y")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_axes(axes)
     for at, names in marked_places(surfaces).items():
         axes.axvline(at, color="0.45", linewidth=0.8, linestyle=":", zorder=0)
         axes.annotate(

@@ -16,15 +16,14 @@ from landscape.plotting.basics import (
     amount,
     clean,
     label_of,
-    labels,
     listing,
-    log_ticks,
     number,
     of_tokens,
     places_of,
     require_same_data,
-    round_ticks,
+    with_minus_sign,
 )
+from landscape.plotting.ticks import linear_ticks, log_ticks
 
 if TYPE_CHECKING:  # a picture needs no more of a result than its fields, so importing this stays cheap
     from landscape.surfaces.surface import Surface
@@ -35,14 +34,14 @@ if TYPE_CHECKING:  # a picture needs no more of a result than its fields, so imp
 
 def shared_label(surfaces: Sequence[Surface], axis: int) -> str:
     """The label of an axis that several surfaces share, though lines to other checkpoints have others."""
-    found = list(dict.fromkeys(clean(surface.axis_labels[axis]) for surface in surfaces))
-    if len(found) > 1 and surfaces[0].kind == "interpolate":
+    labels = list(dict.fromkeys(clean(surface.axis_labels[axis]) for surface in surfaces))
+    if len(labels) > 1 and surfaces[0].kind == "interpolate":
         return "position between checkpoints (0 to 1)"
-    return "distance along the eigenvector" if differ_in_eigenvectors(surfaces) else " / ".join(found)
+    return "distance along the eigenvector" if differ_in_eigenvectors(surfaces) else " / ".join(labels)
 
 
 def differ_in_eigenvectors(surfaces: Sequence[Surface]) -> bool:
-    """Whether every checkpoint has eigenvectors of its own along the axes, so that each has to say which."""
+    """Whether every checkpoint has its own eigenvectors along the axes, so that each panel needs its own labels."""
     return surfaces[0].kind == "eigen" and len({surface.axis_labels for surface in surfaces}) > 1
 
 
@@ -56,7 +55,7 @@ def marked_places(surfaces: Sequence[Surface]) -> dict[float, list[str]]:
 
 
 def aspect(surface: Surface) -> float:
-    """Height over width of a plane: steps along both axes look equally long unless that makes a strip."""
+    """Height over width of a plane. Steps along both axes look equally long, unless that makes a strip."""
     wide, high = (axis[-1] - axis[0] for axis in surface.axes)
     return float(np.clip(high / wide, 0.6, 1.0))
 
@@ -72,8 +71,9 @@ class Arrangement(Places["Surface"]):
 def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
     """Check that `surfaces` fit in one figure, and find the place of each.
 
-    Raises InputError where there are none, where they are not comparable, where two claim the same place,
-    where they have neither one nor two dimensions, and where `log` is asked for losses that are not positive.
+    Raises:
+        InputError: If there are no surfaces, if they are not comparable, if two have the same name and data, if they
+            have neither one nor two dimensions, or if `log` meets a loss that is not positive.
     """
     if not surfaces:
         raise InputError("no surface to plot; give at least one.")
@@ -92,10 +92,16 @@ def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
 
 
 def require_comparable(surfaces: Sequence[Surface]) -> None:
-    """Raise InputError unless all `surfaces` may stand in one figure.
+    """Check that all `surfaces` may stand in one figure.
 
-    They have to agree in dimension, kind, normalization, seed and grid, in what moved and in the loss; and two that
-    name their data alike have to have been measured on the same data.
+    They have to agree in dimension, kind, normalization, seed and grid, in the parameters that moved and in the loss
+    function. Two that name their data alike have to have been measured on the same data.
+
+    Args:
+        surfaces: What to compare.
+
+    Raises:
+        InputError: If two surfaces differ. The message names both, and what they differ in.
     """
     for first, other in itertools.pairwise(surfaces):
         for what, a, b in (
@@ -135,7 +141,7 @@ def finite_losses(surfaces: Iterable[Surface]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class LossScale:
-    """One scale for the losses of several surfaces: a loss is drawn at the height `heights(loss)`."""
+    """One scale for the losses of several surfaces, which draws a loss at the height `heights(loss)`."""
 
     low: float  # heights
     high: float
@@ -146,11 +152,11 @@ class LossScale:
 
     @property
     def name(self) -> str:
-        """What to write along it."""
+        """The label of an axis with this scale."""
         return "loss (log scale)" if self.log else "loss"
 
     def heights(self, loss: np.ndarray | float) -> np.ndarray:
-        """Where `loss` is drawn: the loss itself or its log10, NaN where it is not finite."""
+        """Heights at which to draw `loss`: the loss itself or its log10, and NaN where that is not finite."""
         loss = np.asarray(loss, dtype=np.float64)
         drawable = np.isfinite(loss) & ((loss > 0) | (not self.log))
         heights = np.where(drawable, loss, np.nan)
@@ -160,27 +166,32 @@ class LossScale:
         """The inverse of `heights`, for an axis that is logarithmic by itself."""
         return [float(10**height if self.log else height) for height in heights]
 
-    def ticks(self, count: int = 5) -> tuple[list[float], list[str]]:
-        """Heights of round losses, about `count` of them, and their labels in units of loss."""
+    def ticks(self, count: int) -> tuple[list[float], list[str]]:
+        """Heights of round losses, at most about `count` of them, and their labels in units of loss."""
         if self.empty:
             return [], []
-        choose = log_ticks if self.log else round_ticks
-        losses = choose(self.low, self.high, count)
-        return [float(self.heights(loss)) for loss in losses], labels(losses)
+        losses, texts = (log_ticks if self.log else linear_ticks)(self.low, self.high, count)
+        return [float(self.heights(loss)) for loss in losses], texts
 
     def bar_ticks(self) -> tuple[list[float], list[str]]:
-        """Ticks of the colour bar: the levels where a person chose them, else round losses between them."""
+        """Ticks of the colour bar: the levels if a person chose them, otherwise round losses between them."""
         if self.chosen and len(self.levels) <= 12:
             return list(self.levels), [f"{loss:.6g}" for loss in self.losses(self.levels)]
         low, high = self.levels[0], self.levels[-1]
-        inside = [(at, text) for at, text in zip(*self.ticks(6), strict=True) if low <= at <= high]
+        inside = [(at, text) for at, text in zip(*self.ticks(9), strict=True) if low <= at <= high]
         return [at for at, _ in inside], [text for _, text in inside]
 
 
 def loss_scale(surfaces: Sequence[Surface], log: bool, levels: int | Sequence[float] = 20) -> LossScale:
-    """The scale that `surfaces` share; `levels` are a number of contours or the losses to draw them at.
+    """The scale that `surfaces` share.
 
-    Raises InputError for `levels` that are neither.
+    Args:
+        surfaces: All surfaces that are drawn on this scale.
+        log: Whether the scale is logarithmic.
+        levels: The number of contours, or the losses to draw them at.
+
+    Raises:
+        InputError: If `levels` are neither.
     """
     finite = finite_losses(surfaces)
     empty = len(finite) == 0
@@ -209,7 +220,7 @@ def loss_scale(surfaces: Sequence[Surface], log: bool, levels: int | Sequence[fl
 
 
 def center_name(surface: Surface) -> str:
-    """What to call the place of the unperturbed model: paths and planes start there."""
+    """The name for the place of the unperturbed model, which is the start of a line or plane and the end of a path."""
     if surface.kind == "trajectory":
         return "end of path"
     return "origin" if surface.kind in ("interpolate", "plane") else "centre"
@@ -219,26 +230,37 @@ def center_text(surface: Surface) -> str:
     """The loss of the unperturbed model, in words."""
     place = center_name(surface)
     value = f"{surface.center:.3f}" if math.isfinite(surface.center) else "not finite"
-    return f"loss at {place} {value}".replace("-", "\N{MINUS SIGN}")
+    return with_minus_sign(f"loss at {place} {value}")
 
 
 def notes(surface: Surface) -> list[str]:
-    """What limits the use of a surface and has to be said beside it; usually nothing."""
-    found = []
+    """Warnings that belong beside a surface. Usually there are none."""
+    warnings = []
     if surface.nonfinite:
-        found.append(f"{surface.nonfinite} of {surface.loss.size} points not finite")
+        warnings.append(f"{surface.nonfinite} of {surface.loss.size} points not finite")
     if surface.path:
-        found.append(f"plane explains {sum(surface.path.explained):.1%} of the path's variance")
+        warnings.append(f"plane explains {sum(surface.path.explained):.1%} of the path's variance")
     if not surface.fidelity.faithful:
         which, value = ("norm ratio", surface.fidelity.norm_ratio)
         if not surface.fidelity.cosine >= 0.99:  # NaN is not good enough either
             which, value = ("cosine", surface.fidelity.cosine)
-        found.append(f"perturbation rounded ({which} {value:.2f})")
-    return found
+        warnings.append(f"perturbation rounded ({which} {value:.2f})")
+    return warnings
 
 
 def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
-    """What a reader has to know about a figure of `surfaces`. Raises InputError where they make no figure."""
+    """Describe a figure of `surfaces` to its reader: data, grid, directions, what panels share, precision.
+
+    Args:
+        surfaces: The surfaces of the figure.
+        log: Whether the figure draws the logarithm of the loss.
+
+    Returns:
+        The text that stands under the figure.
+
+    Raises:
+        InputError: If the surfaces cannot be drawn in one figure.
+    """
     arrangement = arrange(surfaces, log)
     dim, shown = arrangement.dim, list(arrangement.cells.values())
     first = shown[0]
@@ -251,30 +273,27 @@ def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
     if first.path:
         sentences.append(_path(first))
 
-    draw = []
-    if first.kind == "random" and first.seed is not None:
+    drawn = first.kind == "random" and first.seed is not None
+    if drawn:
         own = "" if first.normalize in (None, "none") else ", normalized to its own weights"
         subject = "Each checkpoint" if several else "The checkpoint"
-        draw.append(f"{subject} along {'the same' if several else 'a'} random draw{own}")
+        sentences.append(f"{subject} moves along {'the same' if several else 'a'} random draw{own}")
     if several or len(arrangement.data) > 1:
-        colours = "" if dim == 1 else " and colour scale" if len(arrangement.data) == 1 else ""
-        draw.append(f"shared axes{colours}")
+        colours = " and colour scale" if dim == 2 and len(arrangement.data) == 1 else ""
+        sentences.append(f"Axes{colours} are shared")
     if dim == 2 and len(arrangement.data) > 1:
-        draw.append("one colour scale per data set")
-    if first.kind == "random" and first.seed is not None:
-        draw.append(f"one draw of {'directions' if dim == 2 else 'the direction'}")
-    if draw:
-        sentences.append("; ".join(draw))
-        sentences[-1] = sentences[-1][0].upper() + sentences[-1][1:]
+        sentences.append("There is one colour scale per data set")
+    if drawn:
+        sentences.append("The directions are one draw" if dim == 2 else "The direction is one draw")
 
     cosines = [abs(s.direction_cosine) for s in shown if s.direction_cosine is not None]
     if cosines and max(cosines) > 0.1:
         sentences.append(f"The two directions are not orthogonal (cosine up to {max(cosines):.2f})")
     if log:
-        sentences.append("Logarithmic loss scale")
+        sentences.append("The loss scale is logarithmic")
     if any(surface.nonfinite for surface in shown):
         sentences.append("Holes: loss not finite" if dim == 2 else "Gaps: loss not finite")
-    sentences.append(f"Weights in {listing(list(dict.fromkeys(s.provenance.dtype for s in shown)))}")
+    sentences.append(f"The weights are in {listing(list(dict.fromkeys(s.provenance.dtype for s in shown)))}")
     return ". ".join(sentences) + "."
 
 
@@ -294,18 +313,18 @@ def _region(surface: Surface) -> str:
     if surface.kind == "eigen":
         return f"{'along a Hessian eigenvector' if one else 'over two Hessian eigenvectors'} ({grid})"
     normalized = "not normalized" if surface.normalize == "none" else f"{surface.normalize}-normalized"
-    said = [normalized] if surface.normalize else []
-    said += [f"seed {surface.seed}"] if surface.seed is not None else []
+    draw = [normalized] if surface.normalize else []
+    draw += [f"seed {surface.seed}"] if surface.seed is not None else []
     moved = surface.conventions["parameters"]
-    said += [f"only {clean(moved if isinstance(moved, str) else ', '.join(moved))} moved"] if moved else []
-    said += ["1-D tensors too"] if surface.conventions["include_1d"] else []
+    draw += [f"only {clean(moved if isinstance(moved, str) else ', '.join(moved))} moved"] if moved else []
+    draw += ["1-D tensors too"] if surface.conventions["include_1d"] else []
     drawn = "random" if surface.kind == "random" else "given"
     directions = f"along one {drawn} direction" if one else f"over two {drawn} directions"
-    return f"{directions} ({'; '.join([*([', '.join(said)] if said else []), grid])})"
+    return f"{directions} ({'; '.join([*([', '.join(draw)] if draw else []), grid])})"
 
 
 def _path(surface: Surface) -> str:
-    """What the plane of a path leaves out, and what it would explain of a path that went nowhere."""
+    """How much of a path lies outside its plane, and how much a plane explains of a random walk."""
     path = surface.path
     assert path is not None
     return (
@@ -323,8 +342,8 @@ def _eigenvectors(arrangement: Arrangement) -> str:
     several, sides = len(arrangement.names) > 1, all(axis[0] < 0 < axis[-1] for axis in first.axes)
     axes = "axis is the distance along a" if len(first.axes) == 1 else "axes are distances along"
     plural = "" if len(first.axes) == 1 else "s"
-    said = f"The {axes} unit Hessian eigenvector{plural} of {'each' if several else 'the'} checkpoint's own loss"
+    sentence = f"The {axes} unit Hessian eigenvector{plural} of {'each' if several else 'the'} checkpoint's own loss"
     drawn = {(s.name, str(s.provenance.settings.get("directions"))) for s in arrangement.cells.values()}
     if len(drawn) < len(arrangement.cells):
-        said += " (the same on more than one data set)"
-    return said + (f"; both signs of the direction{plural} are shown" if sides else "")
+        sentence += " (the same on more than one data set)"
+    return sentence + (f"; both signs of the direction{plural} are shown" if sides else "")

@@ -1,0 +1,176 @@
+"""The public functions that draw correlations of flatness with forgetting.
+
+The statistics are imported inside the functions, as the plotting libraries are: they take long to load.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from landscape.plotting.basics import clean
+from landscape.plotting.files import write_figure, write_page
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+    from landscape.plotting.correlation.shared import Forest, Scatter
+
+
+def plot_correlations(
+    result: pandas.DataFrame,
+    table: pandas.DataFrame | Path | str | None = None,
+    *,
+    color: str | None = None,
+    caption: str | None = None,
+) -> Figure:
+    """Draw a forest plot of what `correlate` returned, and the points behind it as scatter plots below.
+
+    The strongest correlation stands at the top with its interval. It is filled where q < 0.05, and a lighter diamond
+    shows the partial correlation. At the bottom stand metrics without an interval, then those without a number, with
+    the reason.
+
+    Args:
+        result: What `correlate` returned, or the CSV file of it read again.
+        table: The table that was correlated, or its CSV file. Without it there are no scatter plots.
+        color: As for `plot_correlation_scatter`.
+        caption: Replaces the text under the figure; "" leaves it out.
+
+    Returns:
+        A matplotlib figure that does not belong to pyplot, so it need not be closed.
+
+    Raises:
+        InputError: If `result` is no result of `correlate`, or as `plot_correlation_scatter` does.
+
+    Example:
+        >>> import pandas, landscape
+        >>> table = pandas.DataFrame({"trace": [1, 2, 3, 4, 5, 6], "forgetting": [1, 3, 2, 4, 6, 5]})
+        >>> result = landscape.correlate(table, resamples=99)
+        >>> figure = landscape.plot_correlations(result)
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['trace']
+    """
+    from landscape.plotting.correlation import paper
+
+    forest, points, text = _contents(result, table, color, caption)
+    return paper.draw_correlations(result, forest, points and points[1], text)
+
+
+def plot_correlation_scatter(
+    result: pandas.DataFrame,
+    table: pandas.DataFrame | Path | str,
+    *,
+    color: str | None = None,
+    caption: str | None = None,
+) -> Figure:
+    """Draw each metric of `result` against forgetting: a panel per metric, a point per row of `table`.
+
+    All panels have the same outcome axis, and they stand in the order of the forest plot. A metric that is positive
+    and spans more than two decades has a logarithmic axis.
+
+    Args:
+        result: What `correlate` returned.
+        table: The table that was correlated, or its CSV file.
+        color: The column by whose values points are coloured. The default is `optimizer`, if there is such a column.
+        caption: Replaces the text under the figure; "" leaves it out.
+
+    Returns:
+        A matplotlib figure that does not belong to pyplot, so it need not be closed.
+
+    Raises:
+        InputError: If `table` lacks a column, or has more values of `color` than can be told apart.
+
+    Example:
+        >>> import pandas, landscape
+        >>> table = pandas.DataFrame({"trace": [1, 2, 3, 4, 5, 6], "forgetting": [1, 3, 2, 4, 6, 5]})
+        >>> result = landscape.correlate(table, resamples=99)
+        >>> figure = landscape.plot_correlation_scatter(result, table)
+        >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
+        ('trace', 'forgetting')
+    """
+    from landscape.correlation import read_table
+    from landscape.plotting.correlation import paper
+    from landscape.plotting.correlation.shared import scatter_caption, scatter_of
+
+    scatter = scatter_of(result, read_table(table), color)
+    return paper.draw_scatter(result, scatter, scatter_caption(result, scatter) if caption is None else clean(caption))
+
+
+def correlations_html(
+    result: pandas.DataFrame,
+    table: pandas.DataFrame | Path | str | None = None,
+    *,
+    color: str | None = None,
+    caption: str | None = None,
+    title: str = "Flatness against forgetting",
+) -> str:
+    """Draw the same as an HTML page that shows the names of checkpoints under the mouse.
+
+    Args:
+        result: What `correlate` returned.
+        table: The table that was correlated, or its CSV file. Without it there are no scatter plots.
+        color: As for `plot_correlation_scatter`.
+        caption: Replaces the text under the plots; "" leaves it out.
+        title: The heading of the page.
+
+    Returns:
+        A complete page that loads nothing from the network.
+
+    Raises:
+        InputError: As `plot_correlations` does.
+
+    Example:
+        >>> import pandas, landscape
+        >>> table = pandas.DataFrame({"trace": [1, 2, 3, 4, 5, 6], "forgetting": [1, 3, 2, 4, 6, 5]})
+        >>> result = landscape.correlate(table, resamples=99)
+        >>> "<h1>Flatness against forgetting</h1>" in landscape.correlations_html(result, table)
+        True
+    """
+    from landscape.plotting.correlation import interactive
+
+    forest, points, text = _contents(result, table, color, caption)
+    return interactive.correlation_page(result, forest, points, text, title)
+
+
+def write_correlation_figures(
+    result: pandas.DataFrame, table: pandas.DataFrame | Path | str, folder: Path | str, *, color: str | None = None
+) -> list[Path]:
+    """Write forest.png, forest.pdf, scatter.png, scatter.pdf and correlate.html.
+
+    Each file is there completely or not at all, and the same result gives the same bytes.
+
+    Args:
+        result: What `correlate` returned.
+        table: The table that was correlated, or its CSV file.
+        folder: Where the files go.
+        color: As for `plot_correlation_scatter`.
+
+    Returns:
+        The paths of the five files.
+
+    Raises:
+        InputError: As `plot_correlations` does, before anything is written.
+    """
+    from landscape.correlation import read_table
+
+    folder, table = Path(folder), read_table(table)
+    forest, scatter = plot_correlations(result), plot_correlation_scatter(result, table, color=color)
+    page = write_page(correlations_html(result, table, color=color), folder / "correlate")
+    return [*write_figure(forest, folder / "forest"), *write_figure(scatter, folder / "scatter"), page]
+
+
+def _contents(
+    result: pandas.DataFrame, table: pandas.DataFrame | Path | str | None, color: str | None, caption: str | None
+) -> tuple[Forest, tuple[pandas.DataFrame, Scatter] | None, str]:
+    """The forest plot, the table with the scatter plots of it if there is one, and the text under both."""
+    from landscape.correlation import read_table
+    from landscape.plotting.correlation.shared import forest_caption, forest_of, scatter_caption, scatter_of
+
+    forest, points = forest_of(result), None
+    sentences = [forest_caption(result, forest)]
+    if table is not None:
+        frame = read_table(table)
+        points = frame, scatter_of(result, frame, color)
+        sentences.append(scatter_caption(result, points[1]))
+    return forest, points, " ".join(sentences) if caption is None else clean(caption)
