@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
 
 class TinyTransformer(nn.Module):
-    """A causal language model that is float64 throughout (a transformers Llama in float64 is not: DESIGN, law 10)."""
+    """A causal language model that is float64 throughout: a transformers Llama keeps norms and softmax in float32."""
 
     def __init__(self, seed: int = 0, width: int = 4):
         super().__init__()

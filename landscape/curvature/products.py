@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from landscape.checkpoints import Checkpoint
@@ -80,6 +81,7 @@ def hessian_vector_product(
     return layout.named(product)
 
 
+@torch.no_grad()  # the vector may be made of parameters
 def _flat(vector: Any, layout: Layout) -> Tensor:
     """Return a vector of any structure as one flat tensor; raise InputError where it does not fit the parameters."""
     if isinstance(vector, Direction):

@@ -23,6 +23,11 @@ class Metric:
         invariance: Which changes of the weights that preserve the model's function leave the value alone.
         source: The authors and the year of its definition.
         needs_base: Whether it measures at the base checkpoint, along the step to the tuned one.
+
+    Example:
+        >>> from landscape import SHARPNESS_METRICS
+        >>> SHARPNESS_METRICS["trace"].formula, SHARPNESS_METRICS["gradient_norm"].options
+        ('tr H = sum_i H_ii', {'adaptive': False})
     """
 
     name: str
@@ -45,13 +50,8 @@ class Metric:
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-# Every sharpness metric by its name. `landscape metrics` prints this table.
-#
-# >>> from landscape import SHARPNESS_METRICS
-# >>> SHARPNESS_METRICS["top_eigenvalue"].options["rtol"]
-# 0.001
-#
-# It is filled when `landscape.sharpness` imports the modules of its folder `metrics`, in the order of their names.
+# Every sharpness metric by its name, which `landscape metrics` prints. The table is filled when `landscape.sharpness`
+# imports the modules of its folder `metrics`, in the order of their names.
 SHARPNESS_METRICS: dict[str, Metric] = {}
 
 

@@ -83,10 +83,9 @@ def test_version(run):
 
 
 def test_choices_are_those_of_the_modules_that_take_them():
-    from landscape.curvature.opening import CURVATURES, HVPS
-
     from landscape.checkpoints import loading
     from landscape.correlation.statistics import METHODS
+    from landscape.curvature.operators.opening import CURVATURES, HVPS
     from landscape.curvature.trace import WEIGHTINGS
     from landscape.study.table import FLATNESS_ON
     from landscape.training.options import OPTIMIZERS

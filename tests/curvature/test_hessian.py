@@ -215,7 +215,7 @@ def test_the_trace_by_layer_adds_up(transformer):
 
 
 def test_the_head_block_of_a_language_model_in_closed_form():
-    """tr = mean_t (1 - |p_t|^2) |h_t|^2 over supervised positions (SCIENCE 3.4)."""
+    """tr = mean_t (1 - |p_t|^2) |h_t|^2 over supervised positions."""
     model = build_model("llama")
     data = make_batches()
     loss = CausalLoss(at_supervised=True)

@@ -13,7 +13,7 @@ from landscape.linalg.lanczos import lanczos
 from landscape.linalg.quadrature import quadrature
 from landscape.linalg.sampling import sample_mean
 
-# Outliers over a bulk, as the Hessians of language models have them; SCIENCE (b) has the smaller cases.
+# Outliers over a bulk, as the Hessians of language models have them.
 OUTLIERS = np.concatenate([[68.88, 21.84, 20.85, 14.60, 12.63], 8 / np.arange(1, 396), -1.5 * np.linspace(0, 1, 100)])
 CLUSTERED = np.concatenate([[10, 9.5, 9.0], np.linspace(-1, 1, 197)])
 INDEFINITE = np.concatenate([[4.0, -5.0], np.linspace(-0.5, 0.5, 98)])

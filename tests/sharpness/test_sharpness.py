@@ -1,4 +1,4 @@
-"""Every sharpness metric against closed forms (SCIENCE (b)), and the laws."""
+"""Every sharpness metric against closed forms, and the laws."""
 
 import itertools
 import math
@@ -35,7 +35,7 @@ DIAGONAL = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0]))
 
 
 def at(offset, matrix=DIAGONAL):
-    """The quadratic of SCIENCE (b) at a given distance from its minimum at 0."""
+    """The quadratic diag(1, 2, 3, 4) at a given distance from its minimum at 0."""
     return Quadratic(matrix, torch.zeros(4), torch.tensor(offset, dtype=torch.float64))
 
 
@@ -75,7 +75,7 @@ def test_worst_case_of_a_quadratic(rho, one_step, exact):
     assert sam.perturbed_loss == pytest.approx(5 + one_step)
     found = measure(model, "worst_case", rho=rho, steps=200)
     highest = trust_region(DIAGONAL.double().numpy(), np.array([1.0, 2, 3, 4]), rho)
-    assert highest == pytest.approx(exact, rel=1e-9)  # to the digits that SCIENCE gives
+    assert highest == pytest.approx(exact, rel=1e-9)  # to the digits of the table above
     assert found.value == pytest.approx(highest, rel=1e-9)
     assert found.value <= highest * (1 + 1e-12)
     # at the maximum first order promises nothing more within the ball, and the last steps gained nothing
@@ -238,7 +238,7 @@ class Separable(nn.Module):
 
 
 def test_low_pass_beyond_second_order():
-    """sum exp: the rise is sum e^th (e^(s^2/2) - 1) = 0.1711445551 at th = (0, 1), s = 0.3 (SCIENCE (b))."""
+    """sum exp: the rise is sum e^th (e^(s^2/2) - 1) = 0.1711445551 at th = (0, 1), s = 0.3."""
     found = measure(Separable([0.0, 1.0], torch.exp), "low_pass", sigma=0.3, samples=6000)
     expected = (1 + math.e) * (math.exp(0.045) - 1)
     assert expected == pytest.approx(0.1711445551, rel=1e-9)
@@ -284,7 +284,7 @@ HALF_SQUARE = supervised_loss(lambda o, t, reduction: 0.5 * (o - t).square().sum
 
 @pytest.mark.parametrize(("factors", "top"), [((0.5, 4.0), 16.25), ((1.0, 2.0, 1.0), 9.0)])
 def test_a_scalar_chain_at_its_minimum(factors, top):
-    """1/2 (prod th - 2)^2: eigenvalue y^2 sum 1/th^2, adaptive trace L y^2, w'Hw = w'Fw = L^2 y^2 (SCIENCE (b))."""
+    """1/2 (prod th - 2)^2: eigenvalue y^2 sum 1/th^2, adaptive trace L y^2, w'Hw = w'Fw = L^2 y^2."""
     model, length = Chain(*factors), len(factors)
     data = [(torch.ones(1).double(), torch.full((1,), 2.0).double())]
     run = {"data": data, "scope": Scope(loss_fn=HALF_SQUARE)}
@@ -345,7 +345,7 @@ def test_relative_flatness_of_tied_heads_and_transposed_weights(architecture):
 def test_critical_sharpness_of_a_quadratic():
     model = at([1.0, 1, 1, 1])
     found = measure(model, "critical", tolerance=1e-4)
-    # eta_c = 0.6 and 2 / eta_c = g'Hg / g'g = 10/3 (SCIENCE (b))
+    # eta_c = 0.6 and 2 / eta_c = g'Hg / g'g = 10/3
     assert found.details["eta"] == pytest.approx(0.6, rel=1e-4)
     assert found.value == pytest.approx(10 / 3, rel=1e-4)
 
@@ -412,7 +412,7 @@ def test_eigenvalue_and_trace_through_the_same_door():
 
 
 def test_normalized_logits_take_confidence_out():
-    """Scaling the logits moves plain adaptive sharpness and leaves the normalized one alone (SCIENCE 1)."""
+    """Scaling the logits moves plain adaptive sharpness and leaves the normalized one alone."""
     torch.manual_seed(0)
     inputs, targets = torch.randn(12, 4).double(), torch.arange(12) % 3
     found: dict[bool, list[float]] = {False: [], True: []}

@@ -50,7 +50,7 @@ def fisher_rao(site: Site) -> Measurement:
 @metric(
     "top_eigenvalue",
     formula="max over v of v'Hv / v'v",
-    cost="about 25 products with the Hessian, at most max_matvecs",
+    cost="about 10 to 25 products with the Hessian; at most max_matvecs",
     invariance="rotations of the weights only",
     source="Lanczos with thick restart: Wu and Simon 2000",
 )
@@ -72,7 +72,7 @@ def top_eigenvalue(
 def _trace(site: Site, weighting: str | None, rtol: float, max_probes: int, curvature: str, method: str) -> Measurement:
     """Estimate a weighted trace on the site's subject."""
     site.excursion.restore()
-    found = traces.trace_of(
+    estimate = traces.trace_of(
         site.rescoped(curvature=curvature),
         rtol=rtol,
         confidence=CONFIDENCE,
@@ -81,16 +81,16 @@ def _trace(site: Site, weighting: str | None, rtol: float, max_probes: int, curv
         seed=site.seed,
         run=dataclasses.replace(site.run, method=method),
     )
-    traces.warn_unless_converged(found, stacklevel=5)
-    low, high = found.confidence_interval
-    details = {"method": found.method, "relative_error_of_differences": found.hvp_error}
-    return Measurement(found.value, found.stderr, None, found.converged, found.probes, details, (low, high))
+    traces.warn_unless_converged(estimate, stacklevel=5)
+    low, high = estimate.confidence_interval
+    details = {"method": estimate.method, "relative_error_of_differences": estimate.hvp_error}
+    return Measurement(estimate.value, estimate.stderr, None, estimate.converged, estimate.probes, details, (low, high))
 
 
 @metric(
     "trace",
     formula="tr H = sum_i H_ii",
-    cost="32 to 140 products with the Hessian, or three times as many losses, at most max_probes",
+    cost="32 to 140 products with the Hessian, or about twice as many losses; at most max_probes probes",
     invariance="rotations of the weights only",
     source="Hutchinson 1990",
 )

@@ -35,7 +35,7 @@ def _along(site: Site, direction: Any) -> tuple[Tensor, str]:
 @metric(
     "critical",
     formula="2 / eta for the smallest eta > 0 with L(w + eta d) > L(w)",
-    cost="1 gradient and about 6 losses",
+    cost="1 gradient and about 10 losses",
     invariance="that of its direction",
     source="Kalra et al. 2026 (arXiv 2601.16979)",
 )

@@ -13,7 +13,7 @@ from landscape.sharpness.site import Site, dot, norm_of
 @metric(
     "displacement_curvature",
     formula="D'HD, D = w - w_base, H at w_base",
-    cost="3 losses, 1 gradient and 1 product with the Hessian",
+    cost="2 losses, 1 gradient and 1 product with the Hessian",
     invariance="every symmetry that acts on both checkpoints",
     source="second-order Taylor expansion of the loss at the base",
     needs_base=True,

@@ -26,7 +26,7 @@ from landscape.weights.parameters import NamedParameter, Parameters
 @metric(
     "relative_flatness",
     formula="sum over output units s, s' of <w_s, w_s'> tr H_ss' for one layer",
-    cost="1 forward pass for an untied linear head, else as trace with products in one layer",
+    cost="1 forward pass for an untied linear head, else as trace by products, in one layer",
     invariance="mixing the inputs of the layer, and scaling the whole layer",
     source="Petzka et al. 2021 (arXiv 2001.00939), Definition 3",
 )
