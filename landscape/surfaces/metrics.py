@@ -173,8 +173,9 @@ def compare_metrics(metrics: Mapping[str, SurfaceMetrics]) -> dict[str, dict[str
         >>> from landscape import compare_metrics
         >>> from landscape.surfaces.metrics import surface_metrics
         >>> t = np.linspace(-1, 1, 5)
-        >>> found = {name: surface_metrics((t,), a * t**2, grid={"span": 1}) for name, a in (("flat", 1), ("sharp", 3))}
-        >>> {name: values["center_curvature"] for name, values in compare_metrics(found).items()}
+        >>> lines = (("flat", 1), ("sharp", 3))
+        >>> measured = {name: surface_metrics((t,), a * t**2, grid={"span": 1}) for name, a in lines}
+        >>> {name: values["center_curvature"] for name, values in compare_metrics(measured).items()}
         {'flat': 2.0, 'sharp': 6.0}
     """
     (first_name, first), *others = metrics.items()
