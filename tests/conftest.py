@@ -11,12 +11,13 @@ import warnings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forks
 from tokenizers import ByteLevelBPETokenizer
 from torch import nn
 from transformers import (
@@ -180,6 +181,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path
         return code, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Programs in processes of their own, without their imports: see `forked`."""
+    started = Forks()
+    yield started
+    started.close()
 
 
 class Quadratic(nn.Module):
