@@ -1,6 +1,5 @@
 """The command line end to end: real checkpoints in, files and exit codes out."""
 
-import functools
 import json
 import os
 import shutil
@@ -20,16 +19,6 @@ from landscape.data.tokens import load_data
 from landscape.surfaces.surface import Surface
 
 SMALL = ("--points", "3", "--device", "cpu")
-
-
-def subprocess_run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "landscape", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **options,
-    )
 
 
 # --- plot ---------------------------------------------------------------------------------------------------
@@ -145,29 +134,29 @@ def test_without_data_it_says_what_it_measures_on(run, save_checkpoint_folder):
     assert "no --data given; measuring on builtin:docs" in err
 
 
-def test_a_killed_plot_continues_and_ends_with_the_same_result(tmp_path, save_checkpoint_folder, records):
+@pytest.mark.slow
+def test_a_killed_plot_continues_and_ends_with_the_same_result(forks, tmp_path, save_checkpoint_folder, records):
     a = save_checkpoint_folder("gpt2")
     arguments = ["plot", a, "--data", records, "--points", "13", "--device", "cpu", "--quiet", "--batch-tokens", "64"]
-    whole = subprocess_run(*arguments, "-o", tmp_path / "whole")
+    whole = forks.run(*arguments, "-o", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(tmp_path / "killed")]
     known = 0
     for target in (10, 60, 120):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = forks.start(*arguments, "-o", tmp_path / "killed")
         journal = None
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and process.alive():
             journal = next((tmp_path / "killed").glob(".*.journal"), None)
             if journal and journal.read_bytes().count(b"\n") > target:
                 break
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.005)
+        process.send(signal.SIGKILL)
         process.wait()
         assert journal is not None
         lines = journal.read_bytes().count(b"\n")
         assert lines >= known, "nothing is lost"
         known = lines
-    done = subprocess_run(*arguments, "-o", tmp_path / "killed")
+    done = forks.run(*arguments, "-o", tmp_path / "killed")
     assert done.returncode == 0, done.stderr
     (name,) = (path.name for path in (tmp_path / "whole").glob("surface-*.json"))
     one, other = Surface.load(tmp_path / "whole" / name), Surface.load(tmp_path / "killed" / name)
@@ -175,20 +164,18 @@ def test_a_killed_plot_continues_and_ends_with_the_same_result(tmp_path, save_ch
     assert one.identity() == other.identity()
 
 
-def test_an_interrupt_says_how_to_continue(tmp_path, save_checkpoint_folder, records):
+def test_an_interrupt_says_how_to_continue(forks, tmp_path, save_checkpoint_folder, records):
     arguments = ["plot", save_checkpoint_folder("gpt2"), "--data", records, "--points", "101", "--device", "cpu"]
-    command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(tmp_path / "out")]
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells start background jobs deaf to it
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    process = forks.start(*arguments, "-o", tmp_path / "out")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list((tmp_path / "out").glob(".*.journal")):
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command again continues" in err
-    assert "Traceback" not in err
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.send(signal.SIGINT)
+    ended = process.wait()
+    assert ended.returncode == 130
+    assert "the same command again continues" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("how", ["merge", "keep"])
@@ -515,11 +502,11 @@ def test_what_a_checkpoint_was_evaluated_on_is_compared_with_what_is_read(run, r
     assert f"measuring on {folder / 'gone.jsonl'}" in err
 
 
-def test_no_command_prints_the_help_and_an_unknown_one_is_refused():
-    done = subprocess_run("--help")
+def test_no_command_prints_the_help_and_an_unknown_one_is_refused(forks):
+    done = forks.run("--help")
     assert done.returncode == 0
     assert "plot" in done.stdout
-    wrong = subprocess_run("plod")
+    wrong = forks.run("plod")
     assert wrong.returncode == 2
     assert "plod" in wrong.stderr
     assert "Traceback" not in wrong.stderr

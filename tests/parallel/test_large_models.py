@@ -1,11 +1,10 @@
 """Models larger than one device: sharded by FSDP2 over two processes, and spread by a device_map; memory.
 
-Started as a script by torchrun, this file is one of two processes that hold a model sharded, and measures it in every
-way below; the tests compare with one process that holds it whole. Weights are float32: losses and gradients differ
-between the two by the order in which sums are taken.
+Started as a script with the environment that torchrun sets, this file is one of two processes that hold a model
+sharded, and measures it in every way below; the tests compare with one process that holds it whole. Weights are
+float32: losses and gradients differ between the two by the order in which sums are taken.
 """
 
-import os
 import subprocess
 import sys
 import warnings
@@ -230,17 +229,9 @@ def sharded_process(folder):
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory):
+def sharded(tmp_path_factory, forks):
     folder = tmp_path_factory.mktemp("sharded")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    here = Path(__file__).resolve()
-    done = subprocess.run(
-        [*command, str(here), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": str(here.parents[1]), "OMP_NUM_THREADS": "1"},
-    )
+    done = forks.run(folder, program=__file__, processes=2)
     assert done.returncode == 0, done.stderr[-6000:]
     return torch.load(folder / "sharded.pt", weights_only=False)
 
