@@ -45,6 +45,20 @@ TEXTS = [
 VOCABULARY = 320
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order tests for pytest-xdist (`-n 2 --dist loadgroup`): one process a group, the slow ones first.
+
+    Tests that use a fixture of their module are a group, so that it is made once; every other test goes to whichever
+    process is free.
+    """
+    for item in items:
+        fixtures = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+        if any(definition.scope == "module" for used in fixtures.values() for definition in used):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     trained = ByteLevelBPETokenizer()

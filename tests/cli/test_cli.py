@@ -49,6 +49,7 @@ def test_plot_measures_the_right_loss_and_writes_everything(
     assert not [name for name in os.listdir("out") if name.startswith(".")], "no journal is left behind"
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_in_a_subprocess(tmp_path, save_checkpoint_folder, records):
     a, b = save_checkpoint_folder("llama", seed=1), save_checkpoint_folder("llama", seed=2)
     command = shutil.which("landscape", path=os.path.dirname(sys.executable))

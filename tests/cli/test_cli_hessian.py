@@ -119,6 +119,7 @@ def test_unconverged_numbers_are_starred(run, save_checkpoint_folder, records):
     assert ")*" in out
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues(forks, save_checkpoint_folder, records, tmp_path, run):
     a, b = (save_checkpoint_folder("llama", seed=seed) for seed in (1, 2))
     arguments = ["hessian", a, b, "--data", records, *SMALL, "--trace-rtol", "0.3", "--max-probes", "160"]

@@ -11,6 +11,7 @@ TESTS = Path(__file__).parents[1]
 EXAMPLES = TESTS.parent / "examples"
 
 
+@pytest.mark.slow
 def test_two_checkpoints(tmp_path, forks, save_checkpoint_folder, records):
     folders = [save_checkpoint_folder("llama", seed=seed) for seed in (1, 2)]
     done = forks.run(*folders, records, "3", program=EXAMPLES / "two_checkpoints.py", cwd=tmp_path)
@@ -20,6 +21,7 @@ def test_two_checkpoints(tmp_path, forks, save_checkpoint_folder, records):
     assert "surface curvature" in done.stdout
 
 
+@pytest.mark.slow
 def test_compute_sharpness(tmp_path, forks):
     done = forks.run(program=EXAMPLES / "compute_sharpness.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

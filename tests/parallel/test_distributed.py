@@ -189,6 +189,7 @@ def several(request, tmp_path_factory, forks):
     return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(request.param)], folder
 
 
+@pytest.mark.slow
 def test_several_processes_find_what_one_finds(one, several):
     """Compared with one process, two and three are compared with each other."""
     for found in several[0]:
@@ -198,6 +199,7 @@ def test_several_processes_find_what_one_finds(one, several):
             assert found["rounded"][name] == pytest.approx(value, rel=ROUNDING), name
 
 
+@pytest.mark.slow
 def test_every_process_holds_the_same_numbers_to_the_bit(several):
     first, *others = several[0]
     for other in others:
@@ -205,6 +207,7 @@ def test_every_process_holds_the_same_numbers_to_the_bit(several):
             assert (other["exact"] | other["rounded"])[name] == pytest.approx(value, rel=0, abs=0), name
 
 
+@pytest.mark.slow
 def test_work_is_split_and_numbers_come_together(several):
     results, folder = several
     count = len(results)
@@ -219,6 +222,7 @@ def test_work_is_split_and_numbers_come_together(several):
     assert list(folder.glob(".written*")) == []
 
 
+@pytest.mark.slow
 def test_bad_input_of_one_process_is_one_sentence_in_all(several):
     said, *others = [found["refused"] for found in several[0]]
     assert all(other == said for other in others)

@@ -249,6 +249,7 @@ LOSS = {"rtol": 1e-6, "atol": 1e-6}
 TOLERANCE = {"hutchinson": {"rtol": 1e-3, "atol": 1e-3}, "top_eigenvalue": {"rtol": 1e-4}, "trace": {"rtol": 1e-3}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_sharded_model_measures_as_the_whole_one(sharded, single, architecture):
     found, expected = sharded[architecture], single[architecture]
@@ -260,6 +261,7 @@ def test_a_sharded_model_measures_as_the_whole_one(sharded, single, architecture
         torch.testing.assert_close(found["tensors"][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_random_directions_of_a_sharded_model_are_those_of_the_whole_one(sharded, single, architecture):
     for mode in ("filter", "unit", "head", "layer", "none"):
@@ -270,10 +272,12 @@ def test_random_directions_of_a_sharded_model_are_those_of_the_whole_one(sharded
             torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_sharded_model_comes_back_bit_identical(sharded):
     assert all(sharded[architecture]["intact"] for architecture in ARCHITECTURES)
 
 
+@pytest.mark.slow
 def test_shards_of_uneven_and_no_rows_and_frozen_ones(sharded):
     expected = measure_odd(*odd())
     for name, value in expected.items():
@@ -281,12 +285,14 @@ def test_shards_of_uneven_and_no_rows_and_frozen_ones(sharded):
     assert expected["frozen"] > 0
 
 
+@pytest.mark.slow
 def test_directions_are_saved_whole_and_read_into_shards(sharded):
     model = build_model("llama")
     expected = compute_surface(model, data_of(), random_directions(model, 1), points=3, span=0.5, progress=False)
     np.testing.assert_allclose(sharded["read directions"], expected.loss, **LOSS)
 
 
+@pytest.mark.slow
 def test_what_a_sharded_model_does_not_have_is_refused_in_a_sentence(sharded):
     words = {
         "exact": "no second derivative",
@@ -302,6 +308,7 @@ def test_what_a_sharded_model_does_not_have_is_refused_in_a_sentence(sharded):
     assert "1.weight is whole and 0.weight is sharded" in sharded["partly"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["surface", "trace", "average"])
 def test_a_measurement_of_a_sharded_model_continues_from_its_journal(name, sharded):
     found = sharded["continued"][name]
@@ -458,6 +465,7 @@ for dtype, folder in (("bfloat16", sys.argv[2]), ("float32", sys.argv[3])):  # t
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
 def test_loading_takes_the_memory_of_the_weights(tmp_path, save_checkpoint_folder):
     shape = {"hidden_size": 512, "intermediate_size": 2048, "max_position_embeddings": 64}

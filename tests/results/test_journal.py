@@ -289,6 +289,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_full_disk_stops_a_run_with_a_sentence_and_the_next_one_continues(
     command, run, save_checkpoint_folder, records, small_disk, every_product
@@ -319,6 +320,7 @@ def test_a_full_disk_stops_a_run_with_a_sentence_and_the_next_one_continues(
     assert contents(disk / "out") == contents(Path("out"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_fine_tuning_too(run, save_checkpoint_folder, records, small_disk):
     disk, leave = small_disk
     base = save_checkpoint_folder("llama", seed=1)

@@ -180,6 +180,7 @@ def two(tmp_path_factory, forks):
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", OPTIMIZED)
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(two, kind, groups):
@@ -198,6 +199,7 @@ def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(two, kind, g
         assert one["radii"] == pytest.approx([RHO] * 3, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fidelity_and_radius_are_of_the_whole_sharded_model(two):
     one = bfloat16_shards()
     assert not one["fidelity"].faithful
@@ -216,6 +218,7 @@ def test_fidelity_and_radius_are_of_the_whole_sharded_model(two):
 START = weights(build_model("llama", seed=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["batch", "torn epoch", "sharded trainer"])
 def test_the_trainer_in_two_processes_is_one_with_the_doubled_batch(two, case, tmp_path):
     changes, count = {"max_steps": 2}, 16
@@ -232,6 +235,7 @@ def test_the_trainer_in_two_processes_is_one_with_the_doubled_batch(two, case, t
         assert two[0][case]["passes"] == one["passes"] == 2 * 2 * 2 + (2 if case == "torn epoch" else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ascent", ["micro", "local"])
 def test_each_process_ascends_on_its_own_where_named(two, ascent):
     """Micro-batches of 2 take turns: the first goes to the first process, the second to the second."""
