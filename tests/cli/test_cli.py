@@ -165,6 +165,7 @@ def test_a_killed_plot_continues_and_ends_with_the_same_result(forks, tmp_path, 
     assert one.identity() == other.identity()
 
 
+@pytest.mark.slow
 def test_an_interrupt_says_how_to_continue(forks, tmp_path, save_checkpoint_folder, records):
     arguments = ["plot", save_checkpoint_folder("gpt2"), "--data", records, "--points", "101", "--device", "cpu"]
     process = forks.start(*arguments, "-o", tmp_path / "out")
@@ -503,14 +504,14 @@ def test_what_a_checkpoint_was_evaluated_on_is_compared_with_what_is_read(run, r
     assert f"measuring on {folder / 'gone.jsonl'}" in err
 
 
-def test_no_command_prints_the_help_and_an_unknown_one_is_refused(forks):
-    done = forks.run("--help")
-    assert done.returncode == 0
-    assert "plot" in done.stdout
-    wrong = forks.run("plod")
-    assert wrong.returncode == 2
-    assert "plod" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+def test_no_command_prints_the_help_and_an_unknown_one_is_refused(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "plot" in out
+    code, _, err = run("plod")
+    assert code == 2
+    assert "plod" in err
+    assert "Traceback" not in err
 
 
 # --- finetune and demo --------------------------------------------------------------------------------------

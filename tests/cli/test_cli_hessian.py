@@ -36,6 +36,7 @@ def test_hessian_measures_what_the_api_measures(architecture, run, save_checkpoi
         assert TraceEstimate.load(f"out/trace-{stem}.json").value == row["trace"]["value"]
 
 
+@pytest.mark.slow
 def test_everything_at_once_and_again_from_its_files(run, save_checkpoint_folder, records):
     command = (
         "hessian", save_checkpoint_folder("llama", seed=1), "--data", f"tasks={records}", "--limit", "6", *SMALL,
@@ -138,6 +139,7 @@ def test_a_killed_run_continues(forks, save_checkpoint_folder, records, tmp_path
         assert left["trace"]["value"] == pytest.approx(right["trace"]["value"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_surfaces_along_eigenvectors(run, save_checkpoint_folder, records):
     a, b = (save_checkpoint_folder("llama", seed=seed) for seed in (1, 2))
     command = ("plot", a, b, "--data", records, "--kind", "eigen", "--points", "5", "--span", "0.02", "-q", "-o", "out")
