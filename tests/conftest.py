@@ -45,6 +45,7 @@ TEXTS = [
 VOCABULARY = 320
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order tests for pytest-xdist (`-n 2 --dist loadgroup`): one process a group, the slow ones first.
 

@@ -19,6 +19,7 @@ from landscape.data.tokens import load_data
 from landscape.surfaces.surface import Surface
 
 SMALL = ("--points", "3", "--device", "cpu")
+LINE = (*SMALL, "--dim", "1")  # quicker to draw, where the picture is not the point
 
 
 # --- plot ---------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def test_auto_span_is_shared_by_all_checkpoints(run, save_checkpoint_folder, rec
 
 def test_the_same_command_again_draws_anew_without_measuring(run, save_checkpoint_folder, records):
     a = save_checkpoint_folder("llama")
-    arguments = ("plot", a, "--data", records, *SMALL, "-o", "out")
+    arguments = ("plot", a, "--data", records, *LINE, "-o", "out")
     assert run(*arguments)[0] == 0
     (file,) = (name for name in os.listdir("out") if name.startswith("surface-"))
     before = os.stat(f"out/{file}").st_mtime_ns
@@ -123,14 +124,14 @@ def test_batch_size_changes_nothing_but_rounding(run, save_checkpoint_folder, re
     a = save_checkpoint_folder("llama")
     losses = []
     for budget in (1, 10**6):
-        assert run("plot", a, "--data", records, *SMALL, "--batch-tokens", budget, "-o", f"out{budget}")[0] == 0
+        assert run("plot", a, "--data", records, *LINE, "--batch-tokens", budget, "-o", f"out{budget}")[0] == 0
         (summary,) = json.loads(open(f"out{budget}/summary.json").read())["surfaces"]
         losses.append(Surface.load(f"out{budget}/" + summary["file"]).loss)
     assert losses[0] == pytest.approx(losses[1], rel=2e-6)
 
 
 def test_without_data_it_says_what_it_measures_on(run, save_checkpoint_folder):
-    code, _, err = run("plot", save_checkpoint_folder("llama"), *SMALL, "--limit", 3, "-o", "out")
+    code, _, err = run("plot", save_checkpoint_folder("llama"), *LINE, "--limit", 3, "-o", "out")
     assert code == 0
     assert "no --data given; measuring on builtin:docs" in err
 
@@ -268,7 +269,7 @@ def test_checkpoints_that_are_stored_under_other_names_are_of_the_same_shape(run
     save_file(renamed, bare / "model.safetensors", metadata={"format": "pt"})
     ends = []
     for index, other in enumerate((b, bare)):
-        code, _, err = run("plot", a, other, "--kind", "interpolate", *SMALL, "--limit", 2, "-o", f"out{index}")
+        code, _, err = run("plot", a, other, "--kind", "interpolate", *LINE, "--limit", 2, "-o", f"out{index}")
         assert code == 0, err
         ends.append(json.loads(open(f"out{index}/summary.json").read())["surfaces"][0]["markers"][1]["loss"])
     assert ends[0] == ends[1]
@@ -415,10 +416,10 @@ def test_a_result_from_elsewhere_is_not_taken_for_one_of_this_run(
     (tmp_path / "other").mkdir()
     theirs = shutil.copytree(save_checkpoint_folder("llama", seed=1 if option else 2), tmp_path / "other" / "mine")
     source = mine if option else theirs
-    assert run("plot", source, "--data", records, *SMALL, *option, "-o", "foreign")[0] == 0
+    assert run("plot", source, "--data", records, *LINE, *option, "-o", "foreign")[0] == 0
     (tmp_path / "out").mkdir()
     shutil.copy("foreign/surface-mine.json", "out")
-    arguments = ("plot", mine, "--data", records, *SMALL, "-o", "out")
+    arguments = ("plot", mine, "--data", records, *LINE, "-o", "out")
     code, _, err = run(*arguments)
     assert code == 2
     assert "holds a surface-mine.json from elsewhere" in err
@@ -446,7 +447,7 @@ def test_names_that_make_one_file_name_or_a_too_long_one(run, tmp_path, save_che
     folder = shutil.copytree(save_checkpoint_folder("llama"), tmp_path / ("n" * 250))
     names = ("x y", "x_y", "Ä" * 300)
     data = [argument for name in names for argument in ("--data", f"{name}={records}")]
-    code, _, err = run("plot", folder, *data, *SMALL, "-o", "out")
+    code, _, err = run("plot", folder, *data, *LINE, "-o", "out")
     assert code == 0, err
     files = [summary["file"] for summary in json.loads(open("out/summary.json").read())["surfaces"]]
     assert len(set(files)) == 3
@@ -493,13 +494,13 @@ def test_what_a_checkpoint_was_evaluated_on_is_compared_with_what_is_read(run, r
         (None, "measuring on builtin:docs"),
     ):
         (folder / "landscape.json").write_text(json.dumps({"evaluated_on": said}))
-        code, _, err = run("plot", folder, *SMALL, *(() if said else ("--limit", 2)), "-o", f"out-{words[:5]}-{said}")
+        code, _, err = run("plot", folder, *LINE, *(() if said else ("--limit", 2)), "-o", f"out-{words[:5]}-{said}")
         assert code == 0, err
         assert words in err
     (folder / "landscape.json").write_text(json.dumps({"evaluated_on": {"source": "gone.jsonl"}}))
-    refused("plot", folder, *SMALL, words="damaged was evaluated on: there is no file gone.jsonl")
+    refused("plot", folder, *LINE, words="damaged was evaluated on: there is no file gone.jsonl")
     shutil.copy(records, folder / "gone.jsonl")
-    code, _, err = run("plot", folder, *SMALL, "-o", "out")
+    code, _, err = run("plot", folder, *LINE, "-o", "out")
     assert code == 0, err
     assert f"measuring on {folder / 'gone.jsonl'}" in err
 
