@@ -11,12 +11,13 @@ import warnings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forks
 from tokenizers import ByteLevelBPETokenizer
 from torch import nn
 from transformers import (
@@ -42,6 +43,21 @@ TEXTS = [
     "Seven small models were saved to disk and read again.",
 ] * 3
 VOCABULARY = 320
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order tests for pytest-xdist (`-n 2 --dist loadgroup`): one process a group, the slow ones first.
+
+    Tests that use a fixture of their module are a group, so that it is made once; every other test goes to whichever
+    process is free.
+    """
+    for item in items:
+        fixtures = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+        if any(definition.scope == "module" for used in fixtures.values() for definition in used):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +196,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path
         return code, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Programs in processes of their own, without their imports: see `forked`."""
+    started = Forks()
+    yield started
+    started.close()
 
 
 class Quadratic(nn.Module):

@@ -50,7 +50,7 @@ class LanczosState:
     matvecs: int
 
 
-def lanczos(
+def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its callbacks
     operator: SymmetricOperator,
     start: Tensor,
     k: int | tuple[int, int] = 1,

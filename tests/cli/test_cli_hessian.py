@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -38,6 +36,7 @@ def test_hessian_measures_what_the_api_measures(architecture, run, save_checkpoi
         assert TraceEstimate.load(f"out/trace-{stem}.json").value == row["trace"]["value"]
 
 
+@pytest.mark.slow
 def test_everything_at_once_and_again_from_its_files(run, save_checkpoint_folder, records):
     command = (
         "hessian", save_checkpoint_folder("llama", seed=1), "--data", f"tasks={records}", "--limit", "6", *SMALL,
@@ -125,16 +124,16 @@ def test_unconverged_numbers_are_starred(run, save_checkpoint_folder, records):
     assert ")*" in out
 
 
-def test_a_killed_run_continues(save_checkpoint_folder, records, tmp_path, run):
+@pytest.mark.slow
+def test_a_killed_run_continues(forks, save_checkpoint_folder, records, tmp_path, run):
     a, b = (save_checkpoint_folder("llama", seed=seed) for seed in (1, 2))
     arguments = ["hessian", a, b, "--data", records, *SMALL, "--trace-rtol", "0.3", "--max-probes", "160"]
-    command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = forks.start(*arguments, "-o", tmp_path / "killed")
     deadline = time.time() + 120
     while not list((tmp_path / "killed").glob("eigenvalues-*.json")) and time.time() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     assert not (tmp_path / "killed/summary.json").exists()
     assert run(*arguments, "-o", "killed")[0] == 0
     assert run(*arguments, "-o", "whole")[0] == 0
@@ -144,6 +143,7 @@ def test_a_killed_run_continues(save_checkpoint_folder, records, tmp_path, run):
         assert left["trace"]["value"] == pytest.approx(right["trace"]["value"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_surfaces_along_eigenvectors(run, save_checkpoint_folder, records):
     a, b = (save_checkpoint_folder("llama", seed=seed) for seed in (1, 2))
     command = ("plot", a, b, "--data", records, "--kind", "eigen", "--points", "5", "--span", "0.02", "-q", "-o", "out")

@@ -675,6 +675,7 @@ def browse(page: str, tmp_path: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
 def test_browser_draws_scenes_turns_them_together_and_shows_names_literally(tmp_path):
     dead = dataclasses.replace(pair()[0], name="dead", loss=np.full((7, 5), np.nan), center=np.nan)
@@ -704,6 +705,7 @@ def test_browser_draws_scenes_turns_them_together_and_shows_names_literally(tmp_
     assert {"sam", "dead", "loss at centre 1.500", "35 of 35 points not finite"} <= set(shown)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
 def test_browser_draws_lines_with_names_and_marks(tmp_path):
     evil = dataclasses.replace(interpolation(EVIL), name=EVIL)

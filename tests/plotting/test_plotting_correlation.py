@@ -219,6 +219,7 @@ def test_page_is_self_contained_and_a_name_adds_no_element(table, tmp_path):
     plot_correlations(result, evil(table), color=f"o{EVIL}").savefig(tmp_path / "evil.pdf")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
 def test_browser_draws_both_plots_and_shows_names_literally(table, tmp_path):
     frame = evil(table)

@@ -229,6 +229,7 @@ def test_surfaces_along_eigenvectors_keep_their_own_labels_and_say_whose_they_ar
 # --- browser ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
 @pytest.mark.parametrize(("kind", "page_of"), [("density", density_html), ("layers", layers_html)])
 def test_browser_draws_pages_and_shows_names_literally(pair, tmp_path, kind, page_of):

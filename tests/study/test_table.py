@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -221,7 +218,8 @@ def test_one_checkpoint_twice_and_the_base_itself_are_said(study, sources, tmp_p
     assert len(texts) == 2, texts
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_table(study, sources, tmp_path, run):
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_table(study, sources, tmp_path, run, forks):
     base, sam, _, silent = study  # no adapter: every start would import peft
     arguments = ["measure", base, sam, silent, "--old", sources[0], "--new", sources[1], "--device", "cpu", "--quiet"]
     for text in ("gradient_norm", "surface:dim=2,points=7", "trace:rtol=100,max_probes=16"):
@@ -231,15 +229,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(study, sources, tm
     cells = tmp_path / "killed.csv.cells"
     drawn = random.Random(0)
     finished: set[str] = set()
-    for goal in (1, 4, 7, 11):  # of 18 cells; every start imports torch again, so four kills
-        command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(killed)]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    for goal in (0, 1, 4, 7, 11):  # of 18 cells
+        process = forks.start(*arguments, "-o", killed)
         deadline = time.monotonic() + 60
-        while len(list(cells.glob("[!.]*-*.json"))) < goal and process.poll() is None and time.monotonic() < deadline:
+        while len(list(cells.glob("[!.]*-*.json"))) < goal and process.alive() and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(drawn.uniform(0, 0.1))
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.send(signal.SIGKILL)
+        assert process.wait().returncode == -signal.SIGKILL
         now = {path.name for path in cells.glob("[!.]*-*.json")}
         assert finished <= now, "nothing is lost"
         finished = now

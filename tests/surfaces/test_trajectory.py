@@ -100,10 +100,13 @@ def test_what_the_plane_leaves_out_is_said(quadratic, tmp_path):
 
 
 def test_a_random_walk_looks_planar_too():
-    """Of 400 steps in 20,000 dimensions, the expectation is met to about 1/sqrt(dimensions)."""
-    limits = random_walk_variance(4000, 2)
+    """Of 400 steps in 5,000 dimensions, the expectation is met to about 1/sqrt(dimensions).
+
+    Rejects the shares about the mean of the path: they are 61% and 15%, where those about its end are 81% and 9%.
+    """
+    limits = random_walk_variance(1000, 2)
     assert limits == pytest.approx((8 / np.pi**2, 8 / (9 * np.pi**2)), abs=1e-3)
-    walk = np.cumsum(np.random.default_rng(0).normal(size=(401, 20_000)), axis=0)
+    walk = np.cumsum(np.random.default_rng(0).normal(size=(401, 5_000)), axis=0)
     values = np.linalg.eigvalsh((walk[:-1] - walk[-1]) @ (walk[:-1] - walk[-1]).T)[::-1]
     assert values[:2] / values.sum() == pytest.approx(random_walk_variance(400), abs=0.01)
 
