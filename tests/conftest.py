@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -45,17 +46,30 @@ TEXTS = [
 VOCABULARY = 320
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order tests for pytest-xdist (`-n 2 --dist loadgroup`): one process a group, the slow ones first.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share tests among processes (`pytest -n 2`) so that a fixture of a module is made once.
 
-    Tests that use a fixture of their module are a group, so that it is made once; every other test goes to whichever
-    process is free.
+    A file with such a fixture runs in one process; every other test goes to whichever process is free. (Marks of the
+    name xdist_group would say it for each test, but pytest-xdist 3.8 does not see them under pytest 9.2.)
     """
-    for item in items:
-        fixtures = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
-        if any(definition.scope == "module" for used in fixtures.values() for definition in used):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModuleFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return file if has_module_fixture(config.rootpath / file) else nodeid
+
+    return ByModuleFixture(config, log)
+
+
+@functools.cache
+def has_module_fixture(file: Path) -> bool:
+    return 'scope="module"' in file.read_text(encoding="utf-8")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests where several processes share the work, so that they end together."""
     if os.environ.get("PYTEST_XDIST_WORKER"):
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 

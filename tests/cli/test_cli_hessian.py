@@ -15,6 +15,7 @@ from landscape.curvature.results import LayerCurvature, TraceEstimate
 SMALL = ("--device", "cpu", "--top", "2", "--rtol", "1e-2", "--trace-rtol", "0.5", "--max-probes", "64", "--quiet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_hessian_measures_what_the_api_measures(architecture, run, save_checkpoint_folder, records):
     a, b = (save_checkpoint_folder(architecture, seed=seed) for seed in (1, 2))

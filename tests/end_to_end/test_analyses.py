@@ -301,6 +301,7 @@ def hypotheses():
 TWO_METRICS = {"metrics": [{"column": "adaptive_trace"}, {"column": "adaptive_average"}]}
 
 
+@pytest.mark.slow
 def test_hypotheses_find_what_was_planted(hypotheses):
     found = hypotheses.test(planted(np.random.default_rng(0)), TWO_METRICS)
     for way in ("equal steps", "equal gradient evaluations", "equal new-task loss"):

@@ -389,6 +389,7 @@ def test_figures_are_saved_as_png_and_pdf_with_truetype_fonts(tmp_path):
         assert b"/Type3" not in content
 
 
+@pytest.mark.slow
 def test_written_figures_are_complete_and_the_same_each_time(tmp_path):
     first = write_figures(pair(), tmp_path / "a" / "surface")
     assert [path.name for path in first] == ["surface.png", "surface.pdf", "surface.html"]

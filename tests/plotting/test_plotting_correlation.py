@@ -179,6 +179,7 @@ def test_result_read_back_from_csv_still_draws(result, table, tmp_path):
     correlations_html(again, table)
 
 
+@pytest.mark.slow
 def test_written_pictures_are_the_same_each_time(result, table, tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()

@@ -195,6 +195,7 @@ def test_trace_shows_probes_mean_and_interval(measured):
     dataclasses.replace(result, **one).plot()
 
 
+@pytest.mark.slow
 def test_written_pictures_are_the_same_each_time(pair, tmp_path):
     for write, kind in ((write_density_figures, "density"), (write_layer_figures, "layers")):
         first, second = (write(pair(kind), tmp_path / folder / kind) for folder in "ab")

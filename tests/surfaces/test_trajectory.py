@@ -136,6 +136,7 @@ def tuned(tmp_path_factory, save_checkpoint_folder, records):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_draws_the_path_of_a_run(run, tuned, tmp_path, records):
     options = ("--kind", "trajectory", "--points", "5", "-q", "--data", records)
     code, out, err = run("plot", tuned, *options, "--data", "docs=builtin:docs", "--limit", 4, "-o", "plot")
