@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test install
+.PHONY: demo test quick install
 demo: install
 	$(BIN)/landscape demo
 
@@ -11,7 +11,11 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --durations=25
+
+# What to run at every save: the tests that take at most a few seconds each.
+quick: install
+	$(BIN)/pytest -n 2 -m 'not slow'
 
 install: .venv/installed
 

@@ -63,7 +63,7 @@ def test(rows: list[dict], settings: dict) -> dict:
 
 
 def kind_of(metric: str) -> str:
-    """ "rival", "control", or which text the flatness was measured on: "old", "new"."""
+    """What a metric is: "rival", "control", or the text that flatness was measured on, "old" or "new"."""
     named = dict.fromkeys(RIVALS, "rival") | dict.fromkeys(NEGATIVE, "control")
     return named.get(metric, metric.rpartition("_")[2])
 

@@ -29,7 +29,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from landscape import MeasurementWarning, hessian_eigenvalues, hessian_trace, load_checkpoint, load_data
-from landscape.curvature.opening import curvature_of
+from landscape.curvature.operators.opening import curvature_of
 from landscape.data.tokens import TokenData
 from landscape.linalg.sampling import sample_mean
 from landscape.objective.objective import Objective

@@ -30,7 +30,7 @@ from matplotlib.ticker import LogLocator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from landscape import MeasurementWarning, compute_surface, hessian_eigenvalues, hessian_trace, random_directions
-from landscape.curvature.opening import curvature_of
+from landscape.curvature.operators.opening import curvature_of
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run
 from landscape.parallel.distributed import shared_work

@@ -14,7 +14,8 @@ import landscape
 from landscape import DataOptions, Optimization, Saving, finetune
 from landscape.checkpoints.merging import merge_checkpoints
 from landscape.study.demo import tiny_llama, train_tokenizer
-from landscape.surfaces.trajectory import compute_trajectory, trajectory_sources
+from landscape.surfaces.compute import compute_trajectory
+from landscape.surfaces.kinds.trajectory import trajectory_sources
 
 OLD, NEW = "builtin:docs", "builtin:code"
 LENGTH = 128  # tokens of an example

@@ -1,5 +1,8 @@
 """The exceptions that are not our fault, and the one warning that a number can carry."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something that the caller gave is wrong.
@@ -56,3 +59,23 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return (lines[0].strip().rstrip(".") if lines else type(error).__name__) + "."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of an error message about a name that does not exist: the valid name that it most resembles.
+
+    Args:
+        name: The name as it was given.
+        names: All valid names.
+
+    Returns:
+        The sentence " Did you mean ...?" with a space before it, or an empty text where no valid name is alike.
+
+    Example:
+        >>> nearest("worst_cas", ["worst_case", "average_case"])
+        " Did you mean 'worst_case'?"
+        >>> nearest("sharp", ["trace"])
+        ''
+    """
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -11,12 +12,13 @@ import warnings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forks
 from tokenizers import ByteLevelBPETokenizer
 from torch import nn
 from transformers import (
@@ -42,6 +44,34 @@ TEXTS = [
     "Seven small models were saved to disk and read again.",
 ] * 3
 VOCABULARY = 320
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share tests among processes (`pytest -n 2`) so that a fixture of a module is made once.
+
+    A file with such a fixture runs in one process; every other test goes to whichever process is free. (Marks of the
+    name xdist_group would say it for each test, but pytest-xdist 3.8 does not see them under pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModuleFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return file if has_module_fixture(config.rootpath / file) else nodeid
+
+    return ByModuleFixture(config, log)
+
+
+@functools.cache
+def has_module_fixture(file: Path) -> bool:
+    return 'scope="module"' in file.read_text(encoding="utf-8")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests where several processes share the work, so that they end together."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +210,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path
         return code, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Programs in processes of their own, without their imports: see `forked`."""
+    started = Forks()
+    yield started
+    started.close()
 
 
 class Quadratic(nn.Module):

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from landscape.curvature.opening import curvature_of
+from landscape.curvature.operators.opening import curvature_of
+from landscape.linalg.operator import MatrixOperator as MatrixOperator
 from landscape.objective.objective import Objective
 from landscape.weights.parameters import Parameters
 
@@ -27,7 +28,7 @@ class RMSNorm(nn.Module):
 
 
 class TinyTransformer(nn.Module):
-    """A causal language model that is float64 throughout (a transformers Llama in float64 is not: DESIGN, law 10)."""
+    """A causal language model that is float64 throughout: a transformers Llama keeps norms and softmax in float32."""
 
     def __init__(self, seed: int = 0, width: int = 4):
         super().__init__()
@@ -107,17 +108,6 @@ def matrix_of(model: nn.Module, data: Any, loss_fn: Any = None, **options: Any) 
     parameters = Parameters(model)
     with curvature_of(Objective(model, data, loss_fn), parameters, **options) as operator:
         return operator(torch.eye(parameters.numel, dtype=operator.dtype))
-
-
-class MatrixOperator:
-    """A dense symmetric matrix as an operator."""
-
-    def __init__(self, matrix: Tensor):
-        self.matrix = matrix
-        self.size, self.device, self.dtype = len(matrix), matrix.device, matrix.dtype
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        return vectors @ self.matrix
 
 
 def with_spectrum(values: Any, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -1,17 +1,9 @@
-"""The command line: arguments in, calls of the Python API, tables and files out. One module for each command."""
+"""The command line: arguments in, calls of the Python API, tables and files out.
 
-# ruff: noqa: F401 - importing a command's module registers it, in the order of the help
-# isort: off
-from landscape.cli import plot
-from landscape.cli import sharpness
-from landscape.cli import hessian
-from landscape.cli import finetune
-from landscape.cli import merge
-from landscape.cli import forgetting
-from landscape.cli import measure
-from landscape.cli import correlate
-from landscape.cli import design
-from landscape.cli import demo
-from landscape.cli.common import app, main
+One module for each command; `options` declares the options of all of them, `tables` prints, and `app` puts the
+commands together and turns errors into exit codes.
+"""
 
-__all__ = ["app", "main"]
+from landscape.cli.app import main
+
+__all__ = ["main"]

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from landscape.cli.common import Quiet, Seed, app, quiet_libraries
+from landscape.cli.options import Json, OutputFolder, Quiet, Seed
+from landscape.cli.tables import print_json, quiet_libraries
 
 
-@app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path(
-        "landscape-demo"
-    ),
+    output: OutputFolder = Path("landscape-demo"),
     seed: Seed = 0,
+    json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole story on built-in data: pre-train on docs, fine-tune on code with AdamW and SAM, compare."""
+    """Show the whole story on built-in data, without any download.
+
+    A tiny model is pre-trained on Python's documentation and fine-tuned on Python code, once with AdamW and once with
+    SAM. The demo then compares how flat the two are and what they forgot of the documentation. This takes a few
+    minutes.
+    """
     quiet_libraries()
     from landscape.study.demo import run_demo
 
-    run_demo(output, seed=seed, progress=not quiet)
+    with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():
+        rows = run_demo(output, seed=seed, progress=not quiet)
+    if json_output:
+        print_json({"output": str(output), "rows": rows})

@@ -3,203 +3,186 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
 import math
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.markup import escape
 
-from landscape.cli.common import (
+from landscape.cli.options import (
     Adapter,
+    BasisDevice,
     BatchTokens,
+    Check,
+    Checkpoints,
+    Curvature,
     Data,
+    Density,
     Device,
     Dtype,
-    DtypeOption,
+    Hvp,
     Json,
     Limit,
     MaxLength,
+    MaxMatvecs,
+    MaxProbes,
+    OutputFolder,
+    Parameters,
+    PerLayer,
     Quiet,
+    Rtol,
     Seed,
+    Top,
+    TraceRtol,
     Trust,
-    adapters_in,
-    app,
+    Weighting,
+)
+from landscape.cli.tables import (
+    open_console,
+    print_adapters,
+    print_data,
+    print_json,
+    print_note,
+    print_table,
+    print_written,
     quiet_libraries,
-    table_console,
+    with_interval,
 )
 from landscape.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from landscape.curvature.results import Eigenvalues, LayerCurvature, TraceEstimate
 
 Key = tuple[str, str]  # checkpoint, data set
 
 
-class Curvature(enum.StrEnum):
-    hessian = "hessian"
-    ggn = "ggn"
-
-
-class Hvp(enum.StrEnum):
-    auto = "auto"
-    exact = "exact"
-    forward_over_reverse = "forward_over_reverse"
-    finite_difference = "finite_difference"
-
-
-class Weighting(enum.StrEnum):
-    adaptive = "adaptive"
-    filter = "filter"
-    unit = "unit"
-    head = "head"
-    layer = "layer"
-
-
-@app.command()
 def hessian(
-    checkpoints: Annotated[
-        list[str], typer.Argument(metavar="CKPT...", help="Checkpoint or adapter folders, or hub ids.")
-    ],
+    checkpoints: Checkpoints,
+    seed: Seed = 0,
     data: Data = None,
-    top: Annotated[int, typer.Option(help="Largest eigenvalues to find; the lowest one always comes with them.")] = 5,
-    rtol: Annotated[float, typer.Option(help="Of eigenvalues: residual norm over value.")] = 1e-3,
-    max_products: Annotated[int, typer.Option(help="Hessian-vector products for eigenvalues, at the most.")] = 300,
-    trace_rtol: Annotated[float, typer.Option(help="Of the trace: half the 95% interval over value.")] = 0.05,
-    max_probes: Annotated[int, typer.Option(help="Probes of a trace, at the most.")] = 1000,
-    weighting: Annotated[
-        list[Weighting] | None,
-        typer.Option(help="Also a weighted trace: adaptive, or the mean over random directions of a normalization."),
-    ] = None,
-    curvature: Annotated[Curvature, typer.Option(help="The Hessian, or the Gauss-Newton matrix.")] = Curvature.hessian,
-    hvp: Annotated[Hvp, typer.Option(help="How products with it are taken.")] = Hvp.auto,
-    parameters: Annotated[
-        list[str] | None, typer.Option(help="Only parameters whose names match, such as 'model.layers.*.mlp.*'.")
-    ] = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="Trace and top eigenvalue of every layer.")] = False,
-    density: Annotated[bool, typer.Option("--density", help="Spectral density, drawn to density.png.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="First check products: symmetry, differences, the head in closed form.")
-    ] = False,
-    host_vectors: Annotated[
-        bool, typer.Option("--host-vectors", help="Keep Lanczos vectors in the host's memory.")
-    ] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("landscape-hessian"),
     limit: Limit = None,
     max_length: MaxLength = 512,
     batch_tokens: BatchTokens = 4096,
-    dtype: DtypeOption = Dtype.float32,
+    top: Top = 5,
+    rtol: Rtol = 1e-3,
+    max_matvecs: MaxMatvecs = 300,
+    trace_rtol: TraceRtol = 0.05,
+    max_probes: MaxProbes = 1000,
+    weighting: Weighting = None,
+    curvature: Curvature = "hessian",
+    hvp: Hvp = "auto",
+    per_layer: PerLayer = False,
+    density: Density = False,
+    check: Check = False,
+    parameters: Parameters = None,
+    dtype: Dtype = "float32",
     device: Device = "auto",
-    seed: Seed = 0,
-    adapter: Annotated[Adapter, typer.Option(help="Fold adapters into their base, or measure them alone.")] = (
-        Adapter.merge
-    ),
+    basis_device: BasisDevice = None,
+    adapter: Adapter = "merge",
+    trust_remote_code: Trust = False,
+    output: OutputFolder = Path("landscape-hessian"),
     json_output: Json = False,
     quiet: Quiet = False,
-    trust_remote_code: Trust = False,
 ) -> None:
-    """Curvature of checkpoints: top eigenvalues with residuals, trace with its interval, density, layers."""
+    """Measure the curvature of the loss: top eigenvalues with residuals and the trace with its interval.
+
+    On request the command also measures single layers and the density of all eigenvalues.
+
+        landscape hessian runs/adamw runs/sam --density --per-layer
+    """
     if top < 1:
         raise InputError(f"--top {top} must be at least 1.")
     quiet_libraries()
-    from landscape.checkpoints import resolve_device
-    from landscape.curvature import results as results
+    from landscape.checkpoints import LoadOptions, resolve_device
     from landscape.curvature.checks import CurvatureCheck, check_curvature
     from landscape.curvature.density import hessian_density
     from landscape.curvature.eigenvalues import hessian_eigenvalues
     from landscape.curvature.layers import hessian_layers
+    from landscape.curvature.results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
     from landscape.curvature.trace import hessian_trace
+    from landscape.data.tokens import DataOptions
     from landscape.linalg.sampling import check_precision
     from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
-    from landscape.study.measurements import measure_each, result_files
+    from landscape.study.runner import Task, file_names, run_tasks
 
     check_precision(trace_rtol, 0.95, max_probes)
+    basis = None if basis_device is None else str(resolve_device(basis_device))
     comparison = open_comparison(
         checkpoints,
         data or (),
-        limit=limit,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
         seed=seed,
-        dtype=dtype.value,
-        device=str(resolve_device(device)),
-        adapter=adapter.value,
-        trust_remote_code=trust_remote_code,
+        data_options=DataOptions(max_length, limit, batch_tokens),
+        load_options=LoadOptions(dtype, device, adapter, trust_remote_code=trust_remote_code),
     )
-    for described in comparison.data.values():
-        print(described.describe(), file=sys.stderr)
-    scope = Scope(parameters=tuple(parameters) if parameters else None, curvature=curvature.value)
-    run = Run(hvp=hvp.value, progress=not quiet)
-    matrix: dict[str, Any] = {
-        "hvp": hvp.value,
-        "seed": seed,
-        "curvature": curvature.value,
-        "parameters": scope.parameters,
-    }
-    spectrum: dict[str, Any] = {"k": (top, 1), "which": "BE", "rtol": rtol, "max_matvecs": max_products}
+    print_data(tokens.describe() for tokens in comparison.data.values())
+    scope = Scope(parameters=tuple(parameters) if parameters else None, curvature=curvature)
+    run = Run(hvp=hvp, progress=not quiet)
+    matrix: dict[str, Any] = {"hvp": hvp, "seed": seed, "curvature": curvature, "parameters": scope.parameters}
+    spectrum: dict[str, Any] = {"k": (top, 1), "which": "BE", "rtol": rtol, "max_matvecs": max_matvecs}
     traces: dict[str, Any] = {"rtol": trace_rtol, "max_probes": max_probes}
 
-    def at(journal: Path, **changes: Any) -> dict[str, Any]:
+    def common(journal: Path | None = None, **changes: Any) -> dict[str, Any]:
+        """The arguments that every measurement takes."""
         return {"seed": seed, "scope": scope, "run": dataclasses.replace(run, journal=journal, **changes)}
 
-    measures: dict[str, Any] = {}
-    if check:
-        measures["check"] = (CurvatureCheck, lambda m, d, _: check_curvature(m, d, seed=seed, run=Run(hvp=hvp.value)))
-    basis = "cpu" if host_vectors else None
-    measures["eigenvalues"] = (
-        results.Eigenvalues,
-        lambda m, d, j: hessian_eigenvalues(m, d, **spectrum, **at(j, basis_device=basis)),
-    )
-    for weight in [None, *dict.fromkeys(weighting or ())]:
-        name = "trace" if weight is None else f"trace-{weight.value}"
-        options = traces | {"weighting": weight and weight.value}
-        take = functools.partial(_trace, hessian_trace, options, at)
-        measures[name] = (results.TraceEstimate, take)
+    def check_products(models: Any, tokens: Any, _: Path) -> CurvatureCheck:
+        return check_curvature(models[0], tokens, seed=seed, run=Run(hvp=hvp))
+
+    def eigenvalues(models: Any, tokens: Any, journal: Path) -> Eigenvalues:
+        return hessian_eigenvalues(models[0], tokens, **spectrum, **common(journal, basis_device=basis))
+
+    def trace(weighting: str | None, models: Any, tokens: Any, journal: Path) -> TraceEstimate:
+        return hessian_trace(models[0], tokens, weighting=weighting, **traces, **common(journal))
+
+    def layers(models: Any, tokens: Any, _: Path) -> LayerCurvature:
+        return hessian_layers(models[0], tokens, **common())
+
+    def spectral_density(models: Any, tokens: Any, journal: Path) -> SpectralDensity:
+        return hessian_density(models[0], tokens, **common(journal))
+
+    tasks = [Task("check", CurvatureCheck, check_products)] if check else []
+    tasks.append(Task("eigenvalues", Eigenvalues, eigenvalues))
+    for name in [None, *dict.fromkeys(weighting or ())]:
+        named = "trace" if name is None else f"trace-{name}"
+        tasks.append(Task(named, TraceEstimate, functools.partial(trace, name)))
     if per_layer:
-        measures["layers"] = (
-            results.LayerCurvature,
-            lambda m, d, _: hessian_layers(m, d, seed=seed, scope=scope, run=run),
-        )
+        tasks.append(Task("layers", LayerCurvature, layers))
     if density:
-        measures["density"] = (results.SpectralDensity, lambda m, d, j: hessian_density(m, d, **at(j)))
+        tasks.append(Task("density", SpectralDensity, spectral_density))
     settings = {
         "command": "hessian",
         **comparison.settings(),
         "eigenvalues": matrix | spectrum,
         "trace": matrix | traces,
-        "measures": list(measures),
+        "measures": [task.name for task in tasks],
     }
-    figures = ["density.png", "density.pdf", "density.html"] if density else []
-    files = ["summary.json", *figures]
-    with results_folder(output, settings, [*files, *result_files(comparison, measures)]):
-        found = measure_each(comparison, output, measures)
+    files = ["summary.json", *(["density.png", "density.pdf", "density.html"] if density else [])]
+    with results_folder(output, settings, [*files, *file_names(comparison, tasks)]):
+        results = run_tasks(comparison, output, tasks)
         if density:
             from landscape.plotting import write_density_figures
 
-            write_density_figures(list(found["density"].values()), output / "density")
-        write_json(output / "summary.json", {"settings": settings, "rows": _summary(found)})
+            write_density_figures(list(results["density"].values()), output / "density")
+        summary = {"settings": settings, "rows": _summary(results)}
+        write_json(output / "summary.json", summary)
     if json_output:
-        print((output / "summary.json").read_text(encoding="utf-8"), end="")
+        print_json(summary)
     else:
-        _print(found)
-    print("wrote " + "  ".join(str(output / name) for name in files), file=sys.stderr)
-    if check and not all(result.passed for result in found["check"].values()):
+        _print_results(results)
+    print_written(*(output / name for name in files))
+    if check and not all(result.passed for result in results["check"].values()):
         raise typer.Exit(1)
 
 
-def _trace(measure: Any, options: dict, at: Any, checkpoint: Any, data: Any, journal: Path) -> TraceEstimate:
-    return measure(checkpoint, data, **options, **at(journal))
-
-
-def _summary(found: dict[str, dict[Key, Any]]) -> list[dict]:
+def _summary(results: dict[str, dict[Key, Any]]) -> list[dict]:
     """A row per checkpoint and data set, in plain numbers."""
     rows = []
-    for key, eigenvalues in found["eigenvalues"].items():
+    for key, eigenvalues in results["eigenvalues"].items():
         row: dict[str, Any] = {
             "checkpoint": key[0],
             "data": key[1],
@@ -207,112 +190,102 @@ def _summary(found: dict[str, dict[Key, Any]]) -> list[dict]:
             "residuals": eigenvalues.residuals,
             "converged": eigenvalues.converged,
             "lowest_over_highest": eigenvalues.ratio,
-            "products": eigenvalues.matvecs,
+            "matvecs": eigenvalues.matvecs,
             "hvp": eigenvalues.hvp,
             "supervised_tokens": eigenvalues.weight,
         }
-        for measure, results in found.items():
-            if measure.startswith("trace"):
-                trace = results[key]
-                row[measure] = {
-                    "value": trace.value,
-                    "confidence_interval": trace.confidence_interval,
-                    "converged": trace.converged,
-                    "probes": trace.probes,
-                    "method": trace.method,
-                }
-        if "check" in found:
-            row["checks_passed"] = found["check"][key].passed
+        for measure in _traces(results):
+            trace = results[measure][key]
+            row[measure] = {
+                "value": trace.value,
+                "confidence_interval": trace.confidence_interval,
+                "converged": trace.converged,
+                "probes": trace.probes,
+                "method": trace.method,
+            }
+        if "check" in results:
+            row["checks_passed"] = results["check"][key].passed
         rows.append(row)
     return rows
 
 
-def _print(found: dict[str, dict[Key, Any]]) -> None:
-    from rich.table import Table
+def _traces(results: dict[str, dict[Key, Any]]) -> list[str]:
+    return [measure for measure in results if measure.startswith("trace")]
 
-    console = table_console()
-    traces = [measure for measure in found if measure.startswith("trace")]
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("checkpoint", overflow="fold")
-    table.add_column("data")
-    for heading in ("top eigenvalues (residual)", "lowest", "lowest/highest"):
-        table.add_column(heading, justify="right")
-    for measure in traces:
-        table.add_column("trace" if measure == "trace" else f"{measure.removeprefix('trace-')} trace", justify="right")
-    for heading in ("products", "probes", "tokens", "seconds"):
-        table.add_column(heading, justify="right")
-    for key, eigenvalues in found["eigenvalues"].items():
-        estimates = [found[measure][key] for measure in traces]
-        shown = [*_eigenvalues(eigenvalues)]
+
+def _print_results(results: dict[str, dict[Key, Any]]) -> None:
+    console = open_console()
+    traces = _traces(results)
+    headings = ["checkpoint", "data", "top eigenvalues (residual)", "lowest", "lowest/highest"]
+    headings += ["trace" if measure == "trace" else f"{measure.removeprefix('trace-')} trace" for measure in traces]
+    headings += ["matvecs", "probes", "tokens", "seconds"]
+    rows = []
+    for key, eigenvalues in results["eigenvalues"].items():
+        estimates = [results[measure][key] for measure in traces]
+        *highest, lowest = _eigenvalue_cells(eigenvalues)
         seconds = eigenvalues.provenance.seconds + sum(e.provenance.seconds for e in estimates)
-        table.add_row(
-            escape(key[0]),
-            escape(key[1]),
-            "\n".join(shown[:-1]),
-            shown[-1],
-            "-" if eigenvalues.ratio is None else f"{eigenvalues.ratio:.3g}",
-            *(_trace_cell(e) for e in estimates),
-            str(eigenvalues.matvecs),
-            "\n".join(str(e.probes) for e in estimates[:1]),
-            f"{eigenvalues.weight:.0f}",
-            f"{seconds:.1f}",
+        rows.append(
+            [
+                *key,
+                "\n".join(highest),
+                lowest,
+                "-" if eigenvalues.ratio is None else f"{eigenvalues.ratio:.3g}",
+                *map(_trace_cell, estimates),
+                f"{eigenvalues.matvecs}",
+                f"{estimates[0].probes}",
+                f"{eigenvalues.weight:.0f}",
+                f"{seconds:.1f}",
+            ]
         )
-    console.print(table)
-    first: Eigenvalues = next(iter(found["eigenvalues"].values()))
-    trace: TraceEstimate = next(iter(found["trace"].values()))
-    what = "Hessian" if first.curvature == "hessian" else "Gauss-Newton matrix"
-    console.print(
-        f"{what} of the token-weighted mean loss in {first.parameters:,} parameters; eigenvalues by Lanczos with "
+    print_table(console, headings, rows, left=("data",))
+    first: Eigenvalues = next(iter(results["eigenvalues"].values()))
+    trace: TraceEstimate = next(iter(results["trace"].values()))
+    matrix = "Hessian" if first.curvature == "hessian" else "Gauss-Newton matrix"
+    print_note(
+        console,
+        f"{matrix} of the token-weighted mean loss in {first.parameters:,} parameters; eigenvalues by Lanczos with "
         f"{first.hvp} products, each within its residual of a true one; traces by {trace.method} with "
         f"{trace.confidence:.0%} intervals; * not converged. Rescaling units or heads moves all of these, though the "
         "function stays.",
-        highlight=False,
-        soft_wrap=True,
     )
-    adapters = {how for e in found["eigenvalues"].values() for how in adapters_in(e.provenance.checkpoint)}
-    if adapters:
-        console.print(f"adapters: {', '.join(sorted(adapters))}", highlight=False)
-    for key, density in found.get("density", {}).items():
+    print_adapters(console, (e.provenance.checkpoint for e in results["eigenvalues"].values()))
+    for key, density in results.get("density", {}).items():
         mean, spread = density.moment(1)
-        other = found["trace"][key]
-        apart = abs(mean * density.parameters - other.value)
+        other = results["trace"][key]
+        distance = abs(mean * density.parameters - other.value)
         error = math.hypot(spread * density.parameters, other.stderr)
-        console.print(
-            escape(
-                f"{key[0]} on {key[1]}: the density's own trace is {mean * density.parameters:.5g} +- "
-                f"{spread * density.parameters:.2g}, {apart / error:.1f} standard errors from the trace above"
-            ),
-            highlight=False,
-            soft_wrap=True,
+        print_note(
+            console,
+            f"{key[0]} on {key[1]}: the density's own trace is {mean * density.parameters:.5g} +- "
+            f"{spread * density.parameters:.2g}, {distance / error:.1f} standard errors from the trace above",
         )
-    for measure in ("check", "layers"):
-        for result in found.get(measure, {}).values():
-            console.print()
-            console.print(_layers(result) if measure == "layers" else escape(str(result)), highlight=False)
+    for result in results.get("check", {}).values():
+        console.print()
+        console.print(str(result), markup=False, highlight=False)
+    for result in results.get("layers", {}).values():
+        console.print()
+        _print_layers(console, result)
 
 
-def _eigenvalues(found: Eigenvalues) -> list[str]:
-    triples = zip(found.values, found.residuals, found.converged, strict=True)
+def _eigenvalue_cells(result: Eigenvalues) -> list[str]:
+    triples = zip(result.values, result.residuals, result.converged, strict=True)
     return [f"{value:.5g} ({residual:.1g}){'' if good else '*'}" for value, residual, good in triples]
 
 
-def _trace_cell(found: TraceEstimate) -> str:
-    low, high = found.confidence_interval
-    return f"{found.value:.5g}{'' if found.converged else '*'}\n[{low:.5g}, {high:.5g}]"
+def _trace_cell(result: TraceEstimate) -> str:
+    low, high = result.confidence_interval
+    return with_interval(f"{result.value:.5g}{'' if result.converged else '*'}", f"{low:.5g}", f"{high:.5g}")
 
 
-def _layers(found: LayerCurvature) -> Any:
-    from rich.table import Table
-
-    table = Table(title=escape(f"{found.name} on {found.data}, by layer"), show_edge=False, title_justify="left")
-    for heading in ("layer", "parameters", "trace", "top eigenvalue (residual)"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
-    for row in found.layers:
-        mark = "" if row.converged else "*"
-        table.add_row(
-            escape(row.name),
+def _print_layers(console: Console, result: LayerCurvature) -> None:
+    rows = [
+        [
+            row.name,
             f"{row.parameters:,}",
             f"{row.trace:.4g} +- {row.trace_stderr:.2g}",
-            f"{row.top:.4g} ({row.residual:.1g}){mark}",
-        )
-    return table
+            f"{row.top:.4g} ({row.residual:.1g}){'' if row.converged else '*'}",
+        ]
+        for row in result.layers
+    ]
+    headings = ("layer", "parameters", "trace", "top eigenvalue (residual)")
+    print_table(console, headings, rows, title=f"{result.name} on {result.data}, by layer")

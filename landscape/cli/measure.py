@@ -2,86 +2,76 @@
 
 from __future__ import annotations
 
-import enum
-import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.markup import escape
-
-from landscape.cli.common import (
+from landscape.cli.options import (
+    Base,
     BatchTokens,
     Device,
     Dtype,
-    DtypeOption,
+    FlatnessOn,
     Json,
+    LimitInHalves,
     MaxLength,
+    Metric,
+    NewData,
+    OldData,
+    OutputTable,
     Quiet,
     Seed,
     Trust,
-    app,
-    quiet_libraries,
-    table_console,
+    TunedCheckpoints,
+    parse_metric,
 )
-from landscape.cli.metric_options import parse_metric, print_metrics
+from landscape.cli.tables import (
+    open_console,
+    print_json,
+    print_note,
+    print_table,
+    print_written,
+    quiet_libraries,
+    with_interval,
+    with_stderr,
+)
 
 if TYPE_CHECKING:
     import pandas
 
 
-class FlatnessOn(enum.StrEnum):
-    old = "old"
-    new = "new"
-    both = "both"
-
-
-@app.command()
 def measure(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint that the others were tuned from.")],
-    checkpoints: Annotated[
-        list[str], typer.Argument(metavar="CKPT...", help="Tuned checkpoint or adapter folders, or hub ids.")
-    ],
-    old: Annotated[str, typer.Option(help="Data of what the base knew, as --data of other commands.")],
-    new: Annotated[str, typer.Option(help="Data of what the checkpoints were tuned on.")],
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Flatness: NAME, or NAME:option=value,option=value; again for more. Names and options: "
-            "`--metric help`. Default: a cheap one of every kind."
-        ),
-    ] = None,
-    flatness_on: Annotated[FlatnessOn, typer.Option(help="The data whose loss is to be flat.")] = FlatnessOn.both,
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV file for the table.")] = Path(
-        "landscape-measure.csv"
-    ),
-    limit: Annotated[
-        int | None,
-        typer.Option(help="At most this many examples of each data; half are for flatness, half for losses."),
-    ] = None,
+    base: Base,
+    checkpoints: TunedCheckpoints,
+    old: OldData,
+    new: NewData,
+    seed: Seed = 0,
+    limit: LimitInHalves = None,
     max_length: MaxLength = 512,
     batch_tokens: BatchTokens = 4096,
-    dtype: DtypeOption = Dtype.float32,
+    metric: Metric = None,
+    flatness_on: FlatnessOn = "both",
+    dtype: Dtype = "float32",
     device: Device = "auto",
-    seed: Seed = 0,
+    trust_remote_code: Trust = False,
+    output: OutputTable = Path("landscape-measure.csv"),
     json_output: Json = False,
     quiet: Quiet = False,
-    trust_remote_code: Trust = False,
 ) -> None:
-    """Flatness, distance from the base, losses, forgetting and KL of checkpoints: a row each, in a CSV file.
+    """Measure everything about tuned checkpoints and write a CSV table with one row for each.
 
-    Half of the examples are for flatness, the others for losses and forgetting. What is finished is kept beside the
-    table: a killed run continues, and more checkpoints measure only what is new.
+    The row holds flatness, distance from the base, losses, forgetting and KL divergence. Flatness is measured on one
+    half of the examples, losses and forgetting on the other half. Finished measurements are kept beside the table: an
+    interrupted run continues, and adding checkpoints measures only the new ones.
+
+        landscape measure base runs/* --old alpaca.jsonl --new tasks.jsonl
     """
     quiet_libraries()
     import pandas
 
-    from landscape.study.measure import FLATNESS_METRICS, details_path, measure_checkpoints
+    from landscape.checkpoints import LoadOptions
+    from landscape.data.tokens import DataOptions
+    from landscape.study.table import details_path, measure_checkpoints
 
-    if metric == ["help"]:
-        print_metrics(FLATNESS_METRICS)
-        return
     table = measure_checkpoints(
         base,
         checkpoints,
@@ -89,78 +79,61 @@ def measure(
         new,
         output,
         metrics=[parse_metric(text)[1] for text in metric] if metric else None,
-        flatness_on=flatness_on.value,
-        limit=limit,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        dtype=dtype.value,
-        device=device,
+        flatness_on=flatness_on,
         seed=seed,
-        trust_remote_code=trust_remote_code,
+        data_options=DataOptions(max_length, limit, batch_tokens),
+        load_options=LoadOptions(dtype, device, trust_remote_code=trust_remote_code),
         progress=not quiet,
     )
-    text = dict.fromkeys(("checkpoint", "digest", "data", "options"), str)
-    details = pandas.read_csv(details_path(output), dtype=text)
+    details = pandas.DataFrame(table.attrs["details"])
     if json_output:
-        found = {"rows": _records(table), "details": _records(details)}
-        print(json.dumps(found, indent=1, allow_nan=False))
+        print_json({"rows": _records(table), "details": _records(details)})
     else:
-        _print(table, details)
-    print(f"wrote {output}  {details_path(output)}  (cells in {output}.cells)", file=sys.stderr)
+        _print_study(table, details)
+    print_written(output, details_path(output), f"(cells in {output}.cells)")
 
 
 def _records(frame: pandas.DataFrame) -> list[dict[str, Any]]:
-    from landscape.results import to_plain
-
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [to_plain({str(name): value for name, value in row.items()}) for row in rows]
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def _print(table: pandas.DataFrame, details: pandas.DataFrame) -> None:
-    from rich.table import Table
-
-    console = table_console()
-    said = [name for name in ("optimizer", "rho", "lr", "seed") if table[name].notna().any()]
-    intervals = {
-        row["digest"]: f"\n[{row['low']:+.4f}, {row['high']:+.4f}]"
-        for _, row in details[details["column"] == "forgetting"].iterrows()
-    }
-    outcomes = Table(show_edge=False, pad_edge=False)
-    outcomes.add_column("checkpoint", overflow="fold")
-    headings = ("forgetting", "old loss", "new loss", "KL old", "KL new", "distance")
-    for heading in (*said, *headings):
-        outcomes.add_column(heading, justify="right")
+def _print_study(table: pandas.DataFrame, details: pandas.DataFrame) -> None:
+    console = open_console()
+    settings = [name for name in ("optimizer", "rho", "lr", "seed") if table[name].notna().any()]
+    intervals = {row["digest"]: row for _, row in details[details["column"] == "forgetting"].iterrows()}
+    outcomes = []
     for _, row in table.iterrows():
-        outcomes.add_row(
-            escape(row["name"]),
-            *("" if row[name] != row[name] else escape(f"{row[name]}") for name in said),
-            escape(f"{row['forgetting']:+.4f}{intervals[row['digest']]}"),
-            *(f"{row[f'loss_before_{on}']:.4f} to {row[f'loss_after_{on}']:.4f}" for on in ("old", "new")),
-            *(f"{row[f'kl_{on}']:.4f}" for on in ("old", "new")),
-            f"{row['distance']:.4g}",
+        interval = intervals[row["digest"]]
+        outcomes.append(
+            [
+                row["name"],
+                *("" if row[name] != row[name] else f"{row[name]}" for name in settings),
+                with_interval(f"{row['forgetting']:+.4f}", f"{interval['low']:+.4f}", f"{interval['high']:+.4f}"),
+                *(f"{row[f'loss_before_{data}']:.4f} to {row[f'loss_after_{data}']:.4f}" for data in ("old", "new")),
+                *(f"{row[f'kl_{data}']:.4f}" for data in ("old", "new")),
+                f"{row['distance']:.4g}",
+            ]
         )
-    console.print(outcomes)
+    headings = ("forgetting", "old loss", "new loss", "KL old", "KL new", "distance")
+    print_table(console, ["checkpoint", *settings, *headings], outcomes)
     console.print()
     shown = details[[_is_shown(row) for _, row in details.iterrows()]]
-    on = shown["data"].drop_duplicates().tolist()
+    data_sets = shown["data"].drop_duplicates().tolist()
     columns = list(dict.fromkeys(row["column"].removesuffix(f"_{row['data']}") for _, row in shown.iterrows()))
-    flatness = Table(show_edge=False, pad_edge=False)
-    flatness.add_column("checkpoint", overflow="fold")
-    flatness.add_column("on")
-    for column in columns:
-        flatness.add_column(column.replace("_", " "), justify="right", overflow="fold")
-    cells = {(row["digest"], row["column"]): row for _, row in shown.iterrows()}
-    for _, row in table.iterrows():
-        for data in on:
-            found = [cells[row["digest"], f"{column}_{data}"] for column in columns]
-            flatness.add_row(escape(row["name"]), data, *map(_cell, found))
-    console.print(flatness)
-    console.print(
-        f"Tuned from {escape(str(table['base'].iloc[0]))}. Flatness on one half of each data's examples, everything "
-        "else on the other half. Losses, forgetting (rise of the old loss, 95% interval over examples) and "
-        "KL(base || tuned) in nats per token; +- is a standard error; * has not met its tolerance.",
-        highlight=False,
-        soft_wrap=True,
+    cells = {(row["digest"], row["column"]): _cell(row) for _, row in shown.iterrows()}
+    flatness = [
+        [row["name"], data, *(cells[row["digest"], f"{column}_{data}"] for column in columns)]
+        for _, row in table.iterrows()
+        for data in data_sets
+    ]
+    print_table(
+        console, ["checkpoint", "on", *(column.replace("_", " ") for column in columns)], flatness, left=("on",)
+    )
+    print_note(
+        console,
+        f"Tuned from {table['base'].iloc[0]}. Flatness on one half of each data's examples, everything else on the "
+        "other half. Losses, forgetting (rise of the old loss, 95% interval over examples) and KL(base || tuned) in "
+        "nats per token; +- is a standard error; * has not met its tolerance.",
     )
 
 
@@ -172,5 +145,4 @@ def _is_shown(row: Any) -> bool:
 
 
 def _cell(row: Any) -> str:
-    spread = f"\n+- {row['stderr']:.2g}" if row["stderr"] == row["stderr"] else ""
-    return f"{row['value']:.4g}{'*' if str(row['converged']) == 'False' else ''}{spread}"
+    return with_stderr(f"{row['value']:.4g}{'*' if str(row['converged']) == 'False' else ''}", row["stderr"])

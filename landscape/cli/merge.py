@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from landscape.cli.common import Trust, app, quiet_libraries
+from landscape.cli.options import Alpha, Json, MergeBase, MergeTuned, OutputCheckpoint, Trust
+from landscape.cli.tables import print_json, print_written, quiet_libraries
 
 
-@app.command()
 def merge(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Checkpoint folder or hub id: alpha 0.")],
-    tuned: Annotated[str, typer.Argument(metavar="CKPT", help="What was tuned from it, or an adapter: alpha 1.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the merged checkpoint.")],
-    alpha: Annotated[float, typer.Option(help="Share of the tuned weights, 0 to 1.")] = 0.5,
+    base: MergeBase,
+    tuned: MergeTuned,
+    output: OutputCheckpoint,
+    alpha: Alpha = 0.5,
+    json_output: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """WiSE-FT (Wortsman et al. 2022): (1-alpha)*BASE + alpha*CKPT as a checkpoint with landscape.json."""
+    """Mix the weights of two checkpoints: (1 - alpha) BASE + alpha CKPT.
+
+    This is weight-space ensembling (WiSE-FT, Wortsman et al. 2022). The result is a checkpoint folder with
+    landscape.json, which records alpha and both checkpoints.
+
+        landscape merge base runs/sam --alpha 0.5 -o runs/half
+    """
     quiet_libraries()
     from landscape.checkpoints.merging import merge_checkpoints
+    from landscape.results import read_json
 
     folder = merge_checkpoints(base, tuned, alpha, output, trust_remote_code=trust_remote_code)
-    print(f"wrote {folder}", file=sys.stderr)
+    if json_output:
+        print_json({"output": str(folder), **read_json(folder / "landscape.json")})
+    print_written(folder)

@@ -2,212 +2,149 @@
 
 from __future__ import annotations
 
-import enum
-import math
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.markup import escape
-
-from landscape.cli.common import (
+from landscape.cli.options import (
     Adapter,
+    Autocast,
     BatchTokens,
+    Checkpoints,
     Data,
     Device,
     DeviceMap,
+    Dim,
     Dtype,
-    DtypeOption,
     Json,
+    Kind,
+    Levels,
     Limit,
+    Log,
+    Margin,
     MaxLength,
+    Normalize,
     OffloadBase,
+    OutputFolder,
+    Points,
     Quiet,
     Seed,
+    Span,
     Trust,
-    adapters_in,
-    app,
     check_device,
+)
+from landscape.cli.tables import (
+    open_console,
+    print_adapters,
+    print_data,
+    print_json,
+    print_note,
+    print_table,
+    print_written,
     quiet_libraries,
-    table_console,
 )
 from landscape.errors import InputError
+from landscape.surfaces.kinds import SURFACE_KINDS
+from landscape.surfaces.options import parse_numbers
 
 if TYPE_CHECKING:
-    from landscape.surfaces.surface import Surface
+    from rich.console import Console
+
+    from landscape.surfaces.result import Surface
+
+HEADINGS = {
+    "surface_curvature": "surface curvature*",
+    "average_gradient": "average gradient*",
+    "mean_absolute_gradient": "mean abs. gradient*",
+    "center_curvature": "curvature at centre",
+    "barrier": "barrier",
+}
 
 
-class Kind(enum.StrEnum):
-    random = "random"
-    interpolate = "interpolate"
-    plane = "plane"
-    eigen = "eigen"
-    trajectory = "trajectory"
-
-
-class Normalize(enum.StrEnum):
-    filter = "filter"
-    unit = "unit"
-    head = "head"
-    layer = "layer"
-    none = "none"
-
-
-class Autocast(enum.StrEnum):
-    bfloat16 = "bfloat16"
-
-
-@app.command()
 def plot(
-    checkpoints: Annotated[
-        list[str], typer.Argument(metavar="CKPT...", help="Checkpoint or adapter folders, or hub ids.")
-    ],
+    checkpoints: Checkpoints,
+    seed: Seed = 0,
     data: Data = None,
-    kind: Annotated[
-        Kind,
-        typer.Option(
-            help="Random directions; the line between two checkpoints; the plane through three; eigenvectors of the "
-            "Hessian, of the largest and the lowest eigenvalue; the plane of a run's path, of a folder tuned with "
-            "--keep-trajectory or of checkpoints in order."
-        ),
-    ] = Kind.random,
-    dim: Annotated[int | None, typer.Option(help="1 or 2 (random and eigen). Default 2.", min=1, max=2)] = None,
-    points: Annotated[str, typer.Option(help="Grid points per axis: N or N,M.")] = "25",
-    span: Annotated[
-        str | None,
-        typer.Option(
-            help="S for [-S, S], or LOW,HIGH, in units of the direction; auto: until the loss has risen by 1 nat. "
-            "Default 1. For interpolate LOW,HIGH with a at 0 and b at 1, default -0.5,1.5; for plane and trajectory "
-            "the margin around the checkpoints as a fraction of their extent, default 0.25; for eigen a distance, "
-            "default auto."
-        ),
-    ] = None,
-    normalize: Annotated[
-        Normalize | None, typer.Option(help="Scale of random directions (Li et al. 2018). Default filter.")
-    ] = None,
-    log: Annotated[bool, typer.Option("--log", help="Logarithmic loss scale.")] = False,
-    levels: Annotated[str, typer.Option(help="Contours: how many, or a list of losses 1.5,2,2.5.")] = "20",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("landscape-plot"),
     limit: Limit = None,
     max_length: MaxLength = 512,
     batch_tokens: BatchTokens = 4096,
-    dtype: DtypeOption = Dtype.float32,
-    autocast: Annotated[
-        Autocast | None,
-        typer.Option(help="Forward passes in this type; what that does to the loss is measured and said."),
-    ] = None,
+    kind: Kind = "random",
+    dim: Dim = None,
+    points: Points = "25",
+    span: Span = None,
+    margin: Margin = None,
+    normalize: Normalize = None,
+    log: Log = False,
+    levels: Levels = "20",
+    dtype: Dtype = "float32",
+    autocast: Autocast = None,
     device: Device = "auto",
     device_map: DeviceMap = None,
     offload_base: OffloadBase = False,
-    seed: Seed = 0,
-    adapter: Annotated[Adapter, typer.Option(help="Fold adapters into their base, or perturb them alone.")] = (
-        Adapter.merge
-    ),
+    adapter: Adapter = "merge",
+    trust_remote_code: Trust = False,
+    output: OutputFolder = Path("landscape-plot"),
     json_output: Json = False,
     quiet: Quiet = False,
-    trust_remote_code: Trust = False,
 ) -> None:
-    """Loss surfaces of checkpoints, side by side: surface.png, .pdf, .html, and a reloadable file for each."""
-    shape = _shape_of(kind, dim, points, span, normalize) | ({"autocast": autocast.value} if autocast else {})
+    """Draw the loss surfaces of checkpoints side by side, on the same axes and colour scale.
+
+    The command writes surface.png, surface.pdf, an interactive surface.html, and one file per surface that Python can
+    load again.
+
+        landscape plot runs/adamw runs/sam --data old=alpaca.jsonl
+    """
+    surface_kind = SURFACE_KINDS[kind].from_options(
+        dim=dim, points=points, span=span, margin=margin, normalize=normalize, seed=seed
+    )
     contours = _levels(levels, log)
-    if offload_base and kind not in (Kind.random, Kind.eigen):
+    if offload_base and "offload_base" not in surface_kind.run_options:
+        names = [name for name, other in SURFACE_KINDS.items() if "offload_base" in other.run_options]
         raise InputError(
-            f"--offload-base goes with --kind random and eigen; --kind {kind.value} holds other models too."
+            f"--offload-base goes with --kind {' and '.join(names)}; --kind {kind} holds other models too."
         )
     check_device(device, device_map)
     quiet_libraries()
-    from landscape.checkpoints import resolve_device
+    from landscape.checkpoints import LoadOptions
+    from landscape.data.tokens import DataOptions
+    from landscape.objective.scope import Run
     from landscape.plotting import write_figures
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
-    from landscape.study.surfaces import OF_ALL, check_count, compare_surfaces, summarize
-    from landscape.surfaces.trajectory import trajectory_sources
+    from landscape.study.surfaces import compare_surfaces, summarize
 
-    if kind is Kind.trajectory:
-        checkpoints = trajectory_sources(checkpoints)
-    check_count(kind.value, len(checkpoints))
+    checkpoints = surface_kind.sources(checkpoints)
+    surface_kind.check_count(len(checkpoints))
     comparison = open_comparison(
         checkpoints,
         data or (),
-        limit=limit,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
         seed=seed,
-        dtype=dtype.value,
-        device=str(resolve_device(device)),
-        adapter=adapter.value,
-        trust_remote_code=trust_remote_code,
-        device_map=device_map,
+        data_options=DataOptions(max_length, limit, batch_tokens),
+        load_options=LoadOptions(dtype, device, adapter, device_map, trust_remote_code),
     )
-    for described in comparison.data.values():
-        print(described.describe(comparison.files[0].vocabulary_size), file=sys.stderr)
-    settings = {"command": "plot", **comparison.settings(), **shape, "seed": seed}
+    print_data(tokens.describe(comparison.files[0].vocabulary_size) for tokens in comparison.data.values())
+    settings = {"command": "plot", **comparison.settings(), **surface_kind.folder_settings()}
+    settings |= ({"autocast": autocast} if autocast else {}) | {"seed": seed}
     files = ("surface.png", "surface.pdf", "surface.html", "summary.json")
-    results = comparison.file_names("surface", of_all=kind.value in OF_ALL).values()
-    with results_folder(output, settings, (*files, *results)):
-        surfaces = compare_surfaces(
-            comparison, output, **shape, seed=seed, offload_base=offload_base, progress=not quiet
-        )
+    result_files = comparison.file_names("surface", of_all=not surface_kind.is_of_each()).values()
+    with results_folder(output, settings, (*files, *result_files)):
+        run = Run(autocast=autocast, offload_base=offload_base, progress=not quiet)
+        surfaces = compare_surfaces(comparison, output, surface_kind, run=run)
         write_figures(list(surfaces.values()), output / "surface", log=log, levels=contours)
         summary = {"settings": settings, "surfaces": [summarize(name, s) for name, s in surfaces.items()]}
         write_json(output / "summary.json", summary)
     if json_output:
-        print((output / "summary.json").read_text(encoding="utf-8"), end="")
+        print_json(summary)
     else:
         _print_surfaces(list(surfaces.values()))
-    print("wrote " + "  ".join(str(output / name) for name in (*files, *surfaces)), file=sys.stderr)
+    print_written(*(output / name for name in (*files, *surfaces)))
 
 
-def _shape_of(kind: Kind, dim: int | None, points: str, span: str | None, normalize: Normalize | None) -> dict:
-    """What `--kind --dim --points --span --normalize` say together, checked."""
-    natural = 1 if kind is Kind.interpolate else 2
-    free = kind in (Kind.random, Kind.eigen)  # in its dimension and span
-    if not free and dim not in (None, natural):
-        raise InputError(f"--kind {kind.value} is {natural}-dimensional; --dim {dim} does not go with it.")
-    if kind is not Kind.random and normalize is not None:
-        raise InputError(f"--normalize scales random directions; it does not go with --kind {kind.value}.")
-    dim = dim or natural
-    counts = [int(n) if n.is_integer() else 0 for n in _numbers(points, "--points")]
-    if len(counts) == 1:
-        counts *= dim
-    if len(counts) != dim or min(counts) < 3:
-        raise InputError(f"--points {points} is not {'a number' if dim == 1 else 'N or N,M'} with at least 3 an axis.")
-    ends: Any = {Kind.random: 1.0, Kind.interpolate: (-0.5, 1.5), Kind.eigen: "auto"}.get(kind, 0.25)
-    if span == "auto":
-        if not free:
-            raise InputError(f"--span auto looks along directions; it does not go with --kind {kind.value}.")
-        ends = "auto"
-    elif span is not None:
-        ends = _ends_of(kind, span)
-    scale = (normalize or Normalize.filter).value if kind is Kind.random else None
-    return {"kind": kind.value, "dim": dim, "points": counts, "span": ends, "normalize": scale}
-
-
-def _ends_of(kind: Kind, span: str) -> float | tuple[float, ...]:
-    numbers = _numbers(span, "--span")
-    margin = kind in (Kind.plane, Kind.trajectory)
-    forms = "a margin" if margin else "LOW,HIGH" if kind is Kind.interpolate else "S or LOW,HIGH"
-    if len(numbers) == 2 and not margin and numbers[0] < numbers[1]:
-        return tuple(numbers)
-    if len(numbers) == 1 and kind is not Kind.interpolate and (numbers[0] > 0 or (margin and numbers[0] == 0)):
-        return numbers[0]
-    raise InputError(f"--span {span} is not {forms} for --kind {kind.value} (S positive, LOW < HIGH).")
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.replace("x", ",").split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} {text} is not a number or a list of numbers.") from error
-    if not all(map(math.isfinite, numbers)):
-        raise InputError(f"{option} {text} is not finite.")
-    return numbers
+# --- options ------------------------------------------------------------------------------------------------
 
 
 def _levels(text: str, log: bool) -> int | list[float]:
     """How many contours, or the losses to draw them at."""
-    numbers = _numbers(text, "--levels")
+    numbers = parse_numbers(text, "--levels")
     if len(numbers) > 1:
         if log and min(numbers) <= 0:
             raise InputError(f"--levels {text} does not go with --log, whose losses are above 0.")
@@ -219,84 +156,60 @@ def _levels(text: str, log: bool) -> int | list[float]:
     return int(numbers[0])
 
 
-def _print_surfaces(surfaces: list[Surface]) -> None:
-    from rich.table import Table
+# --- printing -----------------------------------------------------------------------------------------------
 
+
+def _print_surfaces(surfaces: list[Surface]) -> None:
     from landscape.surfaces.metrics import compare_metrics
 
-    shown = {
-        "surface_curvature": "surface curvature*",
-        "average_gradient": "average gradient*",
-        "mean_absolute_gradient": "mean abs. gradient*",
-        "center_curvature": "curvature at centre",
-        "barrier": "barrier",
-    }
-    table = Table(title=None, show_edge=False, pad_edge=False)
-    table.add_column("surface", overflow="fold")
-    for heading in ("data", "loss at centre"):
-        table.add_column(heading, justify="left" if heading == "data" else "right")
-    compared = {}
+    compared: dict[str, Any] = {}
     for data in dict.fromkeys(s.data for s in surfaces):
         compared[data] = compare_metrics({s.name: s.metrics() for s in surfaces if s.data == data})
-    present = [m for m in shown if any(v[m] is not None for row in compared.values() for v in row.values())]
-    for metric in present:
-        table.add_column(shown[metric], justify="right")
-    for heading in ("tokens", "seconds"):
-        table.add_column(heading, justify="right")
+    shown = [m for m in HEADINGS if any(v[m] is not None for row in compared.values() for v in row.values())]
+    rows = []
     for surface in surfaces:
         values = compared[surface.data][surface.name]
-        cells = ["-" if values[m] is None else f"{values[m]:.4g}" for m in present]
-        table.add_row(
-            escape(surface.name),
-            escape(surface.data),
-            f"{surface.center:.4f}",
-            *cells,
-            f"{surface.weight:.0f}",
-            f"{surface.provenance.seconds:.1f}",
-        )
-    console = table_console()
-    console.print(table)
+        cells = ["-" if values[m] is None else f"{values[m]:.4g}" for m in shown]
+        weight, seconds = f"{surface.weight:.0f}", f"{surface.provenance.seconds:.1f}"
+        rows.append([surface.name, surface.data, f"{surface.center:.4f}", *cells, weight, seconds])
+    console = open_console()
+    headings = ["surface", "data", "loss at centre", *(HEADINGS[m] for m in shown), "tokens", "seconds"]
+    print_table(console, headings, rows, left=("data",))
     for surface in surfaces:
-        if surface.path:
-            along = " ".join(f"{marker.loss:.4f}" for marker in surface.markers)
-            console.print(
-                f"loss on {escape(surface.data)} where the path projects to: {along}", highlight=False, soft_wrap=True
-            )
-            continue
-        for marker in surface.markers:
-            console.print(
-                f"loss at {escape(marker.name)} on {escape(surface.data)}: {marker.loss:.4f}", highlight=False
-            )
-    if (path := surfaces[0].path) is not None:
-        console.print(
-            f"the plane holds {sum(path.explained):.1%} of the path's variance about its end "
-            f"({', '.join(f'{part:.1%}' for part in path.explained)}); a random walk of as many steps, "
-            f"{sum(path.random_walk):.1%}. Checkpoints lie up to {max(path.residuals):.4g} beside it.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        _print_markers(console, surface)
     first = surfaces[0]
+    if first.path is not None:
+        print_note(
+            console,
+            f"the plane holds {sum(first.path.explained):.1%} of the path's variance about its end "
+            f"({', '.join(f'{part:.1%}' for part in first.path.explained)}); a random walk of as many steps, "
+            f"{sum(first.path.random_walk):.1%}. Checkpoints lie up to {max(first.path.residuals):.4g} beside it.",
+        )
     grid = ", ".join(f"[{axis[0]:.4g}, {axis[-1]:.4g}] in {len(axis)}" for axis in first.axes)
-    draw = (
-        f"one draw of directions (seed {first.seed}), normalize={first.normalize}; " if first.kind == "random" else ""
-    )
-    console.print(
+    draw = f"one draw of directions (seed {first.seed}), normalize={first.normalize}; "
+    draw = draw if first.kind_type.is_random else ""
+    print_note(
+        console,
         f"* our reconstructions of the metrics Li et al. 2024 name; they hold for this grid only: {draw}{grid}.",
-        highlight=False,
-        soft_wrap=True,
     )
     for surface in surfaces:
         if surface.autocast:
-            console.print(
-                f"{escape(surface.name)} on {escape(surface.data)}: forward passes in "
-                f"{surface.autocast.dtype} (autocast), which moves the loss at the centre by "
-                f"{surface.autocast.deviation:+.1e} nats.",
-                highlight=False,
-                soft_wrap=True,
+            print_note(
+                console,
+                f"{surface.name} on {surface.data}: forward passes in {surface.autocast.dtype} (autocast), which moves "
+                f"the loss at the centre by {surface.autocast.deviation:+.1e} nats.",
             )
-    adapters = {how for s in surfaces for how in adapters_in(s.provenance.checkpoint)}
-    if adapters:
-        console.print(f"adapters: {', '.join(sorted(adapters))}", highlight=False)
+    print_adapters(console, (s.provenance.checkpoint for s in surfaces))
     for surface in surfaces:
         if surface.nonfinite:
-            console.print(f"{escape(surface.name)}: {surface.nonfinite} of {surface.loss.size} losses are not finite.")
+            print_note(console, f"{surface.name}: {surface.nonfinite} of {surface.loss.size} losses are not finite.")
+
+
+def _print_markers(console: Console, surface: Surface) -> None:
+    """The losses at the checkpoints on a surface."""
+    if surface.path:
+        losses = " ".join(f"{marker.loss:.4f}" for marker in surface.markers)
+        print_note(console, f"loss on {surface.data} where the path projects to: {losses}")
+        return
+    for marker in surface.markers:
+        print_note(console, f"loss at {marker.name} on {surface.data}: {marker.loss:.4f}")

@@ -3,44 +3,52 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.markup import escape
-
-from landscape.cli.common import (
+from landscape.cli.options import (
     Adapter,
+    BaseOption,
     BatchTokens,
+    Checkpoints,
     Data,
     Device,
     DeviceMap,
     Dtype,
-    DtypeOption,
     Json,
     Limit,
     MaxLength,
+    Metric,
+    NormalizeLogits,
     OffloadBase,
+    OutputFolder,
+    Parameters,
     Quiet,
     Seed,
     Trust,
-    adapters_in,
-    app,
     check_device,
-    quiet_libraries,
-    table_console,
+    parse_metric,
 )
-from landscape.cli.metric_options import parse_metric, print_metrics
+from landscape.cli.tables import (
+    open_console,
+    print_adapters,
+    print_data,
+    print_json,
+    print_note,
+    print_table,
+    print_written,
+    quiet_libraries,
+    with_stderr,
+)
 
 if TYPE_CHECKING:
     from landscape.sharpness import Sharpness
 
 Key = tuple[str, str]  # checkpoint, data set
 
-# Cheap, of different kinds, and with the ones that rescaling the weights does not move (SCIENCE (a)).
+# Cheap metrics of different kinds, among them those that do not change when weights are rescaled and the function
+# stays the same.
 DEFAULT_METRICS = (
     "worst_case:steps=1",
     "worst_case:steps=1,adaptive=true,rho=0.5",
@@ -51,87 +59,65 @@ DEFAULT_METRICS = (
 )
 
 
-@app.command()
 def sharpness(
-    checkpoints: Annotated[
-        list[str], typer.Argument(metavar="CKPT...", help="Checkpoint or adapter folders, or hub ids.")
-    ],
+    checkpoints: Checkpoints,
+    seed: Seed = 0,
     data: Data = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME, or NAME:option=value,option=value; again for more. Names and options: `--metric help`. "
-            f"Default: {' '.join(DEFAULT_METRICS)}"
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="The checkpoint these were tuned from; adds the second-order account of forgetting."),
-    ] = None,
-    parameters: Annotated[
-        list[str] | None, typer.Option(help="Only parameters whose names match, such as 'model.layers.*.mlp.*'.")
-    ] = None,
-    normalize_logits: Annotated[
-        bool, typer.Option("--normalize-logits", help="Divide logits by their standard deviation first.")
-    ] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
-        "landscape-sharpness"
-    ),
     limit: Limit = None,
     max_length: MaxLength = 512,
     batch_tokens: BatchTokens = 4096,
-    dtype: DtypeOption = Dtype.float32,
+    metric: Metric = None,
+    base: BaseOption = None,
+    normalize_logits: NormalizeLogits = False,
+    parameters: Parameters = None,
+    dtype: Dtype = "float32",
     device: Device = "auto",
     device_map: DeviceMap = None,
     offload_base: OffloadBase = False,
-    seed: Seed = 0,
-    adapter: Annotated[Adapter, typer.Option(help="Fold adapters into their base, or perturb them alone.")] = (
-        Adapter.merge
-    ),
+    adapter: Adapter = "merge",
+    trust_remote_code: Trust = False,
+    output: OutputFolder = Path("landscape-sharpness"),
     json_output: Json = False,
     quiet: Quiet = False,
-    trust_remote_code: Trust = False,
 ) -> None:
-    """Sharpness of checkpoints by every definition papers use: a table, sharpness.csv, and a file for each number."""
+    """Measure the sharpness of checkpoints with one or more metrics.
+
+    The command prints a table and writes it to sharpness.csv, with one more file for each number and how it was
+    measured.
+
+        landscape sharpness runs/adamw runs/sam --metric worst_case:rho=0.1
+    """
     check_device(device, device_map)
     quiet_libraries()
-    from landscape.checkpoints import load_checkpoint, resolve_device
+    from landscape.checkpoints import LoadOptions, load_checkpoint
+    from landscape.data.tokens import DataOptions
     from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_json, write_text
-    from landscape.sharpness import SHARPNESS_METRICS, Sharpness, check_metric, compute_sharpness
+    from landscape.sharpness import check_metric
     from landscape.study.comparison import open_comparison
-    from landscape.study.measurements import measure_each, result_files
+    from landscape.study.measurements import sharpness_task
+    from landscape.study.runner import file_names, run_tasks
 
-    if metric == ["help"]:
-        print_metrics({name: known.options for name, known in SHARPNESS_METRICS.items()})
-        return
-    asked = [*(metric or DEFAULT_METRICS), *(["displacement_curvature"] if base and not metric else [])]
-    chosen = {column: parsed for text in asked for column, parsed in [parse_metric(text)]}
+    requested = [*(metric or DEFAULT_METRICS), *(["displacement_curvature"] if base and not metric else [])]
+    chosen = dict(map(parse_metric, requested))
     for name, options in chosen.values():
         check_metric(name, options, has_base=base is not None)
     comparison = open_comparison(
         checkpoints,
         data or (),
-        limit=limit,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
         seed=seed,
-        dtype=dtype.value,
-        device=str(resolve_device(device)),
-        adapter=adapter.value,
-        trust_remote_code=trust_remote_code,
-        device_map=device_map,
+        data_options=DataOptions(max_length, limit, batch_tokens),
+        load_options=LoadOptions(dtype, device, adapter, device_map, trust_remote_code),
     )
-    for described in comparison.data.values():
-        print(described.describe(), file=sys.stderr)
+    print_data(tokens.describe() for tokens in comparison.data.values())
     origin = None
     if base is not None:
         origin = load_checkpoint(
             base,
-            dtype=dtype.value,
-            device=comparison.device,
+            dtype=dtype,
+            device=comparison.load_options.device,
             device_map=device_map,
-            adapter=adapter.value,
+            adapter=adapter,
             trust_remote_code=trust_remote_code,
         )
     shared: dict[str, Any] = {
@@ -140,15 +126,13 @@ def sharpness(
         "normalize_logits": normalize_logits,
     }
 
-    def take(name: str, options: dict[str, Any], checkpoint: Any, data: Any, journal: Path) -> Sharpness:
-        run = Run(journal=journal, progress=not quiet, offload_base=offload_base)
-        where: dict[str, Any] = {"scope": Scope(parameters=shared["parameters"]), "run": run}
-        measured: dict[str, Any] = {"seed": seed, "base": origin, "normalize_logits": normalize_logits}
-        return compute_sharpness(checkpoint, data, metric=name, **measured, **where, **options)
-
-    measures = {
-        column: (Sharpness, functools.partial(take, name, options)) for column, (name, options) in chosen.items()
-    }
+    run = Run(progress=not quiet, offload_base=offload_base)
+    scope = Scope(parameters=shared["parameters"])
+    common: dict[str, Any] = {"base": origin, "seed": seed, "normalize_logits": normalize_logits}
+    tasks = [
+        sharpness_task(column, name, options, **common, scope=scope, run=run)
+        for column, (name, options) in chosen.items()
+    ]
     settings = {
         "command": "sharpness",
         **comparison.settings(),
@@ -157,19 +141,20 @@ def sharpness(
         "base": origin.describe() if origin else None,
     }
     files = ["sharpness.csv", "summary.json"]
-    with results_folder(output, settings, [*files, *result_files(comparison, measures)]):
-        found = measure_each(comparison, output, measures)
-        rows = _rows(found)
+    with results_folder(output, settings, [*files, *file_names(comparison, tasks)]):
+        results = run_tasks(comparison, output, tasks)
+        rows = _rows(results)
+        summary = {"settings": settings, "rows": rows}
         write_text(output / "sharpness.csv", _csv(rows))
-        write_json(output / "summary.json", {"settings": settings, "rows": rows})
+        write_json(output / "summary.json", summary)
     if json_output:
-        print((output / "summary.json").read_text(encoding="utf-8"), end="")
+        print_json(summary)
     else:
-        _print(found)
-    print("wrote " + "  ".join(str(output / name) for name in files), file=sys.stderr)
+        _print_sharpness(results)
+    print_written(*(output / name for name in files))
 
 
-def _rows(found: dict[str, dict[Key, Sharpness]]) -> list[dict[str, Any]]:
+def _rows(results: dict[str, dict[Key, Sharpness]]) -> list[dict[str, Any]]:
     """One row per number: what a script or a spreadsheet wants."""
     return [
         {
@@ -185,8 +170,8 @@ def _rows(found: dict[str, dict[Key, Sharpness]]) -> list[dict[str, Any]]:
             "fidelity_cosine": result.fidelity.cosine,
             "seconds": result.provenance.seconds,
         }
-        for results in found.values()
-        for key, result in results.items()
+        for of_metric in results.values()
+        for key, result in of_metric.items()
     ]
 
 
@@ -198,35 +183,23 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _print(found: dict[str, dict[Key, Sharpness]]) -> None:
-    from rich.table import Table
-
-    console = table_console()
-    columns = {column: next(iter(results.values())) for column, results in found.items()}
-    heads = _headings(list(columns.values()))
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("checkpoint", overflow="fold")
-    table.add_column("data")
-    table.add_column("loss", justify="right")
-    for head in heads:
-        table.add_column(head, justify="right", overflow="fold")
-    for key, first in next(iter(found.values())).items():
-        cells = [_cell(results[key]) for results in found.values()]
-        table.add_row(escape(key[0]), escape(key[1]), f"{first.loss:.4f}", *cells)
-    console.print(table)
-    console.print("+- is a standard error; * has not met its tolerance.", highlight=False)
-    for head, result in zip(heads, columns.values(), strict=True):
-        settings = ", ".join(f"{name}={value}" for name, value in result.options.items() if value is not None)
-        console.print(
-            escape(f"{head}: {settings or 'no settings'}; unchanged by: {result.invariance}"),
-            highlight=False,
-            soft_wrap=True,
-        )
-    adapters = {how for r in next(iter(found.values())).values() for how in adapters_in(r.provenance.checkpoint)}
-    if adapters:
-        console.print(f"adapters: {', '.join(sorted(adapters))}", highlight=False)
-    if next(iter(columns.values())).normalized_logits:
-        console.print("logits divided by their standard deviation over the vocabulary", highlight=False)
+def _print_sharpness(results: dict[str, dict[Key, Sharpness]]) -> None:
+    console = open_console()
+    of_first = next(iter(results.values()))
+    columns = [next(iter(of_metric.values())) for of_metric in results.values()]
+    headings = _headings(columns)
+    rows = [
+        [*key, f"{first.loss:.4f}", *(_cell(of_metric[key]) for of_metric in results.values())]
+        for key, first in of_first.items()
+    ]
+    print_table(console, ["checkpoint", "data", "loss", *headings], rows, left=("data",))
+    print_note(console, "+- is a standard error; * has not met its tolerance.")
+    for heading, result in zip(headings, columns, strict=True):
+        options = ", ".join(f"{name}={value}" for name, value in result.options.items() if value is not None)
+        print_note(console, f"{heading}: {options or 'no settings'}; unchanged by: {result.invariance}")
+    print_adapters(console, (result.provenance.checkpoint for result in of_first.values()))
+    if columns[0].normalized_logits:
+        print_note(console, "logits divided by their standard deviation over the vocabulary")
 
 
 def _headings(results: list[Sharpness]) -> list[str]:
@@ -239,5 +212,4 @@ def _headings(results: list[Sharpness]) -> list[str]:
 
 
 def _cell(result: Sharpness) -> str:
-    spread = "" if result.stderr is None else f"\n+- {result.stderr:.2g}"
-    return f"{result.value:.5g}{'*' if result.converged is False else ''}{spread}"
+    return with_stderr(f"{result.value:.5g}{'*' if result.converged is False else ''}", result.stderr)

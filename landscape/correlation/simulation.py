@@ -30,7 +30,7 @@ NOTHING, FACTORS = "nothing links them", "only the factors link them"
 def simulate_design(
     table: pandas.DataFrame | Path | str,
     *,
-    metric: str | None = None,
+    like: str | None = None,
     forgetting: str = "forgetting",
     controls: Sequence[str] = (),
     factors: Sequence[str] = (),
@@ -46,7 +46,7 @@ def simulate_design(
 
     Args:
         table: A DataFrame or a CSV file with a row per checkpoint.
-        metric: The column whose effects and shares of variance the simulated metric has. None takes those of the
+        like: The column whose effects and shares of variance the simulated metric has. None takes those of the
             outcome.
         forgetting: Column of the outcome.
         controls: As for `correlate`; their values are those of the table.
@@ -92,14 +92,14 @@ def simulate_design(
 
     frame = read_table(table)
     levels = group_levels(frame, groups)
-    for name in (forgetting, *controls, *factors, *levels, *([metric] if metric else [])):
+    for name in (forgetting, *controls, *factors, *levels, *([like] if like else [])):
         if name not in frame.columns:
             raise InputError(f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}.")
     if not factors and not levels:
         raise InputError("a design has factors or groups; without either, rows are independent and nothing is to test.")
     if replications < 100:
         raise InputError(f"replications={replications} are too few for a rate of 5%; take at least 100.")
-    sides = [metric or forgetting, forgetting]
+    sides = [like or forgetting, forgetting]
     frame = frame[usable_rows(frame, [*sides, *controls], [*levels, *factors])]
     for name in sides:
         if len(frame) < 3 or is_constant(numbers_of(frame, name)):
@@ -119,7 +119,7 @@ def simulate_design(
     result["stderr"] = np.sqrt(result["false_positives"] * (1 - result["false_positives"]) / replications)
     found = [smallest[row["estimand"], row["verdict"]] for row in rows]
     result["smallest"] = np.where(result["null"] == NOTHING, found, np.nan)
-    names = [metric or f"{forgetting} (for the metric, too)", forgetting]
+    names = [like or f"{forgetting} (for the metric, too)", forgetting]
     shares = [dict(zip([*levels, "row"], side.shares, strict=True)) for side in simulation.sides]
     result.attrs = {
         "n": len(frame),

@@ -1,1 +1,1 @@
-"""The Hessian and the Gauss-Newton matrix of a loss: products, eigenvalues, trace, density, layers, checks."""
+"""The curvature of a model's loss: eigenvalues, trace, density and layers of its Hessian or Gauss-Newton matrix."""

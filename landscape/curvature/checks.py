@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from landscape.checkpoints import Checkpoint
-from landscape.curvature.differences import central_difference
-from landscape.curvature.opening import curvature_of
-from landscape.curvature.trace import hessian_trace
+from landscape.curvature.operators.differences import central_difference
+from landscape.curvature.operators.opening import curvature_of
+from landscape.curvature.trace import trace_of
 from landscape.data.batches import Batch
 from landscape.objective.causal import CausalLoss, supervised_hidden
 from landscape.objective.objective import Objective
@@ -25,7 +25,14 @@ from landscape.weights.preservation import preserved
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that must hold: `error` at most `tolerance`."""
+    """One thing that must hold: `error` at most `tolerance`.
+
+    Attributes:
+        name: What is checked.
+        error: How far it is from holding.
+        tolerance: How far it may be.
+        said: The comparison in words.
+    """
 
     name: str
     error: float
@@ -34,12 +41,21 @@ class Check:
 
     @property
     def passed(self) -> bool:
+        """Whether the error is within its tolerance."""
         return self.error <= self.tolerance
 
 
 @dataclasses.dataclass(frozen=True)
 class CurvatureCheck(Result):
-    """Checks of the products of one model on one data set."""
+    """Checks of the products of one model on one data set.
+
+    Attributes:
+        name: The name of the checkpoint.
+        data: The name of the data set.
+        checks: The checks that apply to the model.
+        weight: The number of loss terms (supervised tokens).
+        provenance: Where the numbers come from.
+    """
 
     kind_of_result: ClassVar[str] = "check"
 
@@ -51,9 +67,11 @@ class CurvatureCheck(Result):
 
     @property
     def passed(self) -> bool:
+        """Whether all checks passed."""
         return all(check.passed for check in self.checks)
 
     def rows(self) -> list[tuple[str, str]]:
+        """Return the outcome of every check, for printing."""
         return [("checks", f"{self.name} on {self.data}")] + [
             (check.name, f"{'ok' if check.passed else 'FAILED'}: {check.said}") for check in self.checks
         ]
@@ -67,15 +85,33 @@ def check_curvature(
     scope: Scope = Scope(),
     run: Run = Run(),
 ) -> CurvatureCheck:
-    """Symmetry, agreement with differences of gradients, and the head block in closed form.
+    """Check Hessian-vector products of a model: symmetry, differences of gradients, the head block in closed form.
 
-    symmetry       u'Hv = v'Hu for random u and v
-    step halving   Hv against central differences of gradients at a step and half of it
-    head products  for a language model with an untied linear head W on hidden states h, the head's block of the Hessian
-                   times V is mean_t (diag p_t - p_t p_t') V h_t h_t'
-    head trace     that block's trace is mean_t (1 - |p_t|^2) |h_t|^2 (SCIENCE 3.4), against `hessian_trace`
+    Symmetry: u'Hv = v'Hu for random u and v.
+    Step halving: Hv against central differences of gradients at a step and half of it.
+    Head products: For a language model with an untied linear head W on hidden states h_t and probabilities p_t, the
+    head's block of the Hessian times V is mean_t (diag p_t - p_t p_t') V h_t h_t'.
+    Head trace: That block's trace is mean_t (1 - |p_t|^2) |h_t|^2, against the estimate of `hessian_trace`.
 
     The last two are left out where the head is tied, not linear, or its logits are capped or scaled afterwards.
+
+    Args:
+        model: A module or a loaded checkpoint.
+        data: Batches that can be read again and again.
+        seed: Seed of the random vectors.
+        scope: `loss_fn` is taken.
+        run: `hvp` and `progress` are taken.
+
+    Returns:
+        The checks, each with its error and its tolerance.
+
+    Example:
+        >>> from landscape import Scope, supervised_loss
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> data = [(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1))]
+        >>> scope = Scope(loss_fn=supervised_loss(torch.nn.MSELoss()))
+        >>> [(check.name, check.passed) for check in check_curvature(model, data, scope=scope).checks]
+        [('symmetry', True), ('step halving', True)]
     """
     scope.only("check_curvature", "loss_fn")
     run.only("check_curvature", "hvp")
@@ -104,7 +140,7 @@ def check_curvature(
 
 
 def _untied_head(objective: Objective, parameters: Parameters) -> str | None:
-    """The name of the head's weight where the closed form holds for it."""
+    """Return the name of the head's weight where the closed form holds for it."""
     loss_fn, model = objective.loss_fn, objective.model
     if not isinstance(loss_fn, CausalLoss) or not loss_fn.linear_head:
         return None
@@ -116,12 +152,13 @@ def _untied_head(objective: Objective, parameters: Parameters) -> str | None:
 
 
 def _head_checks(subject: Subject, name: str, hvp: str, seed: int) -> list[Check]:
+    """Return the checks of products and trace of the block of the head's weight `name`."""
     objective = subject.objective
     head: Any = objective.model.get_output_embeddings()  # type: ignore[operator]
-    selected = Parameters(objective.model, name)
-    with curvature_of(objective, selected, hvp=hvp) as operator:
+    block = subject.rescoped(parameters=name)
+    with curvature_of(objective, block.parameters, hvp=hvp) as operator:
         vector = operator.layout.random(seed, "check head")
-        found = operator(vector[None])[0]
+        product = operator(vector[None])[0]
     probe = vector.view(head.weight.shape).double()
     expected, trace, count = torch.zeros_like(probe), 0.0, 0
     with torch.no_grad(), preserved(objective.model):
@@ -132,19 +169,13 @@ def _head_checks(subject: Subject, name: str, hvp: str, seed: int) -> list[Check
             trace += float(((1 - p.square().sum(-1)) * h.square().sum(-1)).sum())
             count += len(h)
     expected, trace = expected.reshape(-1) / count, trace / count
-    error = float(torch.dist(found.double(), expected) / torch.linalg.vector_norm(expected))
+    error = float(torch.dist(product.double(), expected) / torch.linalg.vector_norm(expected))
     half = head.weight.dtype.itemsize < 4
     checks = [
         Check("head products", error, 5e-2 if half else 1e-3, f"{error:.1e} from the closed form of {name}'s block")
     ]
-    estimate = hessian_trace(
-        objective.model,
-        objective.data,
-        rtol=9.0,  # one look, at 16 probes
-        seed=seed,
-        scope=Scope(parameters=name, loss_fn=objective.loss_fn),
-        run=Run(method="hutchinson", hvp=hvp),
-    )
+    # an interval of nine times the value is reached at the first look, at 16 probes
+    estimate = trace_of(block, rtol=9.0, max_probes=1000, seed=seed, run=Run(method="hutchinson", hvp=hvp))
     error = abs(estimate.value - trace) / max(estimate.stderr, 1e-3 * abs(trace))
     said = f"closed form {trace:.5g}, estimate {estimate.value:.5g} +- {estimate.stderr:.2g}"
     checks.append(Check("head trace", error, 4.0, said))

@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from landscape.checkpoints import Checkpoint, identify
-from landscape.curvature.opening import curvature_of
+from landscape.checkpoints import Checkpoint
+from landscape.curvature.operators.opening import curvature_of
 from landscape.data.batches import Batch
 from landscape.errors import InputError
-from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
+from landscape.objective.subject import Subject
 from landscape.weights.directions import Direction
 from landscape.weights.flat import Layout
-from landscape.weights.parameters import Parameters
 from landscape.weights.vectors import Vector
 
 VectorLike = TypeVar("VectorLike", Vector, Tensor, list[Tensor], tuple[Tensor, ...], Direction)
@@ -30,22 +30,47 @@ def hessian_vector_product(
     scope: Scope = Scope(),
     run: Run = Run(),
 ) -> VectorLike:
-    """The Hessian of the weighted mean loss times `vector`, in the structure that `vector` has.
+    """Compute the product of the Hessian of the weighted mean loss with `vector`, in the structure that `vector` has.
 
-    vector  tensors by parameter name (absent names are zero, and so are they in the product's meaning: the full
-            product is returned over all selected parameters), a `Direction`, one flat tensor of shape (size,), or a
-            sequence of tensors in the order of the parameters
-    hvp     see `curvature.curvature_of`
+    (H v)_i = sum_j d2 L / (dw_i dw_j) v_j, without ever forming H.
 
-    Raises InputError where the vector does not fit the parameters.
+    Args:
+        model: A module or a loaded checkpoint.
+        data: Batches that can be read again and again.
+        vector: Tensors by parameter name, a `Direction`, one flat tensor of shape (size,), or a sequence of tensors in
+            the order of the parameters. Absent names are zero; the product is over all selected parameters.
+        scope: `parameters`, `loss_fn` and `curvature` ("ggn" for the Gauss-Newton matrix) are taken.
+        run: `hvp` is taken: "exact", "forward_over_reverse", "finite_difference", or "auto" (the default: exact where a
+            trial on one row works and agrees with differences of gradients, else finite differences).
+
+    Returns:
+        The product.
+
+    Raises:
+        InputError: The vector does not fit the parameters, or the model does not allow that way of taking products.
+
+    Source:
+        B. Pearlmutter 1994, "Fast exact multiplication by the Hessian", Neural Computation 6.
+
+    Example:
+        The mean of (2 w_1)^2 and w_2^2 has the Hessian diag(4, 1).
+
+        >>> import torch
+        >>> from landscape import Scope, supervised_loss
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> data = [(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1))]
+        >>> scope = Scope(loss_fn=supervised_loss(torch.nn.MSELoss()))
+        >>> hessian_vector_product(model, data, torch.tensor([1.0, 2.0]), scope=scope)
+        tensor([4., 2.])
     """
     scope.only("hessian_vector_product", "parameters", "loss_fn", "curvature")
     run.only("hessian_vector_product", "hvp")
-    module, _, _ = identify(model)
-    objective, selected = Objective(module, data, scope.loss_fn), Parameters(module, scope.parameters)
-    layout = Layout(selected)
+    subject = Subject(model, data, scope)
+    layout = Layout(subject.parameters)
     flat = _flat(vector, layout)
-    with curvature_of(objective, selected, curvature=scope.curvature, hvp=run.hvp, keep_graphs=False) as operator:
+    with curvature_of(
+        subject.objective, subject.parameters, curvature=scope.curvature, hvp=run.hvp, keep_graphs=False
+    ) as operator:
         product = operator(flat[None])[0]
     if isinstance(vector, Tensor):
         return product
@@ -56,7 +81,9 @@ def hessian_vector_product(
     return layout.named(product)
 
 
+@torch.no_grad()  # the vector may be made of parameters
 def _flat(vector: Any, layout: Layout) -> Tensor:
+    """Return a vector of any structure as one flat tensor; raise InputError where it does not fit the parameters."""
     if isinstance(vector, Direction):
         return layout.flat(vector.tensors)
     if isinstance(vector, Tensor):

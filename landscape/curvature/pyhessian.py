@@ -1,4 +1,4 @@
-"""PyHessian's power iteration (Yao et al. 2020, arXiv 1912.07145) on our objective: the reference people know."""
+"""PyHessian's power iteration (Yao et al. 2020, arXiv 1912.07145) on our objective, as the reference people know."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.curvature.operators import CurvatureOperator
+from landscape.curvature.operators.curvature import CurvatureOperator
 from landscape.data.batches import on_device
 from landscape.errors import InputError
-from landscape.linalg.spectrum import RitzPairs
+from landscape.linalg.lanczos import RitzPairs
 
 
 class _Unused(nn.Module):
-    """Gives PyHessian a model whose output it hands on to the criterion, where the loss is taken."""
+    """A model for PyHessian whose output is its input: the loss is taken in the criterion."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -32,17 +32,30 @@ def pyhessian_eigenvalues(
     k: int,
     which: str,
     tol: float,
-    max_products: int,
+    max_matvecs: int,
     seed: int,
-    told: Callable[[int], Any],
+    progress: Callable[[int], Any],
 ) -> RitzPairs:
-    """The `k` eigenvalues of largest magnitude as PyHessian finds them, with residuals measured afterwards.
+    """Compute the `k` eigenvalues of largest magnitude as PyHessian does; residuals are measured afterwards.
 
     PyHessian weights batches by `inputs.size(0)`. It is given tensors of no memory with as many rows as a batch has
     loss terms, so that its mean is the token-weighted one; its code and its stopping rule (two successive Rayleigh
     quotients within `tol`) run as they are. Its random vectors come from the global generator, seeded here.
 
-    Raises InputError where PyHessian cannot run: other than float32 weights, an other curvature than the Hessian.
+    Args:
+        operator: The Hessian.
+        k: The number of eigenvalues.
+        which: Must be "LM": power iteration finds no others.
+        tol: The relative change of a Rayleigh quotient at which PyHessian stops.
+        max_matvecs: The largest number of products, over all eigenvalues.
+        seed: Seed of PyHessian's random vectors.
+        progress: A function that is called with the number of products just taken.
+
+    Returns:
+        The eigenvalues, with residuals and vectors.
+
+    Raises:
+        InputError: PyHessian cannot run: the weights are not float32, or the curvature is not the Hessian.
     """
     from pyhessian import hessian
 
@@ -61,7 +74,7 @@ def pyhessian_eigenvalues(
         nonlocal evaluations
         evaluations += 1
         if evaluations % len(loader) == 0:
-            told(1)
+            progress(1)
         loss_sum, weight = objective.evaluate(on_device(batches[int(index)], objective.device))
         return (loss_sum / weight).float()
 
@@ -71,18 +84,19 @@ def pyhessian_eigenvalues(
     torch.manual_seed(seed)
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         reference = hessian(_Unused(objective.model), criterion, dataloader=loader, cuda=operator.device.type == "cuda")
-        values, vectors = reference.eigenvalues(maxIter=max(1, max_products // k), tol=tol, top_n=k)
+        values, vectors = reference.eigenvalues(maxIter=max(1, max_matvecs // k), tol=tol, top_n=k)
     for tensor in tensors:
         tensor.grad = None  # with its graph, which refers back to the tensor
-    products = evaluations // len(loader)
+    matvecs = evaluations // len(loader)
     flat = torch.stack([torch.cat([part.reshape(-1) for part in vector]).to(operator.dtype) for vector in vectors])
     images = operator(flat)
-    found = np.array(values, dtype=np.float64)
-    distance = images - torch.from_numpy(found).to(images)[:, None] * flat
+    eigenvalues = np.array(values, dtype=np.float64)
+    distance = images - torch.from_numpy(eigenvalues).to(images)[:, None] * flat
     residuals = torch.linalg.vector_norm(distance, dim=1).double().cpu().numpy()
-    return RitzPairs(found, residuals, residuals <= tol * np.abs(found), flat, products)
+    return RitzPairs(eigenvalues, residuals, residuals <= tol * np.abs(eigenvalues), flat, matvecs)
 
 
 def _weights(operator: CurvatureOperator, batches: list) -> list[Tensor]:
+    """Return the number of loss terms of each batch."""
     with torch.no_grad():
         return [operator.objective.evaluate(on_device(batch, operator.device))[1] for batch in batches]

@@ -10,7 +10,7 @@ import numpy as np
 from landscape.results import Provenance, Result
 from landscape.weights.directions import Direction
 
-# What a function-preserving change of the weights does to each number (DESIGN 7; SCIENCE (c)).
+# What a change of the weights that preserves the model's function does to each number.
 INVARIANCE = {
     "eigenvalues": "unchanged by rotations of the weights only; rescaled units and heads move it",
     "trace": "unchanged by rotations of the weights only; rescaled units and heads move it",
@@ -24,25 +24,57 @@ INVARIANCE = {
 
 @dataclasses.dataclass(frozen=True)
 class Eigenvalues(Result):
-    """Eigenvalues of the Hessian or the Gauss-Newton matrix; each is within its residual of a true one."""
+    """Eigenvalues of the Hessian or the Gauss-Newton matrix; each is within its residual of a true one.
+
+    Attributes:
+        name: The name of the checkpoint.
+        data: The name of the data set.
+        curvature: "hessian" or "ggn".
+        which: "LA", "SA", "LM" or "BE"; see `hessian_eigenvalues`.
+        values: The eigenvalues in nats per unit of squared distance, shape (k,), the most wanted first.
+        residuals: |H v - value v| for the unit vectors v, shape (k,).
+        converged: Whether each residual is at most rtol * |value|.
+        rtol: The relative tolerance that was asked for.
+        matvecs: The number of Hessian-vector products taken.
+        method: "lanczos" or "pyhessian".
+        hvp: How products were taken.
+        hvp_reason: Why, where that was chosen because another way failed.
+        hvp_error: The largest relative discrepancy of finite differences; 0 for exact products.
+        parameters: The number of weights.
+        weight: The number of loss terms (supervised tokens).
+        provenance: Where the numbers come from.
+        vectors: The eigenvectors as directions, where they were asked for. They are not saved.
+
+    Example:
+        The mean of (2 w_1)^2 and w_2^2 has the Hessian diag(4, 1).
+
+        >>> import torch
+        >>> from landscape import Scope, hessian_eigenvalues, supervised_loss
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> data = [(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1))]
+        >>> scope = Scope(loss_fn=supervised_loss(torch.nn.MSELoss()))
+        >>> found = hessian_eigenvalues(model, data, k=(1, 1), which="BE", scope=scope)
+        >>> found.converged, round(found.ratio, 4)
+        ((True, True), 0.25)
+    """
 
     kind_of_result: ClassVar[str] = "eigenvalues"
 
-    name: str  # of the checkpoint
-    data: str  # name of the data set
-    curvature: str  # "hessian" | "ggn"
-    which: str  # "LA" | "SA" | "LM" | "BE"
-    values: np.ndarray  # (k,), nats per unit of squared distance; the most wanted first
-    residuals: np.ndarray  # (k,), |H v - value v| for the unit vector v
-    converged: tuple[bool, ...]  # residual <= rtol * |value|
+    name: str
+    data: str
+    curvature: str
+    which: str
+    values: np.ndarray
+    residuals: np.ndarray
+    converged: tuple[bool, ...]
     rtol: float
-    matvecs: int  # Hessian-vector products taken
-    method: str  # "lanczos" | "pyhessian"
-    hvp: str  # how products were taken
-    hvp_reason: str  # why, where that was chosen because another way failed
-    hvp_error: float  # largest relative discrepancy of finite differences; 0 for exact products
-    parameters: int  # number of weights
-    weight: float  # number of loss terms (supervised tokens)
+    matvecs: int
+    method: str
+    hvp: str
+    hvp_reason: str
+    hvp_error: float
+    parameters: int
+    weight: float
     provenance: Provenance
     vectors: tuple[Direction, ...] | None = dataclasses.field(default=None, metadata={"stored": False}, repr=False)
 
@@ -52,6 +84,7 @@ class Eigenvalues(Result):
         return float(self.values.min() / self.values.max()) if self.which == "BE" and self.values.max() > 0 else None
 
     def rows(self) -> list[tuple[str, str]]:
+        """Return what a person wants to see first, as names and values."""
         pairs = zip(self.values, self.residuals, self.converged, strict=True)
         rows = [("eigenvalues", f"{self.name} on {self.data}, {self.curvature}, {self.which}")]
         rows += [
@@ -60,14 +93,21 @@ class Eigenvalues(Result):
         ]
         if self.ratio is not None:
             rows.append(("lowest / highest", f"{self.ratio:.4g}"))
-        rows.append(("products", f"{self.matvecs}, {self.method}, hvp={self.hvp} {self.hvp_reason}".rstrip()))
+        rows.append(("matvecs", f"{self.matvecs}, {self.method}, hvp={self.hvp} {self.hvp_reason}".rstrip()))
         rows.append(("invariance", INVARIANCE["eigenvalues"]))
         return rows
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerTrace:
-    """The part of a trace that one layer's diagonal block makes."""
+    """The part of a trace that one layer's diagonal block makes.
+
+    Attributes:
+        name: The name of the layer.
+        parameters: The number of its weights.
+        trace: The trace of its block.
+        stderr: The standard error over probes.
+    """
 
     name: str
     parameters: int
@@ -77,37 +117,72 @@ class LayerTrace:
 
 @dataclasses.dataclass(frozen=True)
 class TraceEstimate(Result):
-    """A trace of the Hessian or the Gauss-Newton matrix, possibly weighted, with its confidence interval."""
+    """A trace of the Hessian or the Gauss-Newton matrix, possibly weighted, with its confidence interval.
+
+    Attributes:
+        name: The name of the checkpoint.
+        data: The name of the data set.
+        curvature: "hessian" or "ggn".
+        weighting: None, "adaptive", "filter", "unit", "head" or "layer"; see `hessian_trace`.
+        value: The trace in nats per unit of squared distance, or of squared relative distance where it is weighted.
+        stderr: The standard error over probes.
+        confidence: The confidence of the interval.
+        confidence_interval: (low, high), widened by the error of finite differences.
+        rtol: The relative tolerance that was asked for.
+        probes: The number of random probes.
+        converged: Whether half the interval is at most rtol * |value|.
+        method: "hutchinson" or "forward".
+        hvp: How products were taken; "loss differences" for method="forward".
+        hvp_error: The relative error of finite differences; 0 for exact products.
+        samples: v'Hv of each probe, shape (probes,).
+        layers: The trace by layer; empty for method="forward".
+        parameters: The number of weights.
+        weight: The number of loss terms (supervised tokens).
+        provenance: Where the numbers come from.
+
+    Example:
+        The mean of (2 w_1)^2 and w_2^2 has the Hessian diag(4, 1). Random signs are exact for a diagonal.
+
+        >>> import torch
+        >>> from landscape import Run, Scope, hessian_trace, supervised_loss
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> data = [(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1))]
+        >>> scope = Scope(loss_fn=supervised_loss(torch.nn.MSELoss()))
+        >>> found = hessian_trace(model, data, scope=scope, run=Run(method="hutchinson"))
+        >>> [round(end, 3) for end in found.confidence_interval]
+        [5.0, 5.0]
+    """
 
     kind_of_result: ClassVar[str] = "trace"
 
     name: str
     data: str
-    curvature: str  # "hessian" | "ggn"
-    weighting: str | None  # None | "adaptive" | "filter" | "unit" | "head" | "layer"
-    value: float  # nats per unit of squared distance (per unit of relative distance where weighted)
-    stderr: float  # over probes
+    curvature: str
+    weighting: str | None
+    value: float
+    stderr: float
     confidence: float
-    confidence_interval: tuple[float, ...]  # (low, high), widened by the error of finite differences
+    confidence_interval: tuple[float, ...]
     rtol: float
     probes: int
-    converged: bool  # half the interval is at most rtol * |value|
-    method: str  # "hutchinson" | "forward"
-    hvp: str  # how products were taken; "loss differences" for method="forward"
-    hvp_error: float  # relative error of finite differences; 0 for exact products
-    samples: np.ndarray  # (probes,), v'Hv
-    layers: tuple[LayerTrace, ...]  # empty for method="forward"
+    converged: bool
+    method: str
+    hvp: str
+    hvp_error: float
+    samples: np.ndarray
+    layers: tuple[LayerTrace, ...]
     parameters: int
     weight: float
     provenance: Provenance
 
     def rows(self) -> list[tuple[str, str]]:
+        """Return what a person wants to see first, as names and values."""
         low, high = self.confidence_interval
         title = "trace" if self.weighting is None else f"{self.weighting} trace"
-        said = "" if self.converged else f"  NOT CONVERGED to {self.rtol:g}"
+        verdict = "" if self.converged else f"  NOT CONVERGED to {self.rtol:g}"
         rows = [
             (title, f"{self.name} on {self.data}, {self.curvature}"),
-            ("value", f"{self.value:.6g}  [{low:.6g}, {high:.6g}] at {self.confidence:.0%}{said}"),
+            ("value", f"{self.value:.6g}  [{low:.6g}, {high:.6g}] at {self.confidence:.0%}{verdict}"),
             ("probes", f"{self.probes}, {self.method}, {self.hvp}"),
             ("invariance", INVARIANCE[self.weighting or "trace"]),
         ]
@@ -118,18 +193,47 @@ class TraceEstimate(Result):
 
 @dataclasses.dataclass(frozen=True)
 class SpectralDensity(Result):
-    """Where the eigenvalues are: nodes and weights of Gauss quadratures, one row for every probe."""
+    """The density of the eigenvalues: nodes and weights of Gauss quadratures, one row for every probe.
+
+    Attributes:
+        name: The name of the checkpoint.
+        data: The name of the data set.
+        curvature: "hessian" or "ggn".
+        nodes: Approximate eigenvalues, shape (probes, steps).
+        weights: The share of all eigenvalues at each node, shape (probes, steps). Each row sums to 1.
+        traces: v'Hv of each probe, shape (probes,): what a row's first moment times `parameters` must be.
+        squares: |Hv|^2 of each probe, shape (probes,): the same for the second moment.
+        moment_error: The largest relative difference between those and the moments.
+        matvecs: The number of Hessian-vector products taken.
+        hvp: How products were taken.
+        hvp_reason: Why, where that was chosen because another way failed.
+        hvp_error: The largest relative discrepancy of finite differences; 0 for exact products.
+        parameters: The number of weights.
+        weight: The number of loss terms (supervised tokens).
+        provenance: Where the numbers come from.
+
+    Example:
+        The mean of (2 w_1)^2 and w_2^2 has the Hessian diag(4, 1), whose eigenvalues have the mean 2.5.
+
+        >>> import torch
+        >>> from landscape import Scope, hessian_density, supervised_loss
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> data = [(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1))]
+        >>> found = hessian_density(model, data, scope=Scope(loss_fn=supervised_loss(torch.nn.MSELoss())))
+        >>> [round(number, 3) for number in found.moment(1)]
+        [2.5, 0.0]
+    """
 
     kind_of_result: ClassVar[str] = "density"
 
     name: str
     data: str
     curvature: str
-    nodes: np.ndarray  # (probes, steps), eigenvalues
-    weights: np.ndarray  # (probes, steps), share of all eigenvalues; each row sums to 1
-    traces: np.ndarray  # (probes,), v'Hv: what each row's first moment times `parameters` must be
-    squares: np.ndarray  # (probes,), |Hv|^2: the same for the second moment
-    moment_error: float  # the largest relative difference between those and the moments
+    nodes: np.ndarray
+    weights: np.ndarray
+    traces: np.ndarray
+    squares: np.ndarray
+    moment_error: float
     matvecs: int
     hvp: str
     hvp_reason: str
@@ -139,16 +243,21 @@ class SpectralDensity(Result):
     provenance: Provenance
 
     def moment(self, order: int) -> tuple[float, float]:
-        """Mean of eigenvalue ** order over all eigenvalues, and its standard error over probes (NaN for one probe)."""
+        """Return the mean of eigenvalue ** order, and its standard error over probes (NaN for one probe)."""
         per_probe = (self.weights * self.nodes**order).sum(1)
         count = len(per_probe)
         spread = float(per_probe.std(ddof=1) / count**0.5) if count > 1 else float("nan")
         return float(per_probe.mean()), spread
 
     def curve(self, points: int = 512, width: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The density smoothed with a Gaussian of standard deviation `width`: eigenvalues and density, (points,) each.
+        """Return the density smoothed with a Gaussian, whose integral is 1.
 
-        `width` defaults to a hundredth of the range of the nodes. The integral of the density is 1.
+        Args:
+            points: The number of eigenvalues at which it is evaluated.
+            width: The standard deviation of the Gaussian. None takes a hundredth of the range of the nodes.
+
+        Returns:
+            Eigenvalues and density, shape (points,) each.
         """
         low, high = float(self.nodes.min()), float(self.nodes.max())
         sigma = width or max(0.01 * (high - low), 1e-12)
@@ -158,6 +267,7 @@ class SpectralDensity(Result):
         return grid, kernel @ (self.weights.ravel() / len(self.nodes))
 
     def rows(self) -> list[tuple[str, str]]:
+        """Return what a person wants to see first, as names and values."""
         mean, spread = self.moment(1)
         square, square_spread = self.moment(2)
         n = self.parameters
@@ -175,20 +285,53 @@ class SpectralDensity(Result):
 
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
-    """Curvature of one layer's diagonal block."""
+    """Curvature of one layer's diagonal block.
+
+    Attributes:
+        name: The name of the layer.
+        parameters: The number of its weights.
+        trace: The trace of the block.
+        trace_stderr: The standard error of the trace over probes.
+        top: The largest eigenvalue of the block.
+        residual: Its residual norm; a true eigenvalue is within it.
+        converged: Whether the residual met its tolerance.
+    """
 
     name: str
     parameters: int
     trace: float
     trace_stderr: float
-    top: float  # largest eigenvalue of the block
+    top: float
     residual: float
     converged: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerCurvature(Result):
-    """Trace and largest eigenvalue of every layer's diagonal block of the Hessian or the Gauss-Newton matrix."""
+    """Trace and largest eigenvalue of every layer's diagonal block of the Hessian or the Gauss-Newton matrix.
+
+    Attributes:
+        name: The name of the checkpoint.
+        data: The name of the data set.
+        curvature: "hessian" or "ggn".
+        layers: A row for each layer, in the order of the model.
+        probes: The number of random probes of the traces.
+        matvecs: The number of Hessian-vector products taken, for traces and eigenvalues.
+        hvp: How products were taken.
+        weight: The number of loss terms (supervised tokens).
+        provenance: Where the numbers come from.
+
+    Example:
+        The mean of (2 w_1)^2 and w_2^2 has the Hessian diag(4, 1), in one layer.
+
+        >>> import torch
+        >>> from landscape import Scope, hessian_layers, supervised_loss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
+        >>> data = [(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1))]
+        >>> found = hessian_layers(model, data, scope=Scope(loss_fn=supervised_loss(torch.nn.MSELoss())))
+        >>> [(row.name, row.converged) for row in found.layers]
+        [('0', True)]
+    """
 
     kind_of_result: ClassVar[str] = "layers"
 
@@ -203,6 +346,7 @@ class LayerCurvature(Result):
     provenance: Provenance
 
     def rows(self) -> list[tuple[str, str]]:
+        """Return what a person wants to see first, as names and values."""
         rows = [("curvature by layer", f"{self.name} on {self.data}, {self.curvature}")]
         return rows + [
             (

@@ -37,8 +37,8 @@ def provenance_of(
     return Provenance(
         settings=dict(settings),
         seed=seed,
-        checkpoint=checkpoint or {"weights": vector_digest(Parameters(model, frozen=True).values())},
-        data=describe_data(objective.data),
+        checkpoint=checkpoint or {"weights": objective.weights_digest()},
+        data=objective.data_description(),
         device=str(objective.device),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         seconds=seconds,
@@ -46,7 +46,12 @@ def provenance_of(
 
 
 def journal_of(
-    path: Path | str, objective: Objective, parameters: Parameters, loss: str | None, settings: Mapping[str, Any]
+    path: Path | str,
+    objective: Objective,
+    parameters: Parameters,
+    loss: str | None,
+    settings: Mapping[str, Any],
+    weights: str | None = None,
 ) -> Journal:
     """Open the journal of a measurement, which no other weights, data, loss or settings share.
 
@@ -56,16 +61,17 @@ def journal_of(
         parameters: The parameters that the measurement moves.
         loss: Name of the loss function (see `loss_functions.loss_name`).
         settings: The options of the measurement.
+        weights: The digest of all weights where it is known already, because taking it reads all of them.
 
     Raises:
         InputError: The journal belongs to another measurement, is in use by another process or is damaged.
     """
     model = objective.model
     identity = {
-        "weights": vector_digest(Parameters(model, frozen=True).values()),
+        "weights": weights or objective.weights_digest(),
         "buffers": vector_digest({name: b.detach() for name, b in model.named_buffers() if not b.is_meta}),
         "parameters": digest_of(list(parameters.names)),
-        "data": describe_data(objective.data)["digest"],
+        "data": objective.data_description()["digest"],
         "device": str(objective.device),
         "loss": loss,
     }

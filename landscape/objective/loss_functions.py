@@ -158,6 +158,13 @@ def supervised_loss(criterion: Callable[..., Tensor]) -> SupervisedLoss:
     return SupervisedLoss(criterion)
 
 
+# The modules of our own losses as results and journals name them. A file that moves must not make them other losses.
+_SAVED_MODULES = {
+    "landscape.objective.loss_functions": "landscape.losses",
+    "landscape.objective.causal": "landscape.causal",
+}
+
+
 def loss_name(loss_fn: LossFunction | None) -> str | None:
     """Return what identifies a loss function in a result's settings and in a journal; None for the default.
 
@@ -165,8 +172,8 @@ def loss_name(loss_fn: LossFunction | None) -> str | None:
     public attributes; a tensor by its digest.
 
     Example:
-        >>> loss_name(supervised_loss(torch.nn.L1Loss()))[:54]
-        'landscape.objective.loss_functions.SupervisedLoss(crit'
+        >>> loss_name(supervised_loss(torch.nn.L1Loss()))[:55]
+        'landscape.losses.SupervisedLoss(criterion=torch.nn.modu'
     """
     return None if loss_fn is None else _description(loss_fn)
 
@@ -189,7 +196,8 @@ def _description(value: Any, depth: int = 0) -> str:
         cells = getattr(value, "__closure__", None) or ()
         held = [*(getattr(value, "__defaults__", None) or ()), *(cell.cell_contents for cell in cells)]
     else:
-        name, held = f"{type(value).__module__}.{type(value).__qualname__}", []
+        module = type(value).__module__
+        name, held = f"{_SAVED_MODULES.get(module, module)}.{type(value).__qualname__}", []
         named = {key: part for key, part in getattr(value, "__dict__", {}).items() if not key.startswith("_")}
         if isinstance(value, nn.Module):
             named = named | value.state_dict()

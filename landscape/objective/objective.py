@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
@@ -19,7 +20,7 @@ from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
 from landscape.parallel.sharding import agreed, is_sharded
 from landscape.weights.parameters import Parameters
-from landscape.weights.vectors import wide_dtype
+from landscape.weights.vectors import vector_digest, wide_dtype
 
 T = TypeVar("T")
 
@@ -96,6 +97,9 @@ class Objective:
             raise InputError("the data holds no batch.")
         self.loss_fn = loss_fn or default_loss(model, data, on_device(first, self.device))
         self.rows_limit: int | None = None  # Maximum rows per micro-batch, once memory ran out.
+        self._weights_digest: str | None = None
+        self._data_description: dict | None = None
+        self._loss_weight: float | None = None
         if self._sharded:
             if distributed.share().size > 1:
                 raise InputError(
@@ -122,8 +126,32 @@ class Objective:
 
     def loss_weight(self) -> float:
         """Return the number of loss terms (supervised tokens), without evaluating where the data says it itself."""
-        own = getattr(self.data, "tokens", None)
-        return float(own) if isinstance(own, int) else self.loss().weight
+        if self._loss_weight is None:
+            own = getattr(self.data, "tokens", None)
+            self._loss_weight = float(own) if isinstance(own, int) else self.loss().weight
+        return self._loss_weight
+
+    def weights_digest(self) -> str:
+        """Return the digest of all the model's weights, as they were when it was first asked for.
+
+        Hashing a large model takes seconds, so it is done once. Ask before the weights move, or when they are back.
+        """
+        if self._weights_digest is None:
+            self._weights_digest = vector_digest(Parameters(self.model, frozen=True).values())
+        return self._weights_digest
+
+    def data_description(self) -> dict:
+        """Return what a result's provenance says of the data (see `identity.describe_data`), computed once."""
+        if self._data_description is None:
+            self._data_description = describe_data(self.data)
+        return self._data_description
+
+    def restricted(self, data: Iterable[Batch]) -> Objective:
+        """Return the same loss of the same model over part of the data; nothing is chosen, checked or hashed again."""
+        part = copy.copy(self)
+        part.data, part.rows_limit = data, None
+        part._data_description = part._loss_weight = None
+        return part
 
     def gradient(self, parameters: Parameters) -> tuple[Loss, dict[str, Tensor]]:
         """Return the loss and its gradient by parameter name, in float32 or wider. `.grad` is not touched.

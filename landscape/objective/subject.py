@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 from tqdm.auto import tqdm
 
 from landscape.checkpoints import Checkpoint, identify
 from landscape.data.batches import Batch
-from landscape.errors import InputError
 from landscape.objective.identity import journal_of, provenance_of
 from landscape.objective.loss_functions import loss_name
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Scope
-from landscape.parallel.sharding import is_sharded
 from landscape.results import Journal
 from landscape.weights.parameters import Parameters
 
@@ -27,7 +27,11 @@ from landscape.weights.parameters import Parameters
 class Subject:
     """The model, data and parameters of one measurement, and what its result says of them.
 
+    A public function opens one subject, and everything below it measures on that: the loss is chosen and the weights
+    are hashed once.
+
     Attributes:
+        scope: What is measured of the model.
         loss: Name of the loss function; None for the default.
         module: The model.
         name: Name of the model, for plots and tables.
@@ -37,30 +41,40 @@ class Subject:
     Args:
         model: A module or a loaded checkpoint.
         data: Batches, as for `Objective`.
-        parameters: Shell globs over parameter names; None selects all.
-        loss_fn: As for `Objective`.
+        scope: Which parameters, which loss and which curvature.
     """
 
     def __init__(self, model: nn.Module | Checkpoint, data: Iterable[Batch], scope: Scope):
         self._started = time.perf_counter()
+        self.scope = scope
         self.loss = loss_name(scope.loss_fn)
         self.module, self.name, self._described = identify(model)
         self.objective = Objective(self.module, data, scope.loss_fn)
         self.parameters = Parameters(self.module, scope.parameters)
 
-    def result_fields(self, settings: dict, seed: int) -> dict[str, Any]:
+    def rescoped(self, **changes: Any) -> Self:
+        """Return the same subject with other `parameters` or another `curvature`; model, loss and data are shared."""
+        other = copy.copy(self)
+        other.scope = dataclasses.replace(self.scope, **changes)
+        if "parameters" in changes:
+            other.parameters = Parameters(self.module, other.scope.parameters)
+        return other
+
+    def result_fields(self, settings: dict, seed: int, checkpoint: dict | None = None) -> dict[str, Any]:
         """Return the fields that every result on the subject shares: name, data, weight and provenance.
 
         Args:
             settings: The options of the measurement.
             seed: Seed of its random draws.
+            checkpoint: What the provenance says of the checkpoint, where that is not the subject's own.
         """
         seconds = time.perf_counter() - self._started
+        checkpoint = checkpoint or self._described
         return {
             "name": self.name,
             "data": str(getattr(self.objective.data, "source", "data")),
             "weight": self.objective.loss_weight(),
-            "provenance": provenance_of(self.objective, settings | {"loss": self.loss}, seed, self._described, seconds),
+            "provenance": provenance_of(self.objective, settings | {"loss": self.loss}, seed, checkpoint, seconds),
         }
 
     @contextlib.contextmanager
@@ -74,15 +88,10 @@ class Subject:
 
         Yields:
             The journal, or None without a path.
-
-        Raises:
-            InputError: The model is sharded, because no journal keeps the vectors of such a model.
         """
         if path is None:
             yield None
             return
-        if is_sharded(self.module):
-            raise InputError("the vectors of a sharded model (fully_shard) are kept in no journal; leave journal out.")
         computation = {"settings": settings, "seed": seed}
         with journal_of(path, self.objective, self.parameters, self.loss, computation) as journal:
             yield journal

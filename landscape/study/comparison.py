@@ -1,4 +1,4 @@
-"""Several checkpoints on the same data sets: what is compared is comparable (DESIGN, law 9)."""
+"""Several checkpoints on the same data sets: what is compared must be comparable."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from landscape.checkpoints import (
     METADATA_FILE,
     Checkpoint,
     CheckpointFiles,
+    LoadOptions,
     distinct_names,
     inspect_checkpoint,
     load_files,
     load_tokenizer,
+    resolve_device,
 )
 from landscape.data.sources import parse_named_source
-from landscape.data.tokens import TokenData, check_vocabulary, load_data
+from landscape.data.tokens import DataOptions, TokenData, check_vocabulary, load_data
 from landscape.errors import InputError, MeasurementWarning
 from landscape.results import Provenance
 
@@ -30,62 +31,82 @@ DEFAULT_DATA = "builtin:docs"
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Inspected checkpoints and tokenized data sets."""
+    """Inspected checkpoints and tokenized data sets.
+
+    Attributes:
+        files: What the inspection of each checkpoint found.
+        names: Names of the checkpoints, all different.
+        data: The data sets by name; every checkpoint's tokenizer gives these tokens.
+        load_options: How the models are loaded. The device is a real one, never "auto".
+    """
 
     files: tuple[CheckpointFiles, ...]
     names: tuple[str, ...]
-    data: dict[str, TokenData]
-    dtype: str
-    device: str
-    adapter: str
-    trust_remote_code: bool
-    device_map: str | None = None
+    data: Mapping[str, TokenData]
+    load_options: LoadOptions
 
     def load(self, index: int) -> Checkpoint:
         """Build the model of checkpoint `index`, under its name in this comparison."""
+        options = self.load_options
         checkpoint = load_files(
             self.files[index],
-            dtype=self.dtype,
-            device=self.device,
-            device_map=self.device_map,
-            adapter=self.adapter,
-            trust_remote_code=self.trust_remote_code,
+            dtype=options.dtype,
+            device=options.device,
+            device_map=options.device_map,
+            adapter=options.adapter,
+            trust_remote_code=options.trust_remote_code,
         )
         return dataclasses.replace(checkpoint, name=self.names[index])
 
     def describe(self, index: int) -> dict:
-        """What the provenance of a result of checkpoint `index` says of it."""
+        """Return what the provenance of a result of checkpoint `index` says about the checkpoint."""
         file = self.files[index]
-        how = {"merge": "merged", "keep": "kept"}[self.adapter]
-        return {"source": file.source, "digest": file.digest} | ({"adapter": how} if file.base else {})
+        measured_as = {"merge": "merged", "keep": "kept"}[self.load_options.adapter]
+        return {"source": file.source, "digest": file.digest} | ({"adapter": measured_as} if file.base else {})
 
     def settings(self) -> dict:
-        """What identifies the comparison: two runs that agree on it measure the same."""
+        """Return what identifies the comparison: two runs that agree on it measure the same."""
+        options = self.load_options
         return {
             "checkpoints": [
                 {"name": n, "source": f.source, "digest": f.digest} for n, f in zip(self.names, self.files, strict=True)
             ],
             "data": {name: {"source": d.source, "digest": d.digest} for name, d in self.data.items()},
-            "dtype": self.dtype,
-            "device": self.device if self.device_map is None else f"{self.device_map} over devices",
-            "adapter": self.adapter if any(f.base for f in self.files) else None,
+            "dtype": options.dtype,
+            "device": options.device if options.device_map is None else f"{options.device_map} over devices",
+            "adapter": options.adapter if any(f.base for f in self.files) else None,
         }
 
     def check_origin(
-        self, path: Path, found: Provenance, members: Sequence[int], data_name: str, differing: Sequence[str] = ()
+        self,
+        path: Path,
+        provenance: Provenance,
+        checkpoint: Mapping,
+        data_digest: str | Mapping[str, str],
+        differing: Sequence[str] = (),
     ) -> None:
-        """Raise InputError unless a result that was there already is of these checkpoints and this data set.
+        """Raise InputError unless an earlier result is of these checkpoints and these data.
 
-        members    the checkpoints that it must be of
-        differing  names of settings that the caller found to be others
+        Args:
+            path: The file of the earlier result.
+            provenance: The provenance in that file.
+            checkpoint: What its provenance must say about the checkpoint or the checkpoints.
+            data_digest: The digest of the data that it must be of, or the digests of several data sets by name.
+            differing: Names of other settings in which the caller saw that the result differs.
         """
-        checkpoints = [self.describe(member) for member in members]
+        dtype = self.load_options.dtype
         expected = {
-            "checkpoint": checkpoints[0] if len(checkpoints) == 1 else dict(zip("abc", checkpoints, strict=False)),
-            "data": self.data[data_name].digest,
-            "dtype": found.dtype if self.dtype == "auto" else self.dtype,
+            "checkpoint": checkpoint,
+            "data": data_digest,
+            "dtype": provenance.dtype if dtype == "auto" else dtype,
         }
-        actual = {"checkpoint": found.checkpoint, "data": (found.data or {}).get("digest"), "dtype": found.dtype}
+        described = provenance.data or {}
+        several = isinstance(data_digest, Mapping)
+        actual = {
+            "checkpoint": provenance.checkpoint,
+            "data": {n: d.get("digest") for n, d in described.items()} if several else described.get("digest"),
+            "dtype": provenance.dtype,
+        }
         differing = [key for key in expected if actual[key] != expected[key]] + list(differing)
         if differing:
             raise InputError(
@@ -94,7 +115,12 @@ class Comparison:
             )
 
     def file_names(self, prefix: str, of_all: bool) -> dict[tuple[int, str], str]:
-        """A file name for each (checkpoint, data set), or for each data set where a result is of all checkpoints."""
+        """Return names of result files, by index of the checkpoint and name of the data set.
+
+        Args:
+            prefix: The start of each name: what is measured.
+            of_all: Whether each result is of all checkpoints together; they are then listed under index 0.
+        """
         stems, data_stems = _safe(self.names), _safe(list(self.data))
         names = {}
         for index in [0] if of_all else range(len(stems)):
@@ -108,7 +134,7 @@ _LONGEST_STEM = 80  # bytes, of the 255 that file systems allow a name: two fit,
 
 
 def _safe(names: Sequence[str]) -> list[str]:
-    """Names as parts of file names: no separators, not too long, and as distinct as they were."""
+    """Turn names into parts of file names: without separators, not too long, and as distinct as they were."""
     stems = [re.sub(r"[^\w.]+", "_", name).strip("_.") or "unnamed" for name in names]
     for index, stem in enumerate(stems):
         if len(stem.encode()) > _LONGEST_STEM:
@@ -123,45 +149,52 @@ def open_comparison(
     sources: Sequence[str],
     data: Sequence[str] = (),
     *,
-    limit: int | None = None,
-    max_length: int = 512,
-    batch_tokens: int = 4096,
     seed: int = 0,
-    dtype: str = "float32",
-    device: str = "cpu",
-    adapter: str = "merge",
-    trust_remote_code: bool = False,
-    device_map: str | None = None,
+    data_options: DataOptions = DataOptions(),
+    load_options: LoadOptions = LoadOptions(),
 ) -> Comparison:
-    """Inspect `sources` and tokenize every data set; arguments as `load_checkpoint` and `load_data` take them.
+    """Inspect checkpoints and tokenize every data set; no model is loaded yet.
 
-    data  `name=source` or `source` each; default: what the first checkpoint says it was evaluated on, else
-          `builtin:docs`
+    Args:
+        sources: Folders or hub ids of checkpoints, as `load_checkpoint` takes them.
+        data: A `source` or `name=source` for each data set, as `load_data` takes sources. Default: the data that the
+            first checkpoint says it was evaluated on, otherwise `builtin:docs`.
+        seed: Seed for sampling examples.
+        data_options: How the data are read. The limit on the length is lowered to what all models have positions for.
+        load_options: How the models will be loaded.
 
-    Raises InputError for anything wrong with checkpoints or data, and where the checkpoints' tokenizers turn the
-    data into different tokens: losses per token would not compare.
+    Returns:
+        The checkpoints and the data sets.
+
+    Raises:
+        InputError: A checkpoint or a data set cannot be read, two data sets have the same name, or the tokenizers of
+            the checkpoints turn the data into different tokens, so that losses per token would not compare.
     """
-    files = tuple(inspect_checkpoint(source, trust_remote_code=trust_remote_code) for source in sources)
-    said = _evaluated_on(files[0]) if not data else None
-    named = [parse_named_source(argument) for argument in data or [said["source"] if said else DEFAULT_DATA]]
+    load_options = dataclasses.replace(load_options, device=str(resolve_device(load_options.device)))
+    trust = load_options.trust_remote_code
+    files = tuple(inspect_checkpoint(source, trust_remote_code=trust) for source in sources)
+    evaluated_on = _evaluated_on(files[0]) if not data else None
+    default = evaluated_on["source"] if evaluated_on else DEFAULT_DATA
+    named = [parse_named_source(argument) for argument in data or [default]]
     repeated = {name for name, _ in named if [n for n, _ in named].count(name) > 1}
     if repeated:
         raise InputError(f"two data sets are named {sorted(repeated)[0]}; name them apart: --data name=source.")
-    lengths = [max_length, *(f.max_positions for f in files if f.max_positions)]
-    options: dict[str, Any] = {
-        "max_length": min(lengths),
-        "limit": limit,
-        "batch_tokens": batch_tokens,
-        "seed": seed,
-    }
+    max_length = min([data_options.max_length, *(f.max_positions for f in files if f.max_positions)])
     loaded: dict[str, TokenData] = {}
     for position, file in enumerate(files):
-        tokenizer = load_tokenizer(file, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(file, trust_remote_code=trust)
         for name, source in named:
             try:
-                tokens = load_data(source, tokenizer, **options)
+                tokens = load_data(
+                    source,
+                    tokenizer,
+                    max_length=max_length,
+                    limit=data_options.limit,
+                    batch_tokens=data_options.batch_tokens,
+                    seed=seed,
+                )
             except InputError as error:
-                if said is None:
+                if evaluated_on is None:
                     raise
                 raise InputError(f"no --data given, and what {files[0].source} was evaluated on: {error}") from error
             if file.vocabulary_size is not None:
@@ -174,31 +207,31 @@ def open_comparison(
                     "for both, so their losses do not compare."
                 )
     if not data:
-        _say_what_is_measured(files, said, next(iter(loaded.values())))
-    names = tuple(distinct_names(files))
-    return Comparison(files, names, loaded, dtype, device, adapter, trust_remote_code, device_map)
+        _warn_of_default_data(files, evaluated_on, next(iter(loaded.values())))
+    return Comparison(files, tuple(distinct_names(files)), loaded, load_options)
 
 
 def _evaluated_on(file: CheckpointFiles) -> dict | None:
-    """The `source` of the data that a checkpoint says it was evaluated on, and what else it says of them."""
-    said = file.metadata.get("evaluated_on")
-    if said is None:
+    """Return the `source` of the data that a checkpoint says it was evaluated on, and what else it says about them."""
+    record = file.metadata.get("evaluated_on")
+    if record is None:
         return None
-    source = said.get("source") if isinstance(said, dict) else None
+    source = record.get("source") if isinstance(record, dict) else None
     if not isinstance(source, str) or not source:
         raise InputError(f"{file.folder / METADATA_FILE} names no source as evaluated_on; give --data.")
     beside = str(file.folder / source)  # a relative path may have been meant from anywhere
-    return said | {"source": beside if os.path.isfile(beside) and not os.path.exists(source) else source}
+    return record | {"source": beside if os.path.isfile(beside) and not os.path.exists(source) else source}
 
 
-def _say_what_is_measured(files: Sequence[CheckpointFiles], said: dict | None, tokens: TokenData) -> None:
+def _warn_of_default_data(files: Sequence[CheckpointFiles], evaluated_on: dict | None, tokens: TokenData) -> None:
+    """Warn that no data were given, naming the data that are measured on instead."""
     words = f"no --data given; measuring on {tokens.source}"
-    if said is not None:
+    if evaluated_on is not None:
         words += f", which {files[0].source} was evaluated on"
-        if said.get("digest", tokens.digest) != tokens.digest:
+        if evaluated_on.get("digest", tokens.digest) != tokens.digest:
             words += ", though not on the same tokens (its content, tokenizer, limit or length differs)"
         others = [_evaluated_on(file) or {} for file in files[1:]]
-        key = "digest" if "digest" in said else "source"
-        if any(other.get(key) != said[key] for other in others):
+        key = "digest" if "digest" in evaluated_on else "source"
+        if any(other.get(key) != evaluated_on[key] for other in others):
             words += " (not all checkpoints were)"
     warnings.warn(f"{words}.", MeasurementWarning, stacklevel=3)

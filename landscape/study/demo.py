@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
-from landscape.checkpoints import LoadOptions, load_checkpoint, save_checkpoint
+from landscape.checkpoints import LoadOptions, save_checkpoint
 from landscape.data.corpora import builtin_corpus
-from landscape.data.tokens import DataOptions, load_data
-from landscape.objective.objective import Objective
+from landscape.data.tokens import DataOptions
+from landscape.objective.scope import Run
 from landscape.plotting import write_figures
 from landscape.results import installed_versions, results_folder, write_json
 from landscape.study.comparison import open_comparison
+from landscape.study.measurements import mean_loss
 from landscape.study.surfaces import compare_surfaces, summarize
-from landscape.surfaces.surface import Surface
+from landscape.surfaces.kinds.random import RandomSurface
+from landscape.surfaces.result import Surface
 from landscape.training.finetuning import finetune
 from landscape.training.options import Optimization, Saving
-from landscape.weights.preservation import preserved
 
 VOCABULARY = 1024
 LENGTH = 128  # tokens of an example
@@ -30,12 +31,21 @@ GRID, SPAN = 11, 1.0
 EVALUATED = 20  # examples behind each point of a surface
 
 
-def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
-    """Make everything under `folder`, printing what happens; what is there already is not made again."""
+def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list[dict]:
+    """Make everything under `folder` and print what happens; what is there already is not made again.
+
+    Args:
+        folder: Gets the checkpoints, the surfaces and `demo.json`.
+        seed: Seed for everything that is random.
+        progress: Show progress bars.
+
+    Returns:
+        The rows of the table that it prints, one for each checkpoint.
+    """
     started = time.perf_counter()
     settings = {"command": "demo", "seed": seed, "versions": installed_versions()}
     with results_folder(folder, settings):
-        _say(f"1. A tiny Llama with random weights and a tokenizer trained on builtin:docs -> {folder / 'random'}")
+        _announce(f"1. A tiny Llama with random weights and a tokenizer trained on builtin:docs -> {folder / 'random'}")
         if not (folder / "random").exists():
             tokenizer = train_tokenizer()
             save_checkpoint(tiny_llama(len(tokenizer), seed), tokenizer, folder / "random")
@@ -46,16 +56,16 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
             "saving": Saving(save_every=50),
             "progress": progress,
         }
-        _say(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
+        _announce(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
         pretraining = Optimization(lr=3e-3, steps=PRETRAIN_STEPS, batch_size=BATCH)
         finetune(folder / "random", "builtin:docs", folder / "base", optimization=pretraining, **common)
         for optimizer, title in (("adamw", "AdamW"), ("sam", f"SAM, rho={RHO}")):
-            _say(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
+            _announce(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
             tuning = Optimization(optimizer=optimizer, rho=RHO, lr=1e-3, steps=TUNE_STEPS, batch_size=BATCH)
             finetune(folder / "base", "builtin:code", folder / optimizer, optimization=tuning, **common)
-        _say(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
+        _announce(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
         surfaces = _surfaces(folder, seed, progress)
-        _say("5. What each forgot of the docs, and how flat it is\n")
+        _announce("5. What each forgot of the docs, and how flat it is\n")
         rows = _table(folder, surfaces)
         write_json(folder / "demo.json", rows)
     print(_formatted(rows))
@@ -69,9 +79,10 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> None:
         print(f"  {folder / name}")
     print(f"Checkpoints: {folder / 'base'}  {folder / 'adamw'}  {folder / 'sam'}; try")
     print(f"  landscape plot {folder / 'adamw'} {folder / 'sam'} --kind interpolate --data builtin:docs")
+    return rows
 
 
-def _say(text: str) -> None:
+def _announce(text: str) -> None:
     print(text, flush=True)  # as it goes, also into a pipe
 
 
@@ -112,33 +123,33 @@ def _surfaces(folder: Path, seed: int, progress: bool) -> list[Surface]:
     comparison = open_comparison(
         [str(folder / "adamw"), str(folder / "sam")],
         ["docs=builtin:docs", "code=builtin:code"],
-        limit=EVALUATED,
-        max_length=LENGTH,
         seed=seed,
+        data_options=DataOptions(limit=EVALUATED, max_length=LENGTH),
+        load_options=LoadOptions(device="cpu"),
     )
     settings = {"command": "plot", **comparison.settings(), "points": GRID, "span": SPAN, "seed": seed}
     with results_folder(folder / "plot", settings):
-        found = compare_surfaces(
-            comparison, folder / "plot", points=(GRID, GRID), span=SPAN, seed=seed, progress=progress
-        )
-        surfaces = list(found.values())
-        write_figures(surfaces, folder / "plot" / "surface")
-        summaries = [summarize(name, surface) for name, surface in found.items()]
+        kind = RandomSurface(points=GRID, span=SPAN, seed=seed)
+        surfaces = compare_surfaces(comparison, folder / "plot", kind, run=Run(progress=progress))
+        write_figures(list(surfaces.values()), folder / "plot" / "surface")
+        summaries = [summarize(name, surface) for name, surface in surfaces.items()]
         write_json(folder / "plot" / "summary.json", {"settings": settings, "surfaces": summaries})
-    return surfaces
+    return list(surfaces.values())
 
 
 def _table(folder: Path, surfaces: list[Surface]) -> list[dict]:
-    """A row per checkpoint: held-out losses on docs and code, what was forgotten, and surface curvature of both."""
+    """Return a row per checkpoint: held-out losses on docs and code, what was forgotten, and surface curvature."""
     curvature = {(s.name, s.data): s.metrics().surface_curvature for s in surfaces}
+    comparison = open_comparison(
+        [str(folder / name) for name in ("base", "adamw", "sam")],
+        ["docs=builtin:docs@heldout", "code=builtin:code@heldout"],
+        data_options=DataOptions(limit=256, max_length=LENGTH),
+        load_options=LoadOptions(device="cpu"),
+    )
     rows: list[dict] = []
-    for name in ("base", "adamw", "sam"):
-        checkpoint = load_checkpoint(folder / name, device="cpu")
-        losses = {}
-        for corpus in ("docs", "code"):
-            held_out = load_data(f"builtin:{corpus}@heldout", checkpoint.tokenizer, max_length=LENGTH, limit=256)
-            with preserved(checkpoint.model):
-                losses[corpus] = Objective(checkpoint.model, held_out).loss().mean
+    for index, name in enumerate(comparison.names):
+        checkpoint = comparison.load(index)
+        losses = {data: mean_loss(checkpoint, tokens) for data, tokens in comparison.data.items()}
         rows.append(
             {
                 "checkpoint": name,

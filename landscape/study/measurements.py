@@ -1,150 +1,161 @@
-"""Measurements of checkpoints on data sets, each kept in its own file of one folder."""
+"""What can be measured of one checkpoint, as tasks of the runner."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from landscape.checkpoints import Checkpoint
 from landscape.curvature.results import TraceEstimate
-from landscape.curvature.trace import hessian_trace
 from landscape.data.tokens import TokenData
+from landscape.errors import InputError
+from landscape.forgetting.harness import BenchmarkForgetting
 from landscape.forgetting.losses import Forgetting, measure_forgetting
+from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
-from landscape.results import Provenance, Result, digest_of, journaled
+from landscape.results import Provenance, Result
 from landscape.sharpness import Sharpness, compute_sharpness
-from landscape.study.comparison import Comparison
-from landscape.surfaces.surface import Surface, compute_surface
+from landscape.sharpness.checking import check_sharpness
+from landscape.study.runner import Task
+from landscape.surfaces.compute import compute_surface
+from landscape.surfaces.result import Surface
+from landscape.weights.directions import check_same_tensors
 from landscape.weights.parameters import Parameters
+from landscape.weights.preservation import preserved
 from landscape.weights.vectors import vector_norm, wide_dtype
 
-AnyResult = TypeVar("AnyResult", bound=Result)
-Measure = Callable[[Checkpoint, TokenData, Path], Any]  # the path is for a journal that a killed run continues
 
+def sharpness_task(
+    name: str,
+    metric: str,
+    options: Mapping[str, Any],
+    *,
+    base: Checkpoint | None = None,
+    seed: int = 0,
+    normalize_logits: bool = False,
+    scope: Scope = Scope(),
+    run: Run = Run(),
+) -> Task:
+    """Return the task of measuring one sharpness.
 
-def kept(path: Path, kind: type[AnyResult], take: Callable[[Path], AnyResult]) -> AnyResult:
-    """The result in the file `path`; where there is none, what `take` returns is put there first.
-
-    take  called with the path of a journal, see `results.journaled`
-
-    Always read from the file, so that a result is the same in the run that took it and in the next. Raises InputError
-    where the file is not a result of that kind.
+    Args:
+        name: The name of the task.
+        metric: The name of the metric, as `compute_sharpness` takes it.
+        options: The options of the metric.
+        base: The checkpoint that the others were tuned from. Where the task is done with two checkpoints, the first of
+            them takes its place.
+        seed: Seed for random perturbations.
+        normalize_logits: Measure the loss of normalized logits.
+        scope: Which weights and which loss.
+        run: How it is run; the journal is the runner's.
     """
-    journaled(path, lambda journal: take(journal).save(path))
-    return kind.load(path)
+
+    def measure(models: Sequence[Checkpoint], tokens: Any, journal: Path) -> Sharpness:
+        return compute_sharpness(
+            models[-1],
+            tokens,
+            metric=metric,
+            base=_base_of(models, base),
+            seed=seed,
+            normalize_logits=normalize_logits,
+            scope=scope,
+            run=dataclasses.replace(run, journal=journal),
+            **options,
+        )
+
+    def check(models: Sequence[Checkpoint], tokens: Any) -> None:
+        check_sharpness(models[-1], tokens, metric=metric, base=_base_of(models, base), scope=scope, **options)
+
+    return Task(name, Sharpness, measure, check, earlier_types=(TraceEstimate,))
 
 
-def measure_each(
-    comparison: Comparison, folder: Path, measures: Mapping[str, tuple[type[Result], Measure]]
-) -> dict[str, dict[tuple[str, str], Any]]:
-    """Results by measure and by (checkpoint name, data name); what `folder` holds already is read.
+def _base_of(models: Sequence[Checkpoint], base: Checkpoint | None) -> Checkpoint | None:
+    return models[0] if len(models) > 1 else base
 
-    measures  name of the measure -> type of its results, and what takes it
 
-    Every checkpoint is built once before the first is measured: what cannot be loaded is better said now than after
-    hours. Raises InputError where a file in `folder` is of something else.
+def random_surface_task(name: str, options: Mapping[str, Any], *, seed: int = 0, run: Run = Run()) -> Task:
+    """Return the task of measuring a surface along random directions; options as `compute_surface` takes them."""
+
+    def measure(models: Sequence[Checkpoint], tokens: Any, journal: Path) -> Surface:
+        return compute_surface(models[-1], tokens, seed=seed, run=dataclasses.replace(run, journal=journal), **options)
+
+    return Task(name, Surface, measure)
+
+
+def forgetting_task(
+    *,
+    resamples: int = 9999,
+    seed: int = 0,
+    run: Run = Run(),
+    benchmarks: Callable[[Checkpoint, Checkpoint], Sequence[BenchmarkForgetting]] | None = None,
+) -> Task:
+    """Return the task of measuring what the second of two checkpoints lost against the first, on data sets by name.
+
+    Args:
+        resamples: Number of bootstrap resamples of the examples.
+        seed: Seed for the bootstrap.
+        run: How it is run; only `progress` has a meaning.
+        benchmarks: Called with base and tuned checkpoint for scores of benchmarks to be kept in the result.
     """
-    files = {measure: comparison.file_names(measure, of_all=False) for measure in measures}
-    wanted = [(index, data) for index in range(len(comparison.names)) for data in comparison.data]
-    missing = {}
-    for measure, (kind, _) in measures.items():
-        for key in wanted:
-            path = folder / files[measure][key]
-            if path.exists():
-                found: Any = kind.load(path)
-                comparison.check_origin(path, found.provenance, [key[0]], key[1])
-            else:
-                missing[measure, key] = path
-    unfinished = sorted({index for _, (index, _) in missing})
-    for index in unfinished[1:]:
-        comparison.load(index)
-    for index in unfinished:
-        checkpoint = comparison.load(index)
-        for (measure, (owner, data)), path in missing.items():
-            if owner == index:
-                kind, take = measures[measure]
-                kept(path, kind, functools.partial(_named, take, checkpoint, data, comparison.data[data]))
-    return {
-        measure: {(comparison.names[i], data): kind.load(folder / files[measure][i, data]) for i, data in wanted}
-        for measure, (kind, _) in measures.items()
-    }
+
+    def measure(models: Sequence[Checkpoint], tokens: Any, journal: Path) -> Forgetting:
+        base, tuned = models
+        scores = benchmarks(base, tuned) if benchmarks is not None else ()
+        options: dict[str, Any] = {"resamples": resamples, "seed": seed, "progress": run.progress}
+        return measure_forgetting(base, tuned, tokens, **options, benchmarks=scores)
+
+    return Task("forgetting", Forgetting, measure)
 
 
-def _named(take: Measure, checkpoint: Checkpoint, data: str, tokens: TokenData, journal: Path) -> Any:
-    return dataclasses.replace(take(checkpoint, tokens, journal), data=data)
+def distance_task() -> Task:
+    """Return the task of measuring how far the second of two checkpoints is from the first."""
+
+    def measure(models: Sequence[Checkpoint], tokens: Any, journal: Path) -> Distance:
+        base, tuned = models
+        return _distance(base, tuned)
+
+    def check(models: Sequence[Checkpoint], tokens: Any) -> None:
+        base, tuned = models
+        try:
+            check_same_tensors(*(Parameters(c.model, frozen=True).values() for c in (base, tuned)))
+        except InputError as error:
+            raise InputError(f"{base.source} is no base of {tuned.source}: {error}") from error
+
+    return Task("distance", Distance, measure, check)
 
 
-def result_files(comparison: Comparison, measures: Mapping[str, Any]) -> list[str]:
-    """The names of the files that `measure_each` keeps."""
-    return [name for measure in measures for name in comparison.file_names(measure, of_all=False).values()]
-
-
-# --- what is measured of one checkpoint ---------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One measurement of any checkpoint on one data set."""
-
-    column: str
-    metric: str
-    options: dict[str, Any]
-    data: str
-    tokens: TokenData | None
-
-    @property
-    def kind(self) -> type[Result]:
-        kinds: dict[str, type[Result]] = {"forgetting": Forgetting, "distance": Distance, "surface": Surface}
-        return kinds.get(self.metric, TraceEstimate if self.is_trace else Sharpness)
-
-    @property
-    def is_trace(self) -> bool:
-        return self.metric in ("trace", "adaptive_trace", "filter_trace")
-
-    def path(self, folder: Path, digest: str) -> Path:
-        """Its file for the checkpoint with that digest; the options are in the name, as a digest of theirs."""
-        settings = [digest_of(self.options)[:8]] if self.options else []
-        return folder / ("-".join([self.metric, *settings, *filter(None, [self.data]), digest]) + ".json")
-
-    def take(self, base: Checkpoint, tuned: Checkpoint, seed: int, progress: bool, journal: Path) -> Any:
-        if self.metric == "distance":
-            return _distance(base, tuned)
-        assert self.tokens is not None
-        run = Run(journal=journal, progress=progress)
-        result: Any
-        if self.metric == "forgetting":
-            return measure_forgetting(base, tuned, {self.data: self.tokens}, seed=seed, progress=progress)
-        if self.metric == "surface":
-            result = compute_surface(tuned, self.tokens, seed=seed, run=run, **self.options)
-        elif self.is_trace:  # with its interval, which a sharpness does not have
-            options = dict(self.options)
-            weighting = "adaptive" if self.metric == "adaptive_trace" else options.pop("normalize", None)
-            scope = Scope(curvature=options.pop("curvature"))
-            run = dataclasses.replace(run, method=options.pop("method"))
-            result = hessian_trace(tuned, self.tokens, weighting=weighting, seed=seed, scope=scope, run=run, **options)
-        else:
-            how: dict[str, Any] = {"metric": self.metric, "base": base, "seed": seed, "run": run}
-            result = compute_sharpness(tuned, self.tokens, **how, **self.options)
-        return dataclasses.replace(result, data=self.data)
+def mean_loss(checkpoint: Checkpoint, tokens: TokenData) -> float:
+    """Return the mean loss of a checkpoint over all supervised tokens, in nats."""
+    with preserved(checkpoint.model):
+        return Objective(checkpoint.model, tokens).loss().mean
 
 
 @dataclasses.dataclass(frozen=True)
 class Distance(Result):
-    """How far a tuned model is from its base, over all parameters."""
+    """How far a tuned model is from its base, over all parameters.
+
+    Attributes:
+        name: The name of the tuned checkpoint.
+        base: The name of its base.
+        distance: The l2 norm of the difference of the weights.
+        weight_norm: The l2 norm of the tuned weights.
+        provenance: Where the numbers come from.
+    """
 
     kind_of_result: ClassVar[str] = "distance"
 
     name: str
     base: str
-    distance: float  # l2 norm of the difference of the weights
-    weight_norm: float  # l2 norm of the tuned weights
+    distance: float
+    weight_norm: float
     provenance: Provenance
 
     def rows(self) -> list[tuple[str, str]]:
+        """Return names and values for a table."""
         return [
             ("distance", f"{self.name} from {self.base}"),
             ("|w - w_base|", f"{self.distance:.6g}"),
@@ -159,48 +170,61 @@ def _distance(base: Checkpoint, tuned: Checkpoint) -> Distance:
     for name, tensor in after.items():
         wide = wide_dtype(tensor.device)
         square += float((tensor.to(wide) - before[name].to(wide)).square().sum())
-    said = {"base": base.describe(), "tuned": tuned.describe()}
+    described = {"base": base.describe(), "tuned": tuned.describe()}
     seconds = time.perf_counter() - started
-    provenance = Provenance({}, None, said, None, tuned.device, tuned.dtype, seconds)
+    provenance = Provenance({}, None, described, None, tuned.device, tuned.dtype, seconds)
     return Distance(tuned.name, base.name, square**0.5, vector_norm(after), provenance)
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """One value of a table, and how sure it is."""
+    """One value of a table, and how sure it is.
+
+    Attributes:
+        column: The column that it is in.
+        value: The value itself.
+        stderr: Its standard error; None where it has none.
+        interval: Its 95% interval; None where it has none.
+        converged: Whether it met its tolerance; None where it has none.
+        tokens: The number of supervised tokens behind it.
+    """
 
     column: str
     value: float
     stderr: float | None = None
-    interval: tuple[float, ...] | None = None  # 95%
+    interval: tuple[float, ...] | None = None
     converged: bool | None = None
     tokens: float | None = None
 
 
-def numbers_of(cell: Cell, found: Any) -> list[Number]:
-    """What a result says, by column of the table."""
-    on, head = f"_{cell.data}", cell.column
-    if isinstance(found, Distance):
-        return [Number("distance", found.distance), Number("weight_norm", found.weight_norm)]
-    if isinstance(found, Forgetting):
-        (task,) = found.tasks
+def numbers_of(result: Any, column: str, data: str) -> list[Number]:
+    """Return what a result says, by columns of the table.
+
+    Args:
+        result: What a task of this module measured.
+        column: The start of the columns' names, for results of which there may be several kinds.
+        data: The name of the data set, which ends the columns' names.
+    """
+    if isinstance(result, Distance):
+        return [Number("distance", result.distance), Number("weight_norm", result.weight_norm)]
+    if isinstance(result, Forgetting):
+        (task,) = result.tasks
         number = functools.partial(Number, tokens=task.tokens)
-        rise = [number("forgetting", task.forgetting, interval=task.forgetting_interval)] if cell.data == "old" else []
+        rise = [number("forgetting", task.forgetting, interval=task.forgetting_interval)] if data == "old" else []
         return [
             *rise,
-            number(f"loss_before{on}", task.loss_before),
-            number(f"loss_after{on}", task.loss_after),
-            number(f"accuracy_before{on}", task.accuracy_before),
-            number(f"accuracy_after{on}", task.accuracy_after),
-            number(f"accuracy_loss{on}", task.accuracy_loss, interval=task.accuracy_interval),
-            number(f"kl{on}", task.kl, interval=task.kl_interval),
+            number(f"loss_before_{data}", task.loss_before),
+            number(f"loss_after_{data}", task.loss_after),
+            number(f"accuracy_before_{data}", task.accuracy_before),
+            number(f"accuracy_after_{data}", task.accuracy_after),
+            number(f"accuracy_loss_{data}", task.accuracy_loss, interval=task.accuracy_interval),
+            number(f"kl_{data}", task.kl, interval=task.kl_interval),
         ]
-    number = functools.partial(Number, tokens=found.weight)
-    if isinstance(found, Surface):
-        known = {name: value for name, value in found.metrics().values().items() if value is not None}
-        return [number(f"{head}_{name.removeprefix('surface_')}{on}", value) for name, value in known.items()]
-    interval = found.confidence_interval if isinstance(found, TraceEstimate) else None
-    numbers = [number(f"{head}{on}", found.value, found.stderr, interval, found.converged)]
-    if cell.metric == "displacement_curvature":
-        numbers.append(number(f"predicted_rise{on}", float(found.details["predicted_rise"])))
+    number = functools.partial(Number, tokens=result.weight)
+    if isinstance(result, Surface):
+        known = {name: value for name, value in result.metrics().values().items() if value is not None}
+        return [number(f"{column}_{name.removeprefix('surface_')}_{data}", value) for name, value in known.items()]
+    numbers = [number(f"{column}_{data}", result.value, result.stderr, result.confidence_interval, result.converged)]
+    if isinstance(result, Sharpness) and "predicted_rise" in result.details:
+        numbers.append(number(f"predicted_rise_{data}", float(result.details["predicted_rise"])))
     return numbers

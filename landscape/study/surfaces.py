@@ -6,148 +6,94 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from landscape.checkpoints import Checkpoint
-from landscape.curvature.eigenvalues import eigen_directions
-from landscape.errors import InputError
-from landscape.objective.scope import Run
-from landscape.results import journaled
+from landscape.data.tokens import TokenData
+from landscape.objective.scope import Run, Scope
+from landscape.results import journaled, to_plain
 from landscape.study.comparison import Comparison
-from landscape.surfaces.grid import ends
-from landscape.surfaces.surface import Span, Surface, auto_span, compute_interpolation, compute_plane, compute_surface
-from landscape.surfaces.trajectory import compute_trajectory
-from landscape.weights.directions import Direction, load_directions, random_directions, save_directions
-
-CHECKPOINTS_OF = {"interpolate": 2, "plane": 3}
-OF_ALL = (*CHECKPOINTS_OF, "trajectory")  # kinds of surface that are of several checkpoints
+from landscape.study.runner import Task, cells_of_all, cells_of_each, run_cells
+from landscape.surfaces.kind import AlongDirections, SurfaceKind
+from landscape.surfaces.measure import measure_surface
+from landscape.surfaces.result import Surface
+from landscape.weights.directions import load_directions, save_directions
 
 
 def compare_surfaces(
-    comparison: Comparison,
-    folder: Path,
-    *,
-    kind: str = "random",
-    dim: int = 2,
-    points: Sequence[int] = (25, 25),
-    span: Span = 1.0,
-    normalize: str = "filter",
-    seed: int = 0,
-    autocast: str | None = None,
-    offload_base: bool = False,
-    progress: bool = True,
+    comparison: Comparison, folder: Path, kind: SurfaceKind, *, run: Run = Run(progress=True)
 ) -> dict[str, Surface]:
-    """Surfaces of every checkpoint on every data set, by the name of the file in `folder` that keeps each.
+    """Measure surfaces of checkpoints on every data set, and keep each in its own file of a folder.
 
-    "random" gives one per checkpoint, along the same draw of directions on the same axes; "interpolate" one for
-    two checkpoints; "plane" one for three and "trajectory" one for a path (`span` is then a margin); "eigen" one per
-    checkpoint along the eigenvectors of its own loss on that data, which `folder` keeps too. What `folder` holds
-    already is read, what a killed run left half done is finished. Raises InputError where checkpoints and kind do
-    not fit together.
+    A kind that is of each checkpoint gives a surface for each, on the same axes; other kinds give one of all. What
+    `folder` holds already is read, what a killed run left half done is finished. Directions that are costly to find
+    are kept in `folder` too.
+
+    Args:
+        comparison: The checkpoints and the data sets.
+        folder: Where the results are kept.
+        kind: The kind of surface and its settings.
+        run: `autocast`, `progress` and for some kinds `offload_base` have a use here; every surface has a journal of
+            its own.
+
+    Returns:
+        The surfaces by the name of the file that keeps each.
+
+    Raises:
+        InputError: The kind takes another number of checkpoints, or a file in `folder` is of something else.
     """
-    check_count(kind, len(comparison.files))
-    of_all = kind in OF_ALL
-    names = comparison.file_names("surface", of_all)
-    members = {index: range(len(comparison.files)) if of_all else [index] for index, _ in names}
-    if kind == "trajectory":
-        members = {0: [len(comparison.files) - 1]}  # the surface is of the end; what led there is in the settings
-    if kind == "interpolate":
-        grid: dict[str, Any] = {"points": points[0], "span": span}
-    elif kind in ("plane", "trajectory"):
-        grid = {"points": points, "margin": span}
-    elif kind == "eigen":
-        grid = {"points": points, "span": span}
-    else:
-        grid = {"points": points, "span": span, "normalize": normalize, "seed": seed}
+    count = len(comparison.files)
+    kind.check_count(count)
 
-    def read(key: tuple[int, str]) -> Surface:
-        surface = Surface.load(folder / names[key])
-        wanted: dict[str, Any] = {"kind": kind, "normalize": grid.get("normalize"), "seed": grid.get("seed")}
-        wanted["autocast"] = autocast
-        if kind in ("random", "eigen"):
-            wanted["points"] = list(points)
-            wanted |= {} if span == "auto" else {"span": [ends(span)] * dim}
-        if kind == "trajectory":
-            wanted["path"] = [file.digest for file in comparison.files]
-        found: dict[str, Any] = {
-            "path": surface.provenance.settings.get("path"),
-            "kind": surface.kind,
-            "normalize": surface.normalize,
-            "seed": surface.seed,
-            "autocast": surface.autocast and surface.autocast.dtype,
-        }
-        found |= {"points": list(surface.loss.shape), "span": [(axis[0], axis[-1]) for axis in surface.axes]}
-        differing = [word for word, value in wanted.items() if found[word] != value]
-        comparison.check_origin(folder / names[key], surface.provenance, members[key[0]], key[1], differing)
-        return surface
+    def differing(surface: Surface, digests: Sequence[str]) -> list[str]:
+        agreed = kind.identity(digests) | {"autocast": run.autocast}
+        settings = surface.provenance.settings
+        return [word for word, value in agreed.items() if settings.get(word) != to_plain(value)]
 
-    finished = {key: read(key) for key, name in names.items() if (folder / name).exists()}
-    missing = [key for key in names if key not in finished]
-    unfinished = sorted({index for index, _ in missing})
-    for index in unfinished[1:]:
-        comparison.load(index)  # what cannot be loaded is better said now than after hours on the first
-
-    def along(checkpoint: Checkpoint, key: tuple[int, str]) -> list[Direction] | None:
-        if kind != "eigen":
-            return None
-        path = folder / names[key].replace("surface", "eigenvectors").replace(".json", ".safetensors")
+    def with_directions(kind: AlongDirections, checkpoint: Checkpoint, tokens: TokenData) -> AlongDirections:
+        """Return the kind with the directions of this checkpoint, where they are costly and have a file."""
+        if not kind.kept_directions:
+            return kind
+        path = folder / names[checkpoint.name, tokens].replace("surface", kind.kept_directions)
+        path = path.with_suffix(".safetensors")
 
         def find(journal: Path) -> None:
-            how: dict[str, Any] = {"seed": seed, "run": Run(progress=progress, journal=journal)}
-            save_directions(eigen_directions(checkpoint, comparison.data[key[1]], dim, **how), path)
+            search = Run(progress=run.progress, journal=journal)
+            save_directions(kind.find_directions(checkpoint, tokens, Scope(), search), path)
 
         journaled(path, find)  # kept, so that a killed run continues along the same
-        return load_directions(path, checkpoint.model)
+        return dataclasses.replace(kind, directions=load_directions(path, checkpoint.model))
 
-    if span == "auto" and missing:
+    @functools.cache
+    def kind_of_all() -> SurfaceKind:
+        """Return the kind with the span that all checkpoints share, which is found when the first is measured."""
+        if not (isinstance(kind, AlongDirections) and kind.has_open_span):
+            return kind
         spans = []
-        for index in range(len(comparison.files)):
+        for index in range(count):
             checkpoint = comparison.load(index)
-            for data_name, data in comparison.data.items():
-                directions = along(checkpoint, (index, data_name))
-                if directions is None:
-                    directions = random_directions(
-                        checkpoint.model, dim, normalize=normalize, seed=seed, on_host=offload_base
-                    )
-                spans.append(
-                    auto_span(checkpoint, data, directions, run=Run(autocast=autocast, offload_base=offload_base))
-                )
-        grid["span"] = max(spans)
+            for tokens in comparison.data.values():
+                spans.append(with_directions(kind, checkpoint, tokens).find_span(checkpoint, tokens, run))
+            del checkpoint
+        return dataclasses.replace(kind, span=max(spans))
 
-    def measure(models: list[Any], index: int, data_name: str, journal: Path) -> None:
-        where = Run(autocast=autocast, journal=journal, progress=progress)
-        how = grid | {"run": where}
-        data = comparison.data[data_name]
-        if kind == "interpolate":
-            surface = compute_interpolation(models[0], models[1], data, **how)
-        elif kind == "plane":
-            surface = compute_plane(models, data, **how)
-        elif kind == "trajectory":
-            surface = compute_trajectory(models, data, **how)
-        else:
-            how |= {"dim": dim, "run": dataclasses.replace(where, offload_base=offload_base)}
-            surface = compute_surface(models[0], data, along(models[0], (index, data_name)), **how)
-        dataclasses.replace(surface, data=data_name).save(folder / names[index, data_name])
+    def measure(models: Sequence[Checkpoint], tokens: TokenData, journal: Path) -> Surface:
+        own = kind_of_all()
+        if isinstance(own, AlongDirections):
+            own = with_directions(own, models[0], tokens)
+        return measure_surface(own, models, tokens, run=dataclasses.replace(run, journal=journal))
 
-    for index in unfinished:
-        loaded = range(len(comparison.files)) if kind == "trajectory" else members[index]
-        models = [comparison.load(member) for member in loaded]
-        for data_name in [name for i, name in missing if i == index]:
-            journaled(folder / names[index, data_name], functools.partial(measure, models, index, data_name))
-    return {name: finished.get(key) or Surface.load(folder / name) for key, name in names.items()}
-
-
-def check_count(kind: str, count: int) -> None:
-    """Raise InputError where a kind of surface does not take `count` checkpoints."""
-    wanted = CHECKPOINTS_OF.get(kind, count)
-    if wanted != count:
-        raise InputError(f"--kind {kind} takes {wanted} checkpoints, got {count}.")
-    if kind == "trajectory" and count < 3:
-        raise InputError(f"--kind trajectory takes at least 3 checkpoints, in order, got {count}.")
+    task = Task("surface", Surface, measure, differing=differing)
+    if kind.is_of_each():
+        cells = cells_of_each(comparison, folder, task)
+    else:
+        cells = cells_of_all(comparison, folder, task, kind.named_checkpoints(count))
+    names = {(comparison.names[cell.checkpoints[0]], cell.tokens): cell.path.name for cell in cells}
+    results = dict(run_cells(comparison, cells))
+    return {cell.path.name: results[cell] for cell in cells}
 
 
 def summarize(file: str, surface: Surface) -> dict:
-    """A surface in a few numbers, for `summary.json`: what a script reads without loading the grid."""
+    """Return a surface in a few numbers, for `summary.json`: what a script reads without loading the grid."""
     return {
         "file": file,
         "checkpoint": surface.name,

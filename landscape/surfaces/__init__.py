@@ -1,1 +1,5 @@
-"""The loss along lines and over planes in weight space: one file for each kind of surface."""
+"""The loss along lines and over planes in weight space.
+
+`kinds/` has one file for each kind of surface, `kind.py` says what a kind has to provide, and `measure.py` measures a
+surface of any kind.
+"""

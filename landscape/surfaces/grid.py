@@ -18,6 +18,20 @@ def grid_axis(low: float, high: float, points: int) -> np.ndarray:
     return axis
 
 
+def axes_around(places: Sequence[tuple[float, ...]], margin: float, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Axes that span `places`, and around them a border of `margin` times their extent along each axis.
+
+    Args:
+        places: Coordinates of points.
+        margin: Width of the border, as a fraction of the extent.
+        counts: Number of grid points along each axis.
+    """
+    low, high = np.min(places, axis=0), np.max(places, axis=0)
+    border = margin * (high - low)
+    bounds = zip(low - border, high + border, counts, strict=True)
+    return tuple(grid_axis(float(lo), float(hi), count) for lo, hi, count in bounds)
+
+
 def with_points(axis: np.ndarray, wanted: Sequence[float]) -> np.ndarray:
     """`axis` with the wanted coordinates inside its range on it exactly, moved there or added."""
     for t in wanted:
@@ -31,7 +45,11 @@ def with_points(axis: np.ndarray, wanted: Sequence[float]) -> np.ndarray:
 
 
 def ends(span: float | tuple[float, float] | str) -> tuple[float, float]:
-    """(low, high) of a span given as s for [-s, s] or as a pair. Raises InputError where it is neither, or empty."""
+    """(low, high) of a span given as s for [-s, s] or as a pair.
+
+    Raises:
+        InputError: The span is neither, or it is empty or not finite.
+    """
     wrong = InputError(f"span={span!r} is neither a number, a pair (low, high) nor 'auto'.")
     if isinstance(span, str):
         raise wrong
@@ -45,7 +63,11 @@ def ends(span: float | tuple[float, float] | str) -> tuple[float, float]:
 
 
 def per_axis(points: int | Sequence[int], dim: int) -> list[int]:
-    """Number of points for each of `dim` axes. Raises InputError for what is no number of at least 2."""
+    """Number of points for each of `dim` axes.
+
+    Raises:
+        InputError: `points` is neither a whole number of at least 2 nor one for each axis.
+    """
     try:
         counts = [index(points)] * dim if np.ndim(points) == 0 else [index(n) for n in points]  # type: ignore
     except (TypeError, ValueError) as error:

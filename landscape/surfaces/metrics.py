@@ -41,6 +41,17 @@ class SurfaceMetrics:
     why `grid` travels with them and `compare_metrics` refuses to mix grids. `nonfinite` counts the points whose loss
     is not finite. Where there are any, the means are NaN: over the points that are left, a surface with infinite
     walls would look flatter than one with finite ones. At the origin only its neighbourhood matters.
+
+    Example:
+        The mean curvature of f(x, y) = (2 x^2 + 4 y^2) / 2 at the origin is (2 + 4) / 2, and second-order differences
+        are exact on a parabola:
+
+        >>> import numpy as np
+        >>> from landscape.surfaces.metrics import surface_metrics
+        >>> x, y = np.linspace(-1, 1, 5), np.linspace(-1, 1, 3)
+        >>> metrics = surface_metrics((x, y), x[:, None] ** 2 + 2 * y[None, :] ** 2, grid={})
+        >>> metrics.center_curvature, metrics.center_gaussian_curvature
+        (3.0, 8.0)
     """
 
     average_gradient: float
@@ -61,6 +72,7 @@ class SurfaceMetrics:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
 
     def rows(self) -> list[tuple[str, str]]:
+        """Name and value of every number that the surface has."""
         missing = f"undefined: {self.nonfinite} points are not finite"
         return [
             (f"{name.replace('_', ' ')} ({self.definition})", missing if math.isnan(value) else f"{value:.6g}")
@@ -75,9 +87,16 @@ def surface_metrics(
     grid: Mapping[str, Any],
     ends_of_line: tuple[float, float] | None = None,
 ) -> SurfaceMetrics:
-    """Metrics of `loss` over the grid of one or two `axes`; `ends_of_line` are f(0) and f(1) of an interpolation.
+    """Metrics of a loss over a grid; see `SurfaceMetrics` for the definitions.
 
-    Raises InputError where an axis has fewer than 3 points: no second derivative.
+    Args:
+        axes: One or two increasing arrays.
+        loss: The loss at every grid point, shape tuple(len(axis) for axis in axes).
+        grid: What the metrics depend on beside the losses; it is kept beside them, see `compare_metrics`.
+        ends_of_line: f(0) and f(1) of an interpolation; None where there is no barrier.
+
+    Raises:
+        InputError: An axis has fewer than 3 points, so that there is no second derivative.
     """
     if min(loss.shape) < 3:
         raise InputError(f"a grid of {loss.shape} has no second derivative; surface metrics take 3 points an axis.")
@@ -122,11 +141,13 @@ def _derivatives(f: np.ndarray, axes: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _origin(axes: Sequence[np.ndarray]) -> tuple[int, ...] | None:
+    """The indices of the grid point at the origin; None where there is none."""
     places = [np.flatnonzero(axis == 0.0) for axis in axes]
     return tuple(int(p[0]) for p in places) if all(len(p) for p in places) else None
 
 
 def _barriers(t: np.ndarray, f: np.ndarray, ends: tuple[float, float]) -> tuple[float, float]:
+    """Barriers above the chord between the ends, and above their mean."""
     inside = (t >= 0) & (t <= 1)
     t, f = t[inside], f[inside]
     if not np.isfinite(f).all():
@@ -136,9 +157,26 @@ def _barriers(t: np.ndarray, f: np.ndarray, ends: tuple[float, float]) -> tuple[
 
 
 def compare_metrics(metrics: Mapping[str, SurfaceMetrics]) -> dict[str, dict[str, float | None]]:
-    """The numbers of several surfaces, by name of the surface.
+    """The numbers of several surfaces, by the name of the surface.
 
-    Raises InputError where their grids or definitions differ: such numbers do not compare.
+    Args:
+        metrics: The metrics of each surface, by its name.
+
+    Returns:
+        The value of every metric, None where the surface has none, by the name of the surface.
+
+    Raises:
+        InputError: The grids or the definitions differ, so that the numbers do not compare.
+
+    Example:
+        >>> import numpy as np
+        >>> from landscape import compare_metrics
+        >>> from landscape.surfaces.metrics import surface_metrics
+        >>> t = np.linspace(-1, 1, 5)
+        >>> lines = (("flat", 1), ("sharp", 3))
+        >>> measured = {name: surface_metrics((t,), a * t**2, grid={"span": 1}) for name, a in lines}
+        >>> {name: values["center_curvature"] for name, values in compare_metrics(measured).items()}
+        {'flat': 2.0, 'sharp': 6.0}
     """
     (first_name, first), *others = metrics.items()
     for name, other in others:

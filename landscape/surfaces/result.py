@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from landscape.results import Provenance, Result
+from landscape.surfaces.kind import SurfaceKind
+from landscape.surfaces.kinds import SURFACE_KINDS
+from landscape.surfaces.kinds.given import GivenSurface
 from landscape.surfaces.metrics import SurfaceMetrics, surface_metrics
 from landscape.surfaces.sweep import Autocast
 from landscape.weights.perturbation import Fidelity
@@ -35,13 +38,33 @@ class PathFit:
 
 @dataclasses.dataclass(frozen=True)
 class Surface(Result):
-    """Loss over a grid: `loss[i, j]` belongs to `(axes[0][i], axes[1][j])` (`loss[i]` in one dimension)."""
+    """Loss over a grid: `loss[i, j]` belongs to `(axes[0][i], axes[1][j])` (`loss[i]` in one dimension).
+
+    It comes from `measure_surface` or one of the `compute_` functions, and from files by `Surface.load`.
+
+    Example:
+        The loss of a single weight w is w^2. Around w = 2, along the direction 1, it is (2 + x)^2:
+
+        >>> import torch
+        >>> from torch.nn.functional import mse_loss
+        >>> from landscape import Direction, Run, Scope, compute_surface, supervised_loss
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 2.0)
+        >>> data = [(torch.ones(1, 1), torch.zeros(1, 1))]
+        >>> direction = Direction({"weight": torch.ones(1, 1)}, "given", "w")
+        >>> scope = Scope(loss_fn=supervised_loss(mse_loss))
+        >>> surface = compute_surface(model, data, [direction], points=3, scope=scope, run=Run())
+        >>> surface.center, surface.nonfinite, surface.coordinates.tolist()
+        (4.0, 0, [[-1.0], [0.0], [1.0]])
+        >>> surface.kind, surface.kind_type.center_name
+        ('given', 'centre')
+    """
 
     kind_of_result: ClassVar[str] = "surface"
 
     name: str  # of the checkpoint, or "a to b"
     data: str  # name of the data set
-    kind: str  # "random" | "interpolate" | "plane" | "trajectory" | "eigen" | "given"
+    kind: str  # a name in `SURFACE_KINDS`, or "given"
     axes: tuple[np.ndarray, ...]  # one or two increasing 1-D arrays
     axis_labels: tuple[str, ...]
     loss: np.ndarray  # shape tuple(len(axis) for axis in axes); nats per supervised token; NaN/inf as computed
@@ -57,6 +80,11 @@ class Surface(Result):
     autocast: Autocast | None = None  # where forward passes ran in a lower precision than the weights
 
     @property
+    def kind_type(self) -> type[SurfaceKind]:
+        """The kind of the surface, which says how it is shown; given directions where the kind is not known."""
+        return SURFACE_KINDS.get(self.kind, GivenSurface)
+
+    @property
     def coordinates(self) -> np.ndarray:
         """Array of shape `loss.shape + (dim,)`: the coordinates of every grid point."""
         return np.stack(np.meshgrid(*self.axes, indexing="ij"), axis=-1)
@@ -70,11 +98,15 @@ class Surface(Result):
     def conventions(self) -> dict[str, Any]:
         """What else two surfaces have to agree in to compare: what moved, along which draws, and the loss."""
         settings = self.provenance.settings
-        said = {key: settings.get(key) for key in ("parameters", "include_1d", "tensors", "loss", "autocast")}
-        return said | {"draws": list(self.axis_labels) if self.kind == "random" else None}
+        agreed = {key: settings.get(key) for key in ("parameters", "include_1d", "tensors", "loss", "autocast")}
+        return agreed | {"draws": list(self.axis_labels) if self.kind_type.is_random else None}
 
     def metrics(self) -> SurfaceMetrics:
-        """Curvature and gradient of the surface; see `surface_metrics.SurfaceMetrics` for the definitions."""
+        """Curvature and gradient of the surface; see `SurfaceMetrics` for the definitions.
+
+        Raises:
+            InputError: An axis has fewer than 3 points.
+        """
         grid = {
             "kind": self.kind,
             "axes": [[float(axis[0]), float(axis[-1]), len(axis)] for axis in self.axes],
@@ -82,10 +114,11 @@ class Surface(Result):
             "seed": self.seed,
             **self.conventions,
         }
-        ends_of_line = (self.markers[0].loss, self.markers[1].loss) if self.kind == "interpolate" else None
+        ends_of_line = (self.markers[0].loss, self.markers[1].loss) if self.kind_type.has_barrier else None
         return surface_metrics(self.axes, self.loss, grid, ends_of_line)
 
     def rows(self) -> list[tuple[str, str]]:
+        """Name and value of what a person wants to see first."""
         finite = self.loss[np.isfinite(self.loss)]
         shape = " x ".join(str(len(axis)) for axis in self.axes)
         spans = ", ".join(f"[{axis[0]:.4g}, {axis[-1]:.4g}]" for axis in self.axes)

@@ -139,6 +139,7 @@ def test_the_command_writes_a_record_and_does_not_overwrite(run, tmp_path, save_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_holds_a_tensor_and_its_partner_not_a_model(tmp_path, tokenizer):
     """24 tensors of 4 MB, 96 MB a checkpoint: anonymous memory may grow by a few tensors and float64 pieces."""

@@ -1,6 +1,5 @@
 """The command line end to end: real checkpoints in, files and exit codes out."""
 
-import functools
 import json
 import os
 import shutil
@@ -17,19 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from landscape.checkpoints import load_checkpoint
 from landscape.data.tokens import load_data
-from landscape.surfaces.surface import Surface
+from landscape.surfaces.result import Surface
 
 SMALL = ("--points", "3", "--device", "cpu")
-
-
-def subprocess_run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "landscape", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **options,
-    )
+LINE = (*SMALL, "--dim", "1")  # quicker to draw, where the picture is not the point
 
 
 # --- plot ---------------------------------------------------------------------------------------------------
@@ -60,6 +50,7 @@ def test_plot_measures_the_right_loss_and_writes_everything(
     assert not [name for name in os.listdir("out") if name.startswith(".")], "no journal is left behind"
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_in_a_subprocess(tmp_path, save_checkpoint_folder, records):
     a, b = save_checkpoint_folder("llama", seed=1), save_checkpoint_folder("llama", seed=2)
     command = shutil.which("landscape", path=os.path.dirname(sys.executable))
@@ -96,6 +87,21 @@ def test_interpolation_and_plane(run, save_checkpoint_folder, records, tokenizer
         (summary,) = json.loads(open(f"{kind}/summary.json").read())["surfaces"]
         assert [m["loss"] for m in summary["markers"]] == pytest.approx(expected[:count], rel=1e-5)
         assert f"{expected[0]:.4f}" in out
+    assert json.loads(open("plane/settings.json").read())["span"] == 0.25  # as folders always had it
+
+
+def test_the_margin_of_a_plane_is_a_fraction_of_what_the_checkpoints_span(run, save_checkpoint_folder, records):
+    folders = [save_checkpoint_folder("llama", seed=seed) for seed in (1, 2, 3)]
+    code, _, err = run("plot", *folders, "--kind", "plane", "--margin", 0.5, "--data", records, *SMALL, "-o", "out")
+    assert code == 0, err
+    (summary,) = json.loads(open("out/summary.json").read())["surfaces"]
+    surface = Surface.load("out/" + summary["file"])
+    for axis, coordinates in zip(
+        surface.axes, zip(*(m.coordinates for m in surface.markers), strict=True), strict=True
+    ):
+        extent = max(coordinates) - min(coordinates)
+        assert axis[0] == pytest.approx(min(coordinates) - 0.5 * extent)
+        assert axis[-1] == pytest.approx(max(coordinates) + 0.5 * extent)
 
 
 @pytest.mark.parametrize("normalize", ["unit", "head", "layer", "none"])
@@ -120,7 +126,7 @@ def test_auto_span_is_shared_by_all_checkpoints(run, save_checkpoint_folder, rec
 
 def test_the_same_command_again_draws_anew_without_measuring(run, save_checkpoint_folder, records):
     a = save_checkpoint_folder("llama")
-    arguments = ("plot", a, "--data", records, *SMALL, "-o", "out")
+    arguments = ("plot", a, "--data", records, *LINE, "-o", "out")
     assert run(*arguments)[0] == 0
     (file,) = (name for name in os.listdir("out") if name.startswith("surface-"))
     before = os.stat(f"out/{file}").st_mtime_ns
@@ -133,41 +139,41 @@ def test_batch_size_changes_nothing_but_rounding(run, save_checkpoint_folder, re
     a = save_checkpoint_folder("llama")
     losses = []
     for budget in (1, 10**6):
-        assert run("plot", a, "--data", records, *SMALL, "--batch-tokens", budget, "-o", f"out{budget}")[0] == 0
+        assert run("plot", a, "--data", records, *LINE, "--batch-tokens", budget, "-o", f"out{budget}")[0] == 0
         (summary,) = json.loads(open(f"out{budget}/summary.json").read())["surfaces"]
         losses.append(Surface.load(f"out{budget}/" + summary["file"]).loss)
     assert losses[0] == pytest.approx(losses[1], rel=2e-6)
 
 
 def test_without_data_it_says_what_it_measures_on(run, save_checkpoint_folder):
-    code, _, err = run("plot", save_checkpoint_folder("llama"), *SMALL, "--limit", 3, "-o", "out")
+    code, _, err = run("plot", save_checkpoint_folder("llama"), *LINE, "--limit", 3, "-o", "out")
     assert code == 0
     assert "no --data given; measuring on builtin:docs" in err
 
 
-def test_a_killed_plot_continues_and_ends_with_the_same_result(tmp_path, save_checkpoint_folder, records):
+@pytest.mark.slow
+def test_a_killed_plot_continues_and_ends_with_the_same_result(forks, tmp_path, save_checkpoint_folder, records):
     a = save_checkpoint_folder("gpt2")
     arguments = ["plot", a, "--data", records, "--points", "13", "--device", "cpu", "--quiet", "--batch-tokens", "64"]
-    whole = subprocess_run(*arguments, "-o", tmp_path / "whole")
+    whole = forks.run(*arguments, "-o", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(tmp_path / "killed")]
     known = 0
     for target in (10, 60, 120):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = forks.start(*arguments, "-o", tmp_path / "killed")
         journal = None
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and process.alive():
             journal = next((tmp_path / "killed").glob(".*.journal"), None)
             if journal and journal.read_bytes().count(b"\n") > target:
                 break
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.005)
+        process.send(signal.SIGKILL)
         process.wait()
         assert journal is not None
         lines = journal.read_bytes().count(b"\n")
         assert lines >= known, "nothing is lost"
         known = lines
-    done = subprocess_run(*arguments, "-o", tmp_path / "killed")
+    done = forks.run(*arguments, "-o", tmp_path / "killed")
     assert done.returncode == 0, done.stderr
     (name,) = (path.name for path in (tmp_path / "whole").glob("surface-*.json"))
     one, other = Surface.load(tmp_path / "whole" / name), Surface.load(tmp_path / "killed" / name)
@@ -175,20 +181,19 @@ def test_a_killed_plot_continues_and_ends_with_the_same_result(tmp_path, save_ch
     assert one.identity() == other.identity()
 
 
-def test_an_interrupt_says_how_to_continue(tmp_path, save_checkpoint_folder, records):
+@pytest.mark.slow
+def test_an_interrupt_says_how_to_continue(forks, tmp_path, save_checkpoint_folder, records):
     arguments = ["plot", save_checkpoint_folder("gpt2"), "--data", records, "--points", "101", "--device", "cpu"]
-    command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(tmp_path / "out")]
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells start background jobs deaf to it
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    process = forks.start(*arguments, "-o", tmp_path / "out")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list((tmp_path / "out").glob(".*.journal")):
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command again continues" in err
-    assert "Traceback" not in err
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.send(signal.SIGINT)
+    ended = process.wait()
+    assert ended.returncode == 130
+    assert "the same command again continues" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("how", ["merge", "keep"])
@@ -279,7 +284,7 @@ def test_checkpoints_that_are_stored_under_other_names_are_of_the_same_shape(run
     save_file(renamed, bare / "model.safetensors", metadata={"format": "pt"})
     ends = []
     for index, other in enumerate((b, bare)):
-        code, _, err = run("plot", a, other, "--kind", "interpolate", *SMALL, "--limit", 2, "-o", f"out{index}")
+        code, _, err = run("plot", a, other, "--kind", "interpolate", *LINE, "--limit", 2, "-o", f"out{index}")
         assert code == 0, err
         ends.append(json.loads(open(f"out{index}/summary.json").read())["surfaces"][0]["markers"][1]["loss"])
     assert ends[0] == ends[1]
@@ -347,6 +352,10 @@ def test_checkpoints_whose_tokenizers_differ(refused, damaged, save_checkpoint_f
         (("--points", "a"), "--points a"),
         (("--span", "-1"), "--span -1"),
         (("--span", "1,0"), "--span 1,0"),
+        (("--margin", "0.5"), "use --span with --kind random"),
+        (("--kind", "plane", "--span", "1"), "use --margin"),
+        (("--kind", "plane", "--margin", "inf"), "--margin inf must be at least 0 and finite"),
+        (("--kind", "interpolate", "--span", "1"), "--span 1 is not LOW,HIGH"),
         (("--kind", "interpolate"), "takes 2 checkpoints, got 1"),
         (("--kind", "plane"), "takes 3 checkpoints, got 1"),
         (("--kind", "interpolate", "--dim", "2"), "--dim 2"),
@@ -426,10 +435,10 @@ def test_a_result_from_elsewhere_is_not_taken_for_one_of_this_run(
     (tmp_path / "other").mkdir()
     theirs = shutil.copytree(save_checkpoint_folder("llama", seed=1 if option else 2), tmp_path / "other" / "mine")
     source = mine if option else theirs
-    assert run("plot", source, "--data", records, *SMALL, *option, "-o", "foreign")[0] == 0
+    assert run("plot", source, "--data", records, *LINE, *option, "-o", "foreign")[0] == 0
     (tmp_path / "out").mkdir()
     shutil.copy("foreign/surface-mine.json", "out")
-    arguments = ("plot", mine, "--data", records, *SMALL, "-o", "out")
+    arguments = ("plot", mine, "--data", records, *LINE, "-o", "out")
     code, _, err = run(*arguments)
     assert code == 2
     assert "holds a surface-mine.json from elsewhere" in err
@@ -457,7 +466,7 @@ def test_names_that_make_one_file_name_or_a_too_long_one(run, tmp_path, save_che
     folder = shutil.copytree(save_checkpoint_folder("llama"), tmp_path / ("n" * 250))
     names = ("x y", "x_y", "Ä" * 300)
     data = [argument for name in names for argument in ("--data", f"{name}={records}")]
-    code, _, err = run("plot", folder, *data, *SMALL, "-o", "out")
+    code, _, err = run("plot", folder, *data, *LINE, "-o", "out")
     assert code == 0, err
     files = [summary["file"] for summary in json.loads(open("out/summary.json").read())["surfaces"]]
     assert len(set(files)) == 3
@@ -504,25 +513,25 @@ def test_what_a_checkpoint_was_evaluated_on_is_compared_with_what_is_read(run, r
         (None, "measuring on builtin:docs"),
     ):
         (folder / "landscape.json").write_text(json.dumps({"evaluated_on": said}))
-        code, _, err = run("plot", folder, *SMALL, *(() if said else ("--limit", 2)), "-o", f"out-{words[:5]}-{said}")
+        code, _, err = run("plot", folder, *LINE, *(() if said else ("--limit", 2)), "-o", f"out-{words[:5]}-{said}")
         assert code == 0, err
         assert words in err
     (folder / "landscape.json").write_text(json.dumps({"evaluated_on": {"source": "gone.jsonl"}}))
-    refused("plot", folder, *SMALL, words="damaged was evaluated on: there is no file gone.jsonl")
+    refused("plot", folder, *LINE, words="damaged was evaluated on: there is no file gone.jsonl")
     shutil.copy(records, folder / "gone.jsonl")
-    code, _, err = run("plot", folder, *SMALL, "-o", "out")
+    code, _, err = run("plot", folder, *LINE, "-o", "out")
     assert code == 0, err
     assert f"measuring on {folder / 'gone.jsonl'}" in err
 
 
-def test_no_command_prints_the_help_and_an_unknown_one_is_refused():
-    done = subprocess_run("--help")
-    assert done.returncode == 0
-    assert "plot" in done.stdout
-    wrong = subprocess_run("plod")
-    assert wrong.returncode == 2
-    assert "plod" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+def test_no_command_prints_the_help_and_an_unknown_one_is_refused(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "plot" in out
+    code, _, err = run("plod")
+    assert code == 2
+    assert "plod" in err
+    assert "Traceback" not in err
 
 
 # --- finetune and demo --------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from landscape.curvature.results import LayerCurvature, TraceEstimate
 SMALL = ("--device", "cpu", "--top", "2", "--rtol", "1e-2", "--trace-rtol", "0.5", "--max-probes", "64", "--quiet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_hessian_measures_what_the_api_measures(architecture, run, save_checkpoint_folder, records):
     a, b = (save_checkpoint_folder(architecture, seed=seed) for seed in (1, 2))
@@ -38,6 +37,7 @@ def test_hessian_measures_what_the_api_measures(architecture, run, save_checkpoi
         assert TraceEstimate.load(f"out/trace-{stem}.json").value == row["trace"]["value"]
 
 
+@pytest.mark.slow
 def test_everything_at_once_and_again_from_its_files(run, save_checkpoint_folder, records):
     command = (
         "hessian", save_checkpoint_folder("llama", seed=1), "--data", f"tasks={records}", "--limit", "6", *SMALL,
@@ -70,9 +70,12 @@ def test_a_tied_head_has_no_closed_form_and_no_such_check(run, save_checkpoint_f
 
 
 def test_json_goes_to_stdout_alone(run, save_checkpoint_folder, records):
-    code, out, _ = run("hessian", save_checkpoint_folder("gpt2"), "--data", records, *SMALL, "--json", "-o", "out")
+    options = ("--basis-device", "cpu", "--max-matvecs", "50", "--json")
+    code, out, _ = run("hessian", save_checkpoint_folder("gpt2"), "--data", records, *SMALL, *options, "-o", "out")
     assert code == 0
-    assert json.loads(out)["rows"][0]["data"] == "tasks"
+    (row,) = json.loads(out)["rows"]
+    assert row["data"] == "tasks"
+    assert 3 <= row["matvecs"] <= 50
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,7 @@ def test_json_goes_to_stdout_alone(run, save_checkpoint_folder, records):
         (("--top", "0"), "--top"),
         (("--parameters", "nothing.*"), "nothing.*"),
         (("--rtol", "0"), "rtol"),
+        (("--basis-device", "abacus"), "abacus"),
         (("--trace-rtol", "-1"), "rtol"),
         (("--curvature", "fisher"), "fisher"),
         (("--curvature", "ggn", "--hvp", "finite_difference"), "finite_difference"),
@@ -113,7 +117,7 @@ def test_other_settings_and_foreign_files_are_refused(run, save_checkpoint_folde
 
 
 def test_unconverged_numbers_are_starred(run, save_checkpoint_folder, records):
-    options = ("--rtol", "1e-9", "--max-products", "4")
+    options = ("--rtol", "1e-9", "--max-matvecs", "4")
     code, out, err = run("hessian", save_checkpoint_folder("llama"), "--data", records, *SMALL, *options, "-o", "out")
     assert code == 0
     assert "warning" in err
@@ -121,16 +125,16 @@ def test_unconverged_numbers_are_starred(run, save_checkpoint_folder, records):
     assert ")*" in out
 
 
-def test_a_killed_run_continues(save_checkpoint_folder, records, tmp_path, run):
+@pytest.mark.slow
+def test_a_killed_run_continues(forks, save_checkpoint_folder, records, tmp_path, run):
     a, b = (save_checkpoint_folder("llama", seed=seed) for seed in (1, 2))
     arguments = ["hessian", a, b, "--data", records, *SMALL, "--trace-rtol", "0.3", "--max-probes", "160"]
-    command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = forks.start(*arguments, "-o", tmp_path / "killed")
     deadline = time.time() + 120
     while not list((tmp_path / "killed").glob("eigenvalues-*.json")) and time.time() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     assert not (tmp_path / "killed/summary.json").exists()
     assert run(*arguments, "-o", "killed")[0] == 0
     assert run(*arguments, "-o", "whole")[0] == 0
@@ -140,6 +144,7 @@ def test_a_killed_run_continues(save_checkpoint_folder, records, tmp_path, run):
         assert left["trace"]["value"] == pytest.approx(right["trace"]["value"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_surfaces_along_eigenvectors(run, save_checkpoint_folder, records):
     a, b = (save_checkpoint_folder("llama", seed=seed) for seed in (1, 2))
     command = ("plot", a, b, "--data", records, "--kind", "eigen", "--points", "5", "--span", "0.02", "-q", "-o", "out")

@@ -43,14 +43,22 @@ def test_plain_cases_are_scipys(method, function):
     assert found["low"] < found["estimate"] < found["high"]
 
 
+@pytest.mark.slow
 def test_intervals_cover_over_200_draws():
+    """Nominal 95%: 190 +- 3 of 200; BCa at 30 rows covers 93 to 96%. Rejects intervals of one standard error (68%).
+
+    By their mean width, which is 2 * 1.96 (1 - rho^2) / sqrt(n) to first order, it also rejects those half as wide
+    and twice as wide.
+    """
     generator = np.random.default_rng(0)
-    covered = 0
+    covered, width = 0, 0.0
     for draw in range(200):
         x, y = correlated(30, 0.5, generator)
         found = correlate(pandas.DataFrame({"flat": x, "forgetting": y}), method="pearson", resamples=499, seed=draw)
         covered += found["low"][0] <= 0.5 <= found["high"][0]
-    assert covered >= 180  # nominal 95% of 200 is 190; BCa at 30 rows covers 93 to 96%
+        width += (found["high"][0] - found["low"][0]) / 200
+    assert covered >= 180
+    assert width == pytest.approx(2 * 1.96 * (1 - 0.5**2) / 30**0.5, rel=0.15)
 
 
 def clustered(groups, members, generator, shift=2.0):
@@ -66,7 +74,9 @@ def clustered(groups, members, generator, shift=2.0):
     )
 
 
+@pytest.mark.slow
 def test_groups_keep_the_error_rate_that_a_plain_p_value_loses():
+    """The same tables, where there is nothing to find within groups: a plain p-value alarms in half of them."""
     generator = np.random.default_rng(3)
     plain = grouped = 0
     for draw in range(120):
@@ -135,15 +145,19 @@ def test_partial_pearson_is_the_textbook_formula():
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_false_discoveries_are_controlled_across_metrics():
+    """Ten metrics without any link. Rejects p-values that are not adjusted: 40% of the tables have one below 5%."""
     generator = np.random.default_rng(5)
-    false = 0
+    false = unadjusted = 0
     for draw in range(40):
         table = pandas.DataFrame(generator.standard_normal((25, 11)), columns=[*"abcdefghij", "forgetting"])
         found = correlate(table, resamples=199, seed=draw)
         assert (found["q"] >= found["p"] - 1e-12).all()
         false += bool((found["q"] < 0.05).any())
+        unadjusted += bool((found["p"] < 0.05).any())
     assert false <= 6  # 5% of 40 is 2, with a standard deviation of 1.4
+    assert unadjusted > 10, "the test can tell"
 
 
 def test_partial_q_values_are_those_of_the_partial_p_values():
@@ -206,6 +220,7 @@ def test_partial_correlation_is_the_planted_one():
     assert found["partial_p"] <= 0.02  # the least that 99 permutations give
 
 
+@pytest.mark.slow
 def test_the_interval_of_partial_covers_the_planted_one():
     """Nominal 90%: of 100 draws 90 +- 3; the bound is three standard deviations below, two more for 40 rows."""
     generator = np.random.default_rng(7)
@@ -253,6 +268,7 @@ def false_alarms(make, draws, column="p", **options):
 # The bounds below are three standard deviations above 5%: 19 of 200, 11 of 100.
 
 
+@pytest.mark.slow
 def test_partial_p_keeps_its_level_with_few_rows_and_many_controls():
     """Residuals permuted and correlated without another projection raise 9% of alarms here."""
 
@@ -262,6 +278,7 @@ def test_partial_p_keeps_its_level_with_few_rows_and_many_controls():
     assert false_alarms(make, 200, "partial_p", controls=["a", "b", "c"], method="pearson") <= 19
 
 
+@pytest.mark.slow
 def test_partial_p_keeps_its_level_where_a_control_goes_another_way_within_groups():
     """One slope for all rows leaves the control's share within groups in both residuals: 15% of alarms."""
 
@@ -275,7 +292,10 @@ def test_partial_p_keeps_its_level_where_a_control_goes_another_way_within_group
     assert false_alarms(make, 200, "partial_p", **options) <= 19
 
 
+@pytest.mark.slow
 def test_clustered_p_keeps_its_level_for_ties_and_groups_of_unequal_size():
+    """Rejects permuting rows whatever their group, which alarms in half of the tables."""
+
     def make(generator):
         table = clustered(8, 6, generator).round(0)
         return table.drop(index=[0, 1, 2, 3, 4, 6, 7, 20])  # the first group keeps one row
@@ -299,17 +319,25 @@ def test_an_outcome_of_the_base_is_tested_by_permuting_bases():
     assert "p permutes groups" in found["note"]
 
 
+@pytest.mark.slow
 def test_intervals_over_groups_cover_over_200_draws():
-    """24 groups whose level correlates by 0.5, members by 0.5 too: the truth is 0.5 whatever the shares."""
+    """24 groups whose level correlates by 0.5, members by 0.5 too: the truth is 0.5 whatever the shares.
+
+    Nominal 190 of 200; the percentile bootstrap over 24 groups covers 92 to 97%. Rejects resampling rows whatever
+    their group, whose intervals do not know that the members of a group come together.
+    """
     generator = np.random.default_rng(7)
-    covered = 0
+    covered = of_rows = 0
     for draw in range(200):
         (a, b), (c, d) = correlated(24, 0.5, generator), correlated(96, 0.5, generator)
         table = pandas.DataFrame({"flat": a.repeat(4) + 0.8 * c, "forgetting": b.repeat(4) + 0.8 * d})
         table["base"] = np.arange(24).repeat(4)
-        found = correlate(table, flatness=["flat"], groups="base", method="pearson", resamples=299, seed=draw)
+        options = {"flatness": ["flat"], "method": "pearson", "resamples": 299, "seed": draw}
+        found, alone = correlate(table, groups="base", **options), correlate(table, **options)
         covered += found["low"][0] <= 0.5 <= found["high"][0]
-    assert covered >= 180  # nominal 190; the percentile bootstrap over 24 groups covers 92 to 97%
+        of_rows += alone["low"][0] <= 0.5 <= alone["high"][0]
+    assert covered >= 180
+    assert of_rows < 170, "the test can tell"
 
 
 def test_discoveries_among_many_nulls_are_mostly_true():

@@ -320,7 +320,7 @@ def test_shares_of_variance_are_the_planted_ones():
 
 def test_a_simulation_of_a_design_finds_its_rates_and_its_power():
     table = designed_table(7)
-    result = landscape.simulate_design(table, metric="flat", **DESIGN, replications=400)
+    result = landscape.simulate_design(table, like="flat", **DESIGN, replications=400)
     own = result[result["null"] == "nothing links them"].set_index(["estimand", "verdict"])
     assert (own["false_positives"] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)).all()
     confounded = result[result["null"] == "only the factors link them"].set_index("verdict")["false_positives"]
@@ -333,9 +333,7 @@ def test_a_simulation_of_a_design_finds_its_rates_and_its_power():
         < 0.4
         < own.loc[("within group", "interval"), "smallest"] + 0.1
     )
-    pandas.testing.assert_frame_equal(
-        result, landscape.simulate_design(table, metric="flat", **DESIGN, replications=400)
-    )
+    pandas.testing.assert_frame_equal(result, landscape.simulate_design(table, like="flat", **DESIGN, replications=400))
     assert set(result.attrs["shares"]["flat"]) == {"recipe", "base", "row"}
     with pytest.raises(InputError, match="factors or groups"):
         landscape.simulate_design(table)
@@ -357,7 +355,7 @@ def test_commands_take_factors_and_nested_groups(run, tmp_path):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["metric"] for row in summary["estimands"]] == list(estimands["metric"]) == ["flat", "other"]
     assert summary["settings"]["factors"] == ["lr", "optimizer"]
-    code, out, err = run("design", *options, "--metric", "flat", "--replications", "100")
+    code, out, err = run("design", *options, "--like", "flat", "--replications", "100")
     assert code == 0, err
     assert "smallest correlation found" in out
     code, out, _ = run("design", *options, "--replications", "100", "--json")

@@ -1,10 +1,12 @@
 """Eigenvalues, trace, density and layers of models: dense Hessians, closed forms, PyHessian, and the laws."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from conftest import Quadratic, assert_same_state, build_model, make_batches, quadratic_loss, state_of
-from curved import TinyTransformer, dense_hessian, tiny_data, with_spectrum
+from curved import WORDS, TinyTransformer, dense_hessian, tiny_data, with_spectrum
 
 import landscape
 from landscape import (
@@ -54,17 +56,28 @@ def test_eigenvalues_of_a_float64_transformer(transformer, which):
 
 
 def test_batches_do_not_move_eigenvalues():
-    """Law 1, at 1e-5 relative in float32, for one example a batch and everything in one."""
-    model = build_model("llama")
-    one, all_ = (hessian_eigenvalues(model, make_batches(rows=rows), k=3, rtol=1e-4) for rows in (1, 7))
-    assert np.allclose(one.values, all_.values, rtol=1e-5)
-    one, all_ = (hessian_trace(model, make_batches(rows=rows), max_probes=16, rtol=9.0) for rows in (1, 7))
-    assert one.value == pytest.approx(all_.value, rel=2e-3)  # forward: differences of float32 losses
-    exact = {"max_probes": 16, "rtol": 9.0, "run": Run(method="hutchinson")}
-    one, all_ = (hessian_trace(model, make_batches(rows=rows), **exact) for rows in (1, 7))
-    assert one.value == pytest.approx(all_.value, rel=1e-5)
-    one, all_ = (hessian_density(model, make_batches(rows=rows), probes=1, steps=6) for rows in (1, 7))
-    assert np.allclose(one.nodes, all_.nodes, rtol=1e-4, atol=1e-4)
+    """One example a batch and everything in one padded batch: the same to the rounding of float64.
+
+    Rejects a mean of the batches' means, which with 1 to 21 supervised tokens an example is off by far more.
+    Differences of losses divide their rounding by the square of a step of about 1e-3.
+    """
+    model = TinyTransformer()
+    one, all_ = (make_batches(rows=rows, vocabulary=WORDS) for rows in (1, 7))
+    found, expected = (hessian_eigenvalues(model, data, k=3, rtol=1e-6) for data in (one, all_))
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-9)
+    for method, rounding in (("forward", 1e-8), ("hutchinson", 1e-9)):
+        options = {"max_probes": 16, "rtol": 9.0, "run": Run(method=method)}
+        found, expected = (hessian_trace(model, data, **options) for data in (one, all_))
+        np.testing.assert_allclose(found.samples, expected.samples, rtol=rounding)
+    found, expected = (hessian_density(model, data, probes=1, steps=6) for data in (one, all_))
+    np.testing.assert_allclose(found.nodes, expected.nodes, rtol=1e-9)
+    np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-9)
+
+
+def test_batches_do_not_move_the_eigenvalue_of_a_llama():
+    """The same in float32, whose rounding through two layers is about 1e-6."""
+    one, all_ = (hessian_eigenvalues(build_model("llama"), make_batches(rows=rows)) for rows in (1, 7))
+    assert one.values[0] == pytest.approx(all_.values[0], rel=1e-5)
 
 
 def test_pyhessian_and_ours_agree_to_its_tolerance():
@@ -130,8 +143,10 @@ def test_subsets_of_parameters(transformer):
 # --- trace --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hutchinson", "forward"])
 def test_the_interval_covers_the_true_trace_over_200_seeds(method):
+    """Nominal 95%: 190 +- 3 of 200. Rejects intervals of one standard error (68%), and nearly always those of 85%."""
     values = np.concatenate([[30.0, 10, 5, 4, 3], np.linspace(0.1, 1, 35)])
     model = quadratic_of(with_spectrum(values))
     covered = within = 0
@@ -143,7 +158,6 @@ def test_the_interval_covers_the_true_trace_over_200_seeds(method):
         low, high = found.confidence_interval
         covered += low <= values.sum() <= high
         within += abs(found.value - values.sum()) <= 0.2 * found.value
-    # nominal 95%; the issue asks for 90%
     assert covered >= 180
     assert within >= 185
 
@@ -154,6 +168,29 @@ def test_rademacher_probes_are_exact_for_a_diagonal():
     )
     assert found.value == pytest.approx(36, rel=1e-6)
     assert found.probes == 16
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"), [(None, 21.0), ("adaptive", 96.0), ("filter", 88.0), ("layer", 80.5)]
+)
+def test_weighted_traces_of_a_diagonal_are_exact(weighting, expected):
+    """L = 1/2 sum A_ij w_ij^2 with A = (1 2 3; 4 5 6) at w = (0 3 0; 1 2 3): every probe of signs gives the trace.
+
+    The weights of A are w_ij^2, their mean over a row (3 and 14/3) or their mean over the tensor (23/6): each value
+    rejects the other three.
+    """
+    curvatures = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64)
+    model = torch.nn.Linear(3, 2, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 3.0, 0.0], [1.0, 2.0, 3.0]]))
+
+    def half_squares(model, batch):
+        return 0.5 * (curvatures * model.weight.square()).sum() * len(batch), len(batch)
+
+    found = hessian_trace(
+        model, ANY, weighting=weighting, scope=Scope(loss_fn=half_squares), run=Run(method="hutchinson")
+    )
+    assert found.value == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "forward"])
@@ -200,22 +237,26 @@ def test_forward_differences_report_their_error(transformer):
     # the same probes: what differs is the finite difference, and the interval is widened by what is said of it
     error = float(np.abs(found.samples - exact.samples).max() / abs(exact.value))
     assert 0 < found.hvp_error < 0.1
-    assert error < 10 * found.hvp_error
+    assert error < 2 * found.hvp_error
+    other = float(np.abs(found.samples - np.roll(exact.samples, 1)).max() / abs(exact.value))
+    assert other > 4 * found.hvp_error, "the test can tell other probes"
 
 
 def test_the_trace_by_layer_adds_up(transformer):
+    """Each layer's trace is that of its block of the dense Hessian; rejects one that is the next layer's."""
     model, dense = transformer
-    found = hessian_trace(model, tiny_data(), run=Run(method="hutchinson"), rtol=0.05, max_probes=2000)
+    found = hessian_trace(model, tiny_data(), run=Run(method="hutchinson"), rtol=0.1, max_probes=2000)
     assert sum(row.trace for row in found.layers) == pytest.approx(found.value, rel=1e-9)
-    start = 0
-    for row in found.layers:
-        truth = np.trace(dense[start : start + row.parameters, start : start + row.parameters])
-        assert abs(row.trace - truth) < 4.5 * row.stderr
-        start += row.parameters
+    ends = np.cumsum([0, *(row.parameters for row in found.layers)])
+    truth = [np.trace(dense[start:end, start:end]) for start, end in itertools.pairwise(ends)]
+    away = [abs(row.trace - value) / row.stderr for row, value in zip(found.layers, truth, strict=True)]
+    assert max(away) < 4.5
+    swapped = [abs(row.trace - value) / row.stderr for row, value in zip(found.layers, np.roll(truth, 1), strict=True)]
+    assert max(swapped) > 9, "the test can tell"
 
 
 def test_the_head_block_of_a_language_model_in_closed_form():
-    """tr = mean_t (1 - |p_t|^2) |h_t|^2 over supervised positions (SCIENCE 3.4)."""
+    """tr = mean_t (1 - |p_t|^2) |h_t|^2 over supervised positions."""
     model = build_model("llama")
     data = make_batches()
     loss = CausalLoss(at_supervised=True)

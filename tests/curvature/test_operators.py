@@ -11,8 +11,8 @@ from curved import TinyTransformer, dense_hessian, matrix_of, tiny_data
 from torch import nn
 
 from landscape import hessian_vector_product, supervised_loss
-from landscape.curvature.memory import counting_saved_bytes
-from landscape.curvature.opening import curvature_of
+from landscape.curvature.operators.memory import counting_saved_bytes
+from landscape.curvature.operators.opening import curvature_of
 from landscape.data.tokens import Example, TokenData
 from landscape.errors import InputError, MeasurementWarning
 from landscape.objective.objective import Objective
@@ -152,7 +152,7 @@ def test_softmax_regression_in_closed_form():
     assert torch.allclose(found, expected, atol=1e-14)
     # linear in the weights: the Gauss-Newton matrix is the Hessian
     assert torch.allclose(matrix_of(model, [(inputs, targets)], curvature="ggn"), expected, atol=1e-14)
-    # tr H = mean (1 - |p|^2) |x|^2 (SCIENCE (b))
+    # tr H = mean (1 - |p|^2) |x|^2
     trace = ((1 - p.square().sum(1)) * inputs.square().sum(1)).mean()
     assert float(found.trace()) == pytest.approx(float(trace), rel=1e-12)
 
@@ -170,7 +170,7 @@ def test_linear_regression_in_closed_form(criterion):
 
 
 def test_scalar_chain_off_its_minimum():
-    """SCIENCE (b): 1/2 (a b - 2)^2 at (1, 1) has the Hessian 1 and a Gauss-Newton matrix with eigenvalues 0 and 2."""
+    """1/2 (a b - 2)^2 at (1, 1) has the Hessian 1 and a Gauss-Newton matrix with eigenvalues 0 and 2."""
 
     class Chain(nn.Module):
         def __init__(self):
@@ -188,7 +188,7 @@ def test_scalar_chain_off_its_minimum():
 
 
 def test_matrix_factorization_balanced():
-    """SCIENCE (b): 1/2 |W2 W1 - M|^2 with singular values 3, 2, 1: known spectrum, trace (3 + 4) * 6 = 42."""
+    """1/2 |W2 W1 - M|^2 with singular values 3, 2, 1: known spectrum, trace (3 + 4) * 6 = 42."""
     torch.manual_seed(0)
     values = torch.tensor([3.0, 2.0, 1.0]).double()
     left, _ = torch.linalg.qr(torch.randn(3, 3).double())

@@ -3,7 +3,6 @@
 import ast
 import csv
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -58,13 +57,14 @@ metric = "displacement_curvature"
 """
 
 
-def run_script(path, *arguments):
-    command = [sys.executable, str(ROOT / path), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+@pytest.fixture(scope="session")
+def run_script(forks):
+    """Runs a script of the repository in a process of its own."""
+    return lambda path, *arguments: forks.run(*arguments, program=ROOT / path)
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
+def table(tmp_path_factory, run_script):
     folder = tmp_path_factory.mktemp("invariance")
     (folder / "settings.toml").write_text(SETTINGS)
     command = ("analyses/invariance.py", "--output", folder / "out", "--settings", folder / "settings.toml")
@@ -87,6 +87,7 @@ def ratios(rows, metric, **options):
     }
 
 
+@pytest.mark.slow
 def test_the_function_stays_and_invariant_metrics_with_it(table):
     _, rows = table
     for metric in ("fisher_rao", "fisher_rao: w'Hw", "displacement_curvature"):
@@ -101,6 +102,7 @@ def test_the_function_stays_and_invariant_metrics_with_it(table):
             assert float(row["ratio"]) == pytest.approx(1, abs=1e-5), (metric, transformation)
 
 
+@pytest.mark.slow
 def test_diagonal_rescalings_leave_adaptive_metrics_and_permutations_leave_norms(table):
     _, rows = table
     adaptive = ratios(rows, "worst_case", adaptive="adaptive")
@@ -112,6 +114,7 @@ def test_diagonal_rescalings_leave_adaptive_metrics_and_permutations_leave_norms
     assert float(permuted["ratio"]) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_not_invariant_moves(table):
     _, rows = table
     gradient = {(t, o): r for (t, m, o), r in rows.items() if m == "gradient_norm"}
@@ -121,7 +124,8 @@ def test_what_is_not_invariant_moves(table):
     assert abs(float(rowwise["up-down, per unit"]["ratio"]) - 1) > 1e-3
 
 
-def test_the_figure_is_drawn_and_the_table_printed(table, tmp_path):
+@pytest.mark.slow
+def test_the_figure_is_drawn_and_the_table_printed(table, tmp_path, run_script):
     folder, _ = table
     done = run_script("figures/invariance.py", folder, tmp_path / "figure")
     assert done.returncode == 0, done.stderr
@@ -196,7 +200,7 @@ span = 0.5
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(tmp_path_factory, run_script):
     folder = tmp_path_factory.mktemp("study")
     (folder / "settings.toml").write_text(STUDY)
     arguments = ("--settings", folder / "settings.toml", "--output", folder / "out", "--workers", "1")
@@ -205,7 +209,8 @@ def study(tmp_path_factory):
     return folder / "out", arguments, done.stdout
 
 
-def test_a_study_has_a_row_for_each_fine_tuning_and_goes_on_to_the_same_table(study):
+@pytest.mark.slow
+def test_a_study_has_a_row_for_each_fine_tuning_and_goes_on_to_the_same_table(study, run_script):
     folder, arguments, _ = study
     with open(folder / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -225,6 +230,7 @@ def test_a_study_has_a_row_for_each_fine_tuning_and_goes_on_to_the_same_table(st
     assert (folder / "table.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_symmetry_moves_no_invariant_metric_of_the_study(study):
     folder, _, _ = study
     with open(folder / "table.csv", newline="") as file:
@@ -235,7 +241,8 @@ def test_a_symmetry_moves_no_invariant_metric_of_the_study(study):
         assert float(row["adaptive_average_sham"]) != pytest.approx(float(row["adaptive_average_old"]), rel=1e-3)
 
 
-def test_other_hypotheses_or_settings_are_another_study(study, tmp_path):
+@pytest.mark.slow
+def test_other_hypotheses_or_settings_are_another_study(study, tmp_path, run_script):
     folder, _, said = study
     assert "H3" in said
     (tmp_path / "other.toml").write_text(STUDY.replace("steps = 4", "steps = 5"))
@@ -294,6 +301,7 @@ def hypotheses():
 TWO_METRICS = {"metrics": [{"column": "adaptive_trace"}, {"column": "adaptive_average"}]}
 
 
+@pytest.mark.slow
 def test_hypotheses_find_what_was_planted(hypotheses):
     found = hypotheses.test(planted(np.random.default_rng(0)), TWO_METRICS)
     for way in ("equal steps", "equal gradient evaluations", "equal new-task loss"):
@@ -365,7 +373,8 @@ rehearse_ratio = 0.2
 """
 
 
-def test_the_table_of_optimizers_has_the_start_and_differences_paired_by_seed(tmp_path):
+@pytest.mark.slow
+def test_the_table_of_optimizers_has_the_start_and_differences_paired_by_seed(tmp_path, run_script):
     (tmp_path / "settings.toml").write_text(OPTIMIZERS)
     arguments = ("--settings", tmp_path / "settings.toml", "--output", tmp_path / "out")
     done = run_script("analyses/optimizers.py", *arguments)

@@ -98,7 +98,11 @@ def test_a_model_forgets_nothing_against_itself():
 
 
 def test_the_interval_covers_the_rise_over_all_examples():
-    """Small draws from many examples: the interval of each must cover the rise over all of them."""
+    """Small draws from many examples: the interval of each must cover the rise over all of them.
+
+    Rejects intervals of one standard error (68%), and by their mean width, which is that of the normal interval of 30
+    examples, those that are half or twice as wide.
+    """
     base, tuned = build_model("llama", seed=1), build_model("llama", seed=2)
     generator = torch.Generator().manual_seed(0)
     examples = []
@@ -111,13 +115,17 @@ def test_the_interval_covers_the_rise_over_all_examples():
 
     truth = measure_forgetting(base, tuned, {"all": joined(range(200))}, resamples=99).tasks[0].forgetting
     rng = np.random.default_rng(0)
-    covered = 0
+    covered, width = 0, 0.0
     for draw in range(60):
         data = joined(rng.choice(200, 30, replace=True))
         low, high = (
             measure_forgetting(base, tuned, {"some": data}, resamples=499, seed=draw).tasks[0].forgetting_interval
         )
         covered += low <= truth <= high
+        width += (high - low) / 60
+    with torch.no_grad():
+        rises = [float(tuned(**example).loss - base(**example).loss) for example in examples]
+    assert width == pytest.approx(2 * 1.96 * np.std(rises) / 30**0.5, rel=0.2)
     assert covered >= 51  # 95% of 60 is 57, with a standard deviation of 1.7
 
 

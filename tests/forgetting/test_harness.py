@@ -61,6 +61,7 @@ def landscape(*arguments, cwd):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ.copy(), timeout=300)
 
 
+@pytest.mark.slow
 def test_our_accuracies_are_those_of_lm_eval(save_checkpoint_folder, tmp_path, offline):
     """The same questions through --data and through --tasks: acc, acc_norm and their falls, two implementations."""
     base, tuned = (save_checkpoint_folder("llama", seed=seed) for seed in (4, 8))

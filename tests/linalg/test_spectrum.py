@@ -3,21 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from curved import MatrixOperator, TinyTransformer, start_vector, tiny_data, with_spectrum
+from curved import MatrixOperator, start_vector, with_spectrum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-import landscape.curvature.opening
-from landscape.curvature.memory import MemoryEstimate, available_memory, counting_saved_bytes
-from landscape.curvature.opening import curvature_of, require_memory, vectors_that_fit
 from landscape.errors import InputError
+from landscape.linalg.lanczos import lanczos
+from landscape.linalg.quadrature import quadrature
 from landscape.linalg.sampling import sample_mean
-from landscape.linalg.spectrum import lanczos, quadrature
-from landscape.objective.objective import Objective
-from landscape.weights.parameters import Parameters
 
-# Outliers over a bulk, as the Hessians of language models have them; SCIENCE (b) has the smaller cases.
+# Outliers over a bulk, as the Hessians of language models have them.
 OUTLIERS = np.concatenate([[68.88, 21.84, 20.85, 14.60, 12.63], 8 / np.arange(1, 396), -1.5 * np.linspace(0, 1, 100)])
 CLUSTERED = np.concatenate([[10, 9.5, 9.0], np.linspace(-1, 1, 197)])
 INDEFINITE = np.concatenate([[4.0, -5.0], np.linspace(-0.5, 0.5, 98)])
@@ -29,7 +25,7 @@ INDEFINITE = np.concatenate([[4.0, -5.0], np.linspace(-0.5, 0.5, 98)])
 def test_eigenvalues_lie_within_their_residuals_of_the_truth(values, which, basis_size):
     matrix = with_spectrum(values)
     # the ends of a bulk are dense: with a basis of 8 they take many restarts
-    options = {"which": which, "rtol": 1e-6, "basis_size": basis_size, "max_products": 5000, "vectors": True}
+    options = {"which": which, "rtol": 1e-6, "basis_size": basis_size, "max_matvecs": 5000, "vectors": True}
     found = lanczos(MatrixOperator(matrix), start_vector(len(values)), 3, **options)
     ascending = np.sort(values)
     expected = {
@@ -61,7 +57,7 @@ def test_fewer_products_than_arpack():
     found = lanczos(MatrixOperator(torch.from_numpy(matrix)), start, 5, rtol=1e-3)
     # a residual r moves a separated eigenvalue by r^2 / gap only
     assert np.allclose(found.values, np.sort(expected)[::-1], rtol=1e-4)
-    assert found.products < len(taken)
+    assert found.matvecs < len(taken)
 
 
 def test_both_ends_in_any_split():
@@ -71,8 +67,8 @@ def test_both_ends_in_any_split():
 
 
 def test_what_has_not_converged_says_so():
-    found = lanczos(MatrixOperator(with_spectrum(OUTLIERS)), start_vector(500), 5, rtol=1e-8, max_products=8)
-    assert found.products == 8
+    found = lanczos(MatrixOperator(with_spectrum(OUTLIERS)), start_vector(500), 5, rtol=1e-8, max_matvecs=8)
+    assert found.matvecs == 8
     assert not found.converged.all()
     assert found.converged[0] == (found.residuals[0] <= 1e-8 * found.values[0])
     # not converged, and yet each within its residual of some eigenvalue
@@ -82,7 +78,7 @@ def test_what_has_not_converged_says_so():
 def test_three_distinct_eigenvalues_take_three_steps():
     operator = MatrixOperator(with_spectrum([1.0] * 5 + [2.0] * 5 + [7.0] * 5))
     found = lanczos(operator, start_vector(15), 3, rtol=1e-10)
-    assert found.products == 3
+    assert found.matvecs == 3
     assert np.allclose(found.values, [7, 2, 1], atol=1e-10)
 
 
@@ -101,7 +97,7 @@ def test_scaling_the_operator_scales_the_eigenvalues(seed, scale):
     one = lanczos(MatrixOperator(matrix), start, 2, rtol=1e-6)
     two = lanczos(MatrixOperator(scale * matrix), start, 2, rtol=1e-6)
     assert np.allclose(two.values, scale * one.values, rtol=1e-9)
-    assert two.products == one.products
+    assert two.matvecs == one.matvecs
 
 
 @pytest.mark.parametrize(
@@ -113,7 +109,7 @@ def test_scaling_the_operator_scales_the_eigenvalues(seed, scale):
         ({"k": (1, 1)}, "BE"),
         ({"rtol": 0.0}, "rtol"),
         ({"k": 5, "basis_size": 6}, "basis_size"),
-        ({"max_products": 0}, "max_products"),
+        ({"max_matvecs": 0}, "max_matvecs"),
     ],
 )
 def test_impossible_requests_are_refused(options, said):
@@ -206,38 +202,3 @@ def test_constant_samples_need_no_more_than_the_first_look():
 def test_impossible_precisions_are_refused(wrong):
     with pytest.raises(InputError):
         sample_mean(lambda a, b: np.ones(b - a), **wrong)
-
-
-# --- memory -------------------------------------------------------------------------------------------------
-
-
-def test_saved_bytes_are_counted_once_each():
-    weight = torch.ones(100, requires_grad=True)
-    with counting_saved_bytes([weight]) as count:
-        y = weight.exp()  # keeps its result, 400 bytes
-        _ = (y * y).sum()  # keeps y, the same storage
-    assert count[0] == 400
-
-
-def test_fewer_vectors_are_kept_where_there_is_no_room_for_more(monkeypatch):
-    model = TinyTransformer()
-    with curvature_of(Objective(model, tiny_data()), Parameters(model)) as operator:
-        assert vectors_that_fit(operator, 20, 3) == 20
-        room = operator.graph_bytes + 10 * operator.size * 8
-        monkeypatch.setattr(landscape.curvature.opening, "available_memory", lambda _: room)
-        assert vectors_that_fit(operator, 20, 3) == 7  # ten, and three to work with
-        assert vectors_that_fit(operator, 20, 12) == 12
-        with pytest.raises(InputError, match="memory"):
-            require_memory(operator, 20, told=False)
-
-
-def test_memory_that_does_not_fit_is_refused_with_a_way_out():
-    assert available_memory(torch.device("cpu")) > 2**20
-    graph = MemoryEstimate(weights=10, graph=2000, vectors=100, vectors_on_device=True, available=1000)
-    with pytest.raises(InputError, match="batch-tokens"):
-        graph.require()
-    vectors = MemoryEstimate(weights=10, graph=100, vectors=2000, vectors_on_device=True, available=1000)
-    with pytest.raises(InputError, match="basis_device"):
-        vectors.require()
-    MemoryEstimate(weights=10, graph=100, vectors=2000, vectors_on_device=False, available=1000).require()
-    MemoryEstimate(weights=10, graph=100, vectors=2000, vectors_on_device=True, available=None).require()

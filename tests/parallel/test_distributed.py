@@ -1,10 +1,10 @@
 """Work shared by processes that torchrun starts, against one process; and what is left when one of them dies.
 
-Started as a script by torchrun, this file is one of the processes: it takes every measurement below and saves what came
-out; the tests compare. Losses are summed in the order of the batches, and so are the same bits for any number of
-processes: what is made of losses alone is compared exactly. Sums of float32 vectors are taken in another order, which
-changes gradients and products by about 1e-7 of their length (rel=1e-4 below: after several ascent steps or Lanczos
-iterations, on values whose other errors are 1e-3).
+Started as a script with the environment that torchrun sets, this file is one of the processes: it takes every
+measurement below and saves what came out; the tests compare. Losses are summed in the order of the batches, and so are
+the same bits for any number of processes: what is made of losses alone is compared exactly. Sums of float32 vectors are
+taken in another order, which changes gradients and products by about 1e-7 of their length (rel=1e-4 below: after
+several ascent steps or Lanczos iterations, on values whose other errors are 1e-3).
 """
 
 import dataclasses
@@ -173,9 +173,7 @@ def torchrun(processes, *arguments):
     ]  # fmt: skip
 
 
-TESTS = str(Path(__file__).parents[1])
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join((TESTS, str(Path(TESTS).parent))),  # the tree of these tests, whichever is installed
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "PYTHONWARNINGS": "ignore",
@@ -190,16 +188,15 @@ def one(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def several(request, tmp_path_factory):
+def several(request, tmp_path_factory, forks):
     """Results of every process, and the folder they worked in."""
     folder = tmp_path_factory.mktemp("several")
-    done = subprocess.run(
-        torchrun(request.param, __file__, folder), env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
+    done = forks.run(folder, program=__file__, processes=request.param, environment={"PYTHONWARNINGS": "ignore"})
     assert done.returncode == 0, done.stderr[-6000:]
     return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(request.param)], folder
 
 
+@pytest.mark.slow
 def test_several_processes_find_what_one_finds(one, several):
     """Compared with one process, two and three are compared with each other."""
     for found in several[0]:
@@ -209,6 +206,7 @@ def test_several_processes_find_what_one_finds(one, several):
             assert found["rounded"][name] == pytest.approx(value, rel=ROUNDING), name
 
 
+@pytest.mark.slow
 def test_every_process_holds_the_same_numbers_to_the_bit(several):
     first, *others = several[0]
     for other in others:
@@ -216,6 +214,7 @@ def test_every_process_holds_the_same_numbers_to_the_bit(several):
             assert (other["exact"] | other["rounded"])[name] == pytest.approx(value, rel=0, abs=0), name
 
 
+@pytest.mark.slow
 def test_work_is_split_and_numbers_come_together(several):
     results, folder = several
     count = len(results)
@@ -230,6 +229,7 @@ def test_work_is_split_and_numbers_come_together(several):
     assert list(folder.glob(".written*")) == []
 
 
+@pytest.mark.slow
 def test_bad_input_of_one_process_is_one_sentence_in_all(several):
     said, *others = [found["refused"] for found in several[0]]
     assert all(other == said for other in others)
@@ -283,6 +283,7 @@ def kill_when_under_way(arguments, processes, victim, journal, points, cwd):
     return stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
 def test_a_run_that_loses_a_process_ends_with_one_sentence_and_continues_with_any_number(
     run, save_checkpoint_folder, texts, tmp_path
@@ -308,6 +309,7 @@ def test_a_run_that_loses_a_process_ends_with_one_sentence_and_continues_with_an
     assert found.identity() == expected.identity()
 
 
+@pytest.mark.slow
 def test_commands_share_work_and_the_first_process_speaks(run, save_checkpoint_folder, texts, tmp_path):
     checkpoint = save_checkpoint_folder("llama")
     metrics = ["--metric", "average_case:samples=4", "--metric", "gradient_norm"]
@@ -329,6 +331,7 @@ def test_commands_share_work_and_the_first_process_speaks(run, save_checkpoint_f
             assert a == b or float(a) == pytest.approx(float(b), rel=ROUNDING)
 
 
+@pytest.mark.slow
 def test_bad_input_is_said_once_and_workers_end_with_code_2(tmp_path):
     """torchrun itself ends with 1 and prints a report of its own, in which the workers' code is."""
     done = subprocess.run(

@@ -1,11 +1,10 @@
 """Models larger than one device: sharded by FSDP2 over two processes, and spread by a device_map; memory.
 
-Started as a script by torchrun, this file is one of two processes that hold a model sharded, and measures it in every
-way below; the tests compare with one process that holds it whole. Weights are float32: losses and gradients differ
-between the two by the order in which sums are taken.
+Started as a script with the environment that torchrun sets, this file is one of two processes that hold a model
+sharded, and measures it in every way below; the tests compare with one process that holds it whole. Weights are
+float32: losses and gradients differ between the two by the order in which sums are taken.
 """
 
-import os
 import subprocess
 import sys
 import warnings
@@ -32,7 +31,7 @@ from landscape.objective.causal import CausalLoss, supervised_hidden
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
 from landscape.sharpness import compute_sharpness
-from landscape.surfaces.surface import compute_interpolation, compute_surface
+from landscape.surfaces.compute import compute_interpolation, compute_surface
 from landscape.weights.directions import difference_direction, load_directions, random_directions, save_directions
 from landscape.weights.parameters import Parameters
 from landscape.weights.vectors import inner_product, vector_digest
@@ -250,18 +249,9 @@ def sharded_process(folder):
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory):
+def sharded(tmp_path_factory, forks):
     folder = tmp_path_factory.mktemp("sharded")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    here = Path(__file__).resolve()
-    done = subprocess.run(
-        [*command, str(here), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join((str(here.parents[1]), str(here.parents[2]))), "OMP_NUM_THREADS": "1"},
-    )
+    done = forks.run(folder, program=__file__, processes=2)
     assert done.returncode == 0, done.stderr[-6000:]
     return torch.load(folder / "sharded.pt", weights_only=False)
 
@@ -279,6 +269,7 @@ LOSS = {"rtol": 1e-6, "atol": 1e-6}
 TOLERANCE = {"hutchinson": {"rtol": 1e-3, "atol": 1e-3}, "top_eigenvalue": {"rtol": 1e-4}, "trace": {"rtol": 1e-3}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_sharded_model_measures_as_the_whole_one(sharded, single, architecture):
     found, expected = sharded[architecture], single[architecture]
@@ -290,6 +281,7 @@ def test_a_sharded_model_measures_as_the_whole_one(sharded, single, architecture
         torch.testing.assert_close(found["tensors"][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_random_directions_of_a_sharded_model_are_those_of_the_whole_one(sharded, single, architecture):
     for mode in ("filter", "unit", "head", "layer", "none"):
@@ -300,10 +292,12 @@ def test_random_directions_of_a_sharded_model_are_those_of_the_whole_one(sharded
             torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_sharded_model_comes_back_bit_identical(sharded):
     assert all(sharded[architecture]["intact"] for architecture in ARCHITECTURES)
 
 
+@pytest.mark.slow
 def test_shards_of_uneven_and_no_rows_and_frozen_ones(sharded):
     expected = measure_odd(*odd())
     for name, value in expected.items():
@@ -311,6 +305,7 @@ def test_shards_of_uneven_and_no_rows_and_frozen_ones(sharded):
     assert expected["frozen"] > 0
 
 
+@pytest.mark.slow
 def test_directions_are_saved_whole_and_read_into_shards(sharded):
     model = build_model("llama")
     expected = compute_surface(
@@ -319,6 +314,7 @@ def test_directions_are_saved_whole_and_read_into_shards(sharded):
     np.testing.assert_allclose(sharded["read directions"], expected.loss, **LOSS)
 
 
+@pytest.mark.slow
 def test_what_a_sharded_model_does_not_have_is_refused_in_a_sentence(sharded):
     words = {
         "exact": "no second derivative",
@@ -334,6 +330,7 @@ def test_what_a_sharded_model_does_not_have_is_refused_in_a_sentence(sharded):
     assert "1.weight is whole and 0.weight is sharded" in sharded["partly"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["surface", "trace", "average"])
 def test_a_measurement_of_a_sharded_model_continues_from_its_journal(name, sharded):
     found = sharded["continued"][name]
@@ -491,6 +488,7 @@ for dtype, folder in (("bfloat16", sys.argv[2]), ("float32", sys.argv[3])):  # t
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
 def test_loading_takes_the_memory_of_the_weights(tmp_path, save_checkpoint_folder):
     shape = {"hidden_size": 512, "intermediate_size": 2048, "max_position_embeddings": 64}

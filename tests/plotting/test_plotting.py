@@ -29,7 +29,7 @@ from landscape.plotting import (
 )
 from landscape.plotting.ticks import linear_ticks
 from landscape.results import Provenance
-from landscape.surfaces.surface import Marker, Surface
+from landscape.surfaces.result import Marker, Surface
 from landscape.weights.perturbation import Fidelity
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -389,6 +389,7 @@ def test_figures_are_saved_as_png_and_pdf_with_truetype_fonts(tmp_path):
         assert b"/Type3" not in content
 
 
+@pytest.mark.slow
 def test_written_figures_are_complete_and_the_same_each_time(tmp_path):
     first = write_figures(pair(), tmp_path / "a" / "surface")
     assert [path.name for path in first] == ["surface.png", "surface.pdf", "surface.html"]
@@ -675,6 +676,7 @@ def browse(page: str, tmp_path: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
 def test_browser_draws_scenes_turns_them_together_and_shows_names_literally(tmp_path):
     dead = dataclasses.replace(pair()[0], name="dead", loss=np.full((7, 5), np.nan), center=np.nan)
@@ -704,6 +706,7 @@ def test_browser_draws_scenes_turns_them_together_and_shows_names_literally(tmp_
     assert {"sam", "dead", "loss at centre 1.500", "35 of 35 points not finite"} <= set(shown)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
 def test_browser_draws_lines_with_names_and_marks(tmp_path):
     evil = dataclasses.replace(interpolation(EVIL), name=EVIL)

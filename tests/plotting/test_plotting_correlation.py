@@ -179,6 +179,7 @@ def test_result_read_back_from_csv_still_draws(result, table, tmp_path):
     correlations_html(again, table)
 
 
+@pytest.mark.slow
 def test_written_pictures_are_the_same_each_time(result, table, tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()
@@ -219,6 +220,7 @@ def test_page_is_self_contained_and_a_name_adds_no_element(table, tmp_path):
     plot_correlations(result, evil(table), color=f"o{EVIL}").savefig(tmp_path / "evil.pdf")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
 def test_browser_draws_both_plots_and_shows_names_literally(table, tmp_path):
     frame = evil(table)

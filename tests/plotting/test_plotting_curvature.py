@@ -195,6 +195,7 @@ def test_trace_shows_probes_mean_and_interval(measured):
     dataclasses.replace(result, **one).plot()
 
 
+@pytest.mark.slow
 def test_written_pictures_are_the_same_each_time(pair, tmp_path):
     for write, kind in ((write_density_figures, "density"), (write_layer_figures, "layers")):
         first, second = (write(pair(kind), tmp_path / folder / kind) for folder in "ab")
@@ -229,6 +230,7 @@ def test_surfaces_along_eigenvectors_keep_their_own_labels_and_say_whose_they_ar
 # --- browser ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
 @pytest.mark.parametrize(("kind", "page_of"), [("density", density_html), ("layers", layers_html)])
 def test_browser_draws_pages_and_shows_names_literally(pair, tmp_path, kind, page_of):

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -23,11 +22,12 @@ from landscape.curvature.density import hessian_density
 from landscape.curvature.eigenvalues import hessian_eigenvalues
 from landscape.curvature.trace import hessian_trace
 from landscape.errors import InputError, MeasurementWarning
-from landscape.linalg.spectrum import lanczos, quadrature
+from landscape.linalg.lanczos import lanczos
+from landscape.linalg.quadrature import quadrature
 from landscape.objective.scope import Run, Scope
 from landscape.results import Journal, Snapshots, journaled
 from landscape.sharpness import compute_sharpness
-from landscape.surfaces.surface import compute_surface
+from landscape.surfaces.compute import compute_surface
 
 SMALL = ("--device", "cpu", "--quiet", "--limit", "4")
 
@@ -106,17 +106,17 @@ def test_lanczos_continues_bit_for_bit_from_wherever_it_was_stopped(dtype):
     matrix, start = with_spectrum(np.linspace(-1, 1, 60), dtype=dtype), start_vector(60).to(dtype)
     options = {"k": (2, 1), "which": "BE", "rtol": 1e-3, "basis_size": 8, "vectors": True}
     whole = lanczos(MatrixOperator(matrix), start, **options)
-    assert whole.products > 3 * 8, "several restarts, to stop before, at and after"
-    for last in range(1, whole.products):
+    assert whole.matvecs > 3 * 8, "several restarts, to stop before, at and after"
+    for last in range(1, whole.matvecs):
         states = []
         with pytest.raises(Killed):
-            lanczos(Counting(matrix, last), start, keep=lambda s, to=states: to.append(s), **options)
+            lanczos(Counting(matrix, last), start, save_state=lambda s, to=states: to.append(s), **options)
         kept = states[-1]
-        assert kept.products == last
+        assert kept.matvecs == last
         left = Counting(matrix)
         again = lanczos(left, start, resume=kept, **options)
-        assert left.taken == whole.products - last
-        assert again.products == whole.products
+        assert left.taken == whole.matvecs - last
+        assert again.matvecs == whole.matvecs
         assert np.array_equal(again.values, whole.values)
         assert np.array_equal(again.residuals, whole.residuals)
         assert torch.equal(again.vectors, whole.vectors)
@@ -133,7 +133,7 @@ def test_a_quadrature_continues_bit_for_bit_from_every_step():
     def rest(state):
         return state.second.copy(), state.step
 
-    whole = quadrature(MatrixOperator(matrix), probes, 12, keep=keep)
+    whole = quadrature(MatrixOperator(matrix), probes, 12, save_state=keep)
     for state in states:
         left = Counting(matrix)
         again = quadrature(left, probes, 12, resume=state)
@@ -297,6 +297,7 @@ COMMANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_full_disk_stops_a_run_with_a_sentence_and_the_next_one_continues(
     command, run, save_checkpoint_folder, records, small_disk, every_product
@@ -327,6 +328,7 @@ def test_a_full_disk_stops_a_run_with_a_sentence_and_the_next_one_continues(
     assert contents(disk / "out") == contents(Path("out"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_fine_tuning_too(run, save_checkpoint_folder, records, small_disk):
     disk, leave = small_disk
     base = save_checkpoint_folder("llama", seed=1)
@@ -356,91 +358,64 @@ def test_a_full_disk_stops_fine_tuning_too(run, save_checkpoint_folder, records,
 
 # --- kill -9 ------------------------------------------------------------------------------------------------
 
-# A process that has imported what takes long, and runs every command it is told in a child of its own.
-DRIVER = """
-import json, os, sys, torch
-import landscape.results.snapshots as snapshots
-from landscape.cli import main
-import landscape.study.comparison, landscape.curvature.eigenvalues, landscape.curvature.layers
-import landscape.study.measurements, landscape.plotting
-import landscape.curvature.checks, landscape.study.surfaces, landscape.curvature.trace, landscape.surfaces.trajectory
-import landscape.plotting.surfaces.interactive, landscape.plotting.surfaces.paper
-from landscape.objective.scope import Run, Scope
-import transformers.models.llama.modeling_llama
-snapshots.SHARE = 0
-print("ready", flush=True)
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.argv = ["landscape", *json.loads(line)]
-        main()
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+
+def journal_lines(folder):
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob(".*.journal"))
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Starts a command in a process of its own; returns its id, and what waits for its end and gives its exit code."""
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
-    )
-    assert driver.stdout.readline() == "ready\n"
-
-    def begin(*arguments):
-        driver.stdin.write(json.dumps([str(a) for a in arguments]) + "\n")
-        driver.stdin.flush()
-        return int(driver.stdout.readline()), lambda: int(driver.stdout.readline())
-
-    yield begin
-    driver.stdin.close()
-    driver.wait(timeout=60)
+def results_in(folder):
+    return [path for path in folder.glob("[!.]*") if path.name != "settings.json"]
 
 
-@pytest.mark.parametrize("command", ["plot", "hessian"])
-def test_a_run_killed_at_random_moments_ends_with_the_same_files(
-    command, start, save_checkpoint_folder, records, tmp_path
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "many"), [("plot", 100), ("hessian", 10)])
+def test_a_run_killed_at_every_stage_ends_with_the_same_files(
+    command, many, forks, save_checkpoint_folder, records, tmp_path
 ):
+    """Killed before it measures, at the first lines of a journal, far on, and while results and figures are written.
+
+    One run is killed again and again, each time a random moment after it has come to the next stage, and continues.
+    A run that ends before its kill is compared, and another begins.
+    """
     arguments = [part.format(a=save_checkpoint_folder("llama", seed=1), records=records) for part in COMMANDS[command]]
     if command == "plot":
-        arguments += ["--points", "1001"]  # long enough to be killed on its way
-    began = time.monotonic()
-    _, ended = start(*arguments, "-o", "whole")
-    assert ended() == 0
-    lasts = time.monotonic() - began
+        arguments += ["--points", "401"]  # long enough to be killed on its way
+    whole, folder = tmp_path / "whole", tmp_path / "killed-0"
+    assert forks.run(*arguments, "-o", whole, every_product=True).returncode == 0
     moments = random.Random(0)
-    kills, at_work, runs, folder = 0, 0, 0, tmp_path / "killed-0"
 
-    def lines():
-        return sum(path.read_bytes().count(b"\n") for path in folder.glob(".*.journal"))
+    def further(lines):
+        reached = journal_lines(folder) + lines
+        return lambda: journal_lines(folder) >= reached
 
-    while kills < 10:
-        assert runs < 12
-        process, ended = start(*arguments, "-o", folder)
-        if kills % 2:  # any moment, and moments while a journal is written
-            time.sleep(moments.uniform(0, lasts))
-        else:
-            enough = lines() + moments.randint(1, 8)
-            while lines() < enough and alive(process):
-                time.sleep(0.001)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-        code = ended()
+    stages = [
+        lambda: lambda: True,
+        lambda: lambda: any(folder.glob(".*.journal")),
+        *[lambda: further(moments.randint(1, 8))] * 3,
+        *[lambda: further(moments.randint(many // 2, many))] * 2,
+        lambda: lambda: results_in(folder),
+        lambda: lambda: any(path.suffix in (".png", ".pdf", ".html", ".csv") for path in results_in(folder)),
+    ]
+    kills, at_work, runs = 0, 0, 0
+    for stage in stages:
+        come_to = stage()
+        process = forks.start(*arguments, "-o", folder, every_product=True)
+        while not come_to() and process.alive():
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.03))
+        process.send(signal.SIGKILL)
+        code = process.wait().returncode
+        assert code in (0, -signal.SIGKILL)
         kills += code == -signal.SIGKILL
-        at_work += lines() > 1
-        if code == 0 or (folder / "summary.json").exists() or kills == 10:
-            if code:
-                assert start(*arguments, "-o", folder)[1]() == 0
-            assert contents(folder) == contents(tmp_path / "whole")
+        at_work += code == -signal.SIGKILL and journal_lines(folder) > 1
+        for path in results_in(folder):
+            if path.suffix == ".json":
+                json.loads(path.read_text())  # complete, or not there
+        if code == 0:
+            assert contents(folder) == contents(whole)
             runs += 1
             folder = tmp_path / f"killed-{runs}"
-    assert at_work > 1, "a journal was there to continue from"
-
-
-def alive(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    assert kills >= 7
+    assert at_work >= 4, "a journal was there to continue from"
+    assert forks.run(*arguments, "-o", folder, every_product=True).returncode == 0
+    assert contents(folder) == contents(whole)

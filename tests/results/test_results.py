@@ -29,7 +29,7 @@ from landscape.results import (
     write_json,
     write_text,
 )
-from landscape.surfaces.surface import Marker, Surface
+from landscape.surfaces.result import Marker, Surface
 from landscape.weights.perturbation import Fidelity
 
 SURFACE = Surface(
@@ -176,6 +176,7 @@ def _hold(path, ready, done):
         done.wait(30)
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_journal_are_refused(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
@@ -268,6 +269,7 @@ def _live_in(folder, ready, done):
         done.wait(30)
 
 
+@pytest.mark.slow
 def test_the_second_of_two_runs_on_a_new_folder_is_refused_and_removes_nothing(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
@@ -314,6 +316,7 @@ for attempt in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
 def test_what_may_not_be_read_or_written_is_refused_with_the_reason(save_checkpoint_folder):
     place = tempfile.mkdtemp()  # pytest's own is closed to others

@@ -16,8 +16,8 @@ from landscape.curvature.products import hessian_vector_product
 from landscape.errors import InputError
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
-from landscape.surfaces.surface import Surface, compute_interpolation, compute_plane, compute_surface
-from landscape.surfaces.trajectory import compute_trajectory
+from landscape.surfaces.compute import compute_interpolation, compute_plane, compute_surface, compute_trajectory
+from landscape.surfaces.result import Surface
 
 
 @pytest.fixture

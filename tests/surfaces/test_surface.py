@@ -27,8 +27,10 @@ from landscape.objective.loss_functions import supervised_loss
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
 from landscape.plotting import caption_for, require_comparable
+from landscape.surfaces.compute import compute_interpolation, compute_plane, compute_surface
 from landscape.surfaces.metrics import compare_metrics
-from landscape.surfaces.surface import Surface, auto_span, compute_interpolation, compute_plane, compute_surface
+from landscape.surfaces.result import Surface
+from landscape.surfaces.span import auto_span
 from landscape.weights.directions import Direction, difference_direction, random_directions
 from landscape.weights.parameters import Parameters
 
@@ -486,14 +488,14 @@ def measurements():
 @pytest.mark.parametrize("what", measurements())
 def test_another_measurement_is_neither_read_from_a_journal_nor_overwritten_nor_compared(what, tmp_path):
     measure, other = measurements()[what]
-    surface = measure(journal=tmp_path / "journal")
-    again = measure(journal=tmp_path / "journal")
+    surface = measure(run=Run(journal=tmp_path / "journal"))
+    again = measure(run=Run(journal=tmp_path / "journal"))
     assert np.array_equal(again.loss, surface.loss)
     surface.save(tmp_path / "surface.json")
     again.save(tmp_path / "surface.json")
     require_comparable([surface, dataclasses.replace(again, name="b")])
     with pytest.raises(InputError, match="other settings"):
-        other(journal=tmp_path / "journal")
+        other(run=Run(journal=tmp_path / "journal"))
     different = dataclasses.replace(other(), name="b")
     with pytest.raises(InputError, match="already holds"):
         different.save(tmp_path / "surface.json")

@@ -1,4 +1,4 @@
-"""Surface metrics against their values on functions with closed forms (SCIENCE 2.4)."""
+"""Surface metrics against their values on functions with closed forms."""
 
 import numpy as np
 import pytest

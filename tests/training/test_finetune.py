@@ -37,6 +37,7 @@ def record_of(folder):
     return json.loads((folder / "landscape.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sam"])
 def test_an_interrupted_run_continues_to_the_same_weights(
     optimizer, tmp_path, save_checkpoint_folder, records, monkeypatch
@@ -254,6 +255,7 @@ def test_a_batch_in_parts_gives_the_same_weights(batch_size, parts, tmp_path, sa
     assert worst < 1e-2 * step
 
 
+@pytest.mark.slow
 def test_adaptive_sam_is_neither_sam_nor_adamw(tmp_path, save_checkpoint_folder, records):
     base = save_checkpoint_folder("llama", seed=1)
     options = COMMON | {"steps": 2}
@@ -271,6 +273,7 @@ def test_adaptive_sam_is_neither_sam_nor_adamw(tmp_path, save_checkpoint_folder,
     assert record_of(default)["rho"] == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_lora_trains_an_adapter_alone_and_continues_when_killed(
     architecture, tmp_path, save_checkpoint_folder, records, monkeypatch
@@ -339,6 +342,7 @@ def test_rehearsal_mixes_in_its_share_of_old_examples(tmp_path, save_checkpoint_
         tune(base, str(records), tmp_path / "x", rehearsal=Rehearsal(str(records), 0.9), **options)
 
 
+@pytest.mark.slow
 def test_the_kept_path_runs_from_the_base_in_even_steps_and_survives_a_kill(
     tmp_path, save_checkpoint_folder, records, monkeypatch
 ):

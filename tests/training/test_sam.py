@@ -410,6 +410,7 @@ def test_the_trainer_takes_the_gradient_that_it_names(tmp_path, ascent, adaptive
     assert float((wanted - unwanted).norm() / wanted.norm()) > 0.01  # so that the test can tell them apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [32, 40])  # 40: the epoch ends with an accumulation of 2 and a batch of 8
 def test_accumulation_of_4_by_8_is_a_batch_of_32(tmp_path, count):
     epoch = {"max_steps": -1, "num_train_epochs": 2}  # shuffled by the Trainer's own sampler

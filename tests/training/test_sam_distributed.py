@@ -1,11 +1,10 @@
 """SAM in two processes on the CPU, against one process with the doubled batch.
 
-Started as a script by torchrun, this file is one of the two processes: it trains in every way below and saves what
-came out; the tests compare. Weights are float32: updates agree to rounding, of sums taken in another order.
+Started as a script with the environment that torchrun sets, this file is one of the two processes: it trains in every
+way below and saves what came out; the tests compare. Weights are float32: updates agree to rounding, of sums taken in
+another order.
 """
 
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -174,20 +173,15 @@ def main(folder):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(tmp_path_factory, forks):
     """Results of both processes."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, folder]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = forks.run(folder, program=__file__, processes=2, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", OPTIMIZED)
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(two, kind, groups):
@@ -206,6 +200,7 @@ def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(two, kind, g
         assert one["radii"] == pytest.approx([RHO] * 3, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fidelity_and_radius_are_of_the_whole_sharded_model(two):
     one = bfloat16_shards()
     assert not one["fidelity"].faithful
@@ -216,12 +211,15 @@ def test_fidelity_and_radius_are_of_the_whole_sharded_model(two):
         # gradients in bfloat16 differ in their last digits, and with them what rounding leaves of the step
         assert there["fidelity"].norm_ratio == pytest.approx(one["fidelity"].norm_ratio, rel=0.05)
         assert there["radius"] == pytest.approx(one["radius"], rel=0.05)
+    # each process's own part has a fidelity and a radius of its own
     assert two[0]["bfloat16"]["radius"] == two[1]["bfloat16"]["radius"]
+    assert two[0]["bfloat16"]["fidelity"] == two[1]["bfloat16"]["fidelity"]
 
 
 START = weights(build_model("llama", seed=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["batch", "torn epoch", "sharded trainer"])
 def test_the_trainer_in_two_processes_is_one_with_the_doubled_batch(two, case, tmp_path):
     changes, count = {"max_steps": 2}, 16
@@ -238,6 +236,7 @@ def test_the_trainer_in_two_processes_is_one_with_the_doubled_batch(two, case, t
         assert two[0][case]["passes"] == one["passes"] == 2 * 2 * 2 + (2 if case == "torn epoch" else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ascent", ["micro", "local"])
 def test_each_process_ascends_on_its_own_where_named(two, ascent):
     """Micro-batches of 2 take turns: the first goes to the first process, the second to the second."""

@@ -88,7 +88,7 @@ def test_a_filter_of_zeros_stays_where_it_is():
 
 
 def test_expected_curvature_of_a_filter_normalized_direction_is_the_weighted_trace():
-    # SCIENCE 2.2: E d'Hd = sum_f |w_f|^2 / n_f tr H_ff; here H is diagonal, so tr H_ff is a row's sum
+    # E d'Hd = sum_f |w_f|^2 / n_f tr H_ff; here H is diagonal, so tr H_ff is a row's sum
     torch.manual_seed(0)
     model = nn.Linear(5, 4, bias=False).double()
     diagonal = torch.rand(4, 5, dtype=torch.float64) + 0.1

@@ -46,7 +46,7 @@ def plot_correlations(
     Example:
         >>> import pandas, landscape
         >>> table = pandas.DataFrame({"trace": [1, 2, 3, 4, 5, 6], "forgetting": [1, 3, 2, 4, 6, 5]})
-        >>> result = landscape.correlate(table, resampling=landscape.Resampling(99))
+        >>> result = landscape.correlate(table, resampling=landscape.Resampling(resamples=99))
         >>> figure = landscape.plot_correlations(result)
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['trace']
@@ -84,7 +84,7 @@ def plot_correlation_scatter(
     Example:
         >>> import pandas, landscape
         >>> table = pandas.DataFrame({"trace": [1, 2, 3, 4, 5, 6], "forgetting": [1, 3, 2, 4, 6, 5]})
-        >>> result = landscape.correlate(table, resampling=landscape.Resampling(99))
+        >>> result = landscape.correlate(table, resampling=landscape.Resampling(resamples=99))
         >>> figure = landscape.plot_correlation_scatter(result, table)
         >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
         ('trace', 'forgetting')
@@ -123,7 +123,7 @@ def correlations_html(
     Example:
         >>> import pandas, landscape
         >>> table = pandas.DataFrame({"trace": [1, 2, 3, 4, 5, 6], "forgetting": [1, 3, 2, 4, 6, 5]})
-        >>> result = landscape.correlate(table, resampling=landscape.Resampling(99))
+        >>> result = landscape.correlate(table, resampling=landscape.Resampling(resamples=99))
         >>> "<h1>Flatness against forgetting</h1>" in landscape.correlations_html(result, table)
         True
     """

@@ -13,7 +13,7 @@ from landscape.plotting.surfaces.shared import arrange, caption_for, loss_scale
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from landscape.surfaces.surface import Surface
+    from landscape.surfaces.result import Surface
 
 
 def plot_surfaces(

@@ -33,7 +33,7 @@ from landscape.plotting.surfaces.shared import (
 )
 
 if TYPE_CHECKING:
-    from landscape.surfaces.surface import Marker, Surface
+    from landscape.surfaces.result import Marker, Surface
 
 _EYE = {"x": 0.95, "y": -1.65, "z": 1.05}
 _SCENE_AXIS = {"showbackground": False, "gridcolor": "#ddd", "linecolor": "#888", "zeroline": False}
@@ -156,7 +156,7 @@ def _scene(surface: Surface, scale: LossScale) -> dict[str, Any]:
 
 def _named(surface: Surface) -> Sequence[Marker]:
     """The checkpoints that get a flag: along a path its ends alone."""
-    return surface.markers[:: len(surface.markers) - 1] if surface.kind == "trajectory" else surface.markers
+    return surface.markers[:: len(surface.markers) - 1] if surface.kind_type.markers_are_path else surface.markers
 
 
 def _flag(marker: Marker, scale: LossScale) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _surface_traces(surface: Surface, scale: LossScale, scene: str, coloraxis: s
                 x=[p[0] for p in places],
                 y=[p[1] for p in places],
                 z=losses,
-                mode="lines+markers" if surface.kind == "trajectory" else "markers",
+                mode="lines+markers" if surface.kind_type.markers_are_path else "markers",
                 line={"color": "black", "width": 4},
                 scene=scene,
                 marker={"size": 4, "color": "white", "line": {"color": "black", "width": 2}},

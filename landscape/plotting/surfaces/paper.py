@@ -36,7 +36,7 @@ from landscape.plotting.surfaces.shared import (
 )
 
 if TYPE_CHECKING:
-    from landscape.surfaces.surface import Surface
+    from landscape.surfaces.result import Surface
 
 CAMERA = {"elev": 30, "azim": -60}
 _HALO = [withStroke(linewidth=2, foreground="white")]
@@ -162,9 +162,9 @@ def _draw_contours(axes: Axes, surface: Surface, scale: LossScale, norm: Normali
     axes.set_ylabel(shorten(clean(surface.axis_labels[1]), 40))
     set_linear_ticks(axes.xaxis, x[0], x[-1], 5)
     set_linear_ticks(axes.yaxis, y[0], y[-1], 5)
-    if surface.kind == "plane":
+    if not surface.kind_type.markers_are_path:
         _draw_markers(axes, surface, range(len(surface.markers)))
-    if surface.kind == "trajectory":
+    else:
         places = np.array([marker.coordinates for marker in surface.markers])
         (line,) = axes.plot(*places.T, "-", color="black", linewidth=0.9, scalex=False, scaley=False)
         line.set(path_effects=_HALO, zorder=3)

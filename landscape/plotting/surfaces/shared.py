@@ -26,7 +26,7 @@ from landscape.plotting.basics import (
 from landscape.plotting.ticks import linear_ticks, log_ticks
 
 if TYPE_CHECKING:  # a picture needs no more of a result than its fields, so importing this stays cheap
-    from landscape.surfaces.surface import Surface
+    from landscape.surfaces.result import Surface
 
 
 # --- names and order ----------------------------------------------------------------------------------------
@@ -35,14 +35,13 @@ if TYPE_CHECKING:  # a picture needs no more of a result than its fields, so imp
 def shared_label(surfaces: Sequence[Surface], axis: int) -> str:
     """The label of an axis that several surfaces share, though lines to other checkpoints have others."""
     labels = list(dict.fromkeys(clean(surface.axis_labels[axis]) for surface in surfaces))
-    if len(labels) > 1 and surfaces[0].kind == "interpolate":
-        return "position between checkpoints (0 to 1)"
-    return "distance along the eigenvector" if differ_in_eigenvectors(surfaces) else " / ".join(labels)
+    differ = len(labels) > 1 or differ_in_eigenvectors(surfaces)
+    return (surfaces[0].kind_type.shared_axis_label if differ else "") or " / ".join(labels)
 
 
 def differ_in_eigenvectors(surfaces: Sequence[Surface]) -> bool:
     """Whether every checkpoint has its own eigenvectors along the axes, so that each panel needs its own labels."""
-    return surfaces[0].kind == "eigen" and len({surface.axis_labels for surface in surfaces}) > 1
+    return bool(surfaces[0].kind_type.own_directions) and len({surface.axis_labels for surface in surfaces}) > 1
 
 
 def marked_places(surfaces: Sequence[Surface]) -> dict[float, list[str]]:
@@ -221,9 +220,7 @@ def loss_scale(surfaces: Sequence[Surface], log: bool, levels: int | Sequence[fl
 
 def center_name(surface: Surface) -> str:
     """The name for the place of the unperturbed model, which is the start of a line or plane and the end of a path."""
-    if surface.kind == "trajectory":
-        return "end of path"
-    return "origin" if surface.kind in ("interpolate", "plane") else "centre"
+    return surface.kind_type.center_name
 
 
 def center_text(surface: Surface) -> str:
@@ -268,12 +265,12 @@ def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
     several = len(arrangement.names) > 1
     unit = " (nats per supervised token)" if all(of_tokens(surface) for surface in shown) else ""
     sentences = [f"Loss{unit} on {data}, {_region(first)}"]
-    if first.kind == "eigen":
+    if first.kind_type.own_directions:
         sentences.append(_eigenvectors(arrangement))
     if first.path:
         sentences.append(_path(first))
 
-    drawn = first.kind == "random" and first.seed is not None
+    drawn = first.kind_type.is_random and first.seed is not None
     if drawn:
         own = "" if first.normalize in (None, "none") else ", normalized to its own weights"
         subject = "Each checkpoint" if several else "The checkpoint"
@@ -299,28 +296,15 @@ def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
 
 def _region(surface: Surface) -> str:
     """The grid in words, with kind, normalization and seed."""
-    one = len(surface.axes) == 1
-    grid = f"{_grid(surface)}, {_extent(surface)}"
-    if surface.kind == "interpolate":
-        return f"on the straight line between two checkpoints ({grid})"
-    if surface.kind == "plane":
-        return f"over the plane through the marked checkpoints ({grid}; axes are distances in parameter space)"
-    if surface.kind == "trajectory":
-        return (
-            f"over the plane of the path's first two principal directions (PC) through its end ({grid}; axes are "
-            "distances in parameter space)"
-        )
-    if surface.kind == "eigen":
-        return f"{'along a Hessian eigenvector' if one else 'over two Hessian eigenvectors'} ({grid})"
     normalized = "not normalized" if surface.normalize == "none" else f"{surface.normalize}-normalized"
     draw = [normalized] if surface.normalize else []
     draw += [f"seed {surface.seed}"] if surface.seed is not None else []
     moved = surface.conventions["parameters"]
     draw += [f"only {clean(moved if isinstance(moved, str) else ', '.join(moved))} moved"] if moved else []
     draw += ["1-D tensors too"] if surface.conventions["include_1d"] else []
-    drawn = "random" if surface.kind == "random" else "given"
-    directions = f"along one {drawn} direction" if one else f"over two {drawn} directions"
-    return f"{directions} ({'; '.join([*([', '.join(draw)] if draw else []), grid])})"
+    kind, grid = surface.kind_type, f"{_grid(surface)}, {_extent(surface)}"
+    details = [part for part in (", ".join(draw), grid, kind.axis_note) if part]
+    return f"{kind.region(len(surface.axes))} ({'; '.join(details)})"
 
 
 def _path(surface: Surface) -> str:
@@ -342,7 +326,8 @@ def _eigenvectors(arrangement: Arrangement) -> str:
     several, sides = len(arrangement.names) > 1, all(axis[0] < 0 < axis[-1] for axis in first.axes)
     axes = "axis is the distance along a" if len(first.axes) == 1 else "axes are distances along"
     plural = "" if len(first.axes) == 1 else "s"
-    sentence = f"The {axes} unit Hessian eigenvector{plural} of {'each' if several else 'the'} checkpoint's own loss"
+    whose = f"{'each' if several else 'the'} checkpoint's own"
+    sentence = f"The {axes} unit {first.kind_type.own_directions}{plural} of {whose} loss"
     drawn = {(s.name, str(s.provenance.settings.get("directions"))) for s in arrangement.cells.values()}
     if len(drawn) < len(arrangement.cells):
         sentence += " (the same on more than one data set)"

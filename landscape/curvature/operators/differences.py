@@ -19,20 +19,36 @@ from landscape.weights.vectors import vector_norm
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A product from differences of gradients."""
+    """A product from differences of gradients.
 
-    product: Tensor  # (size,)
-    error: float  # |difference at the step - at half of it| / |the latter|
-    step: float  # length of the longer step
-    fidelity: Fidelity  # the worst of the steps
+    Attributes:
+        product: The product, shape (size,).
+        error: |difference at the step - difference at half of it| / |the latter|.
+        step: The length of the longer step.
+        fidelity: What rounding left of the steps, at the worst.
+    """
+
+    product: Tensor
+    error: float
+    step: float
+    fidelity: Fidelity
 
 
 def central_difference(objective: Objective, parameters: Parameters, vector: Tensor, step: float) -> Difference:
-    """(g(w + h v) - g(w - h v)) / 2h along the unit vector v, extrapolated from two step sizes that agree.
+    """Return (g(w + h v) - g(w - h v)) / 2h along the unit vector v, extrapolated from two step sizes that agree.
 
-    The best step was 0.03 along a random unit vector and 0.001 along the top eigenvector of one and the same model
-    (SCIENCE 3.1). So every vector is tried at a step and at half of it; steps are halved, or doubled, while that
-    brings the two closer and they differ by more than a thousandth.
+    No step suits all vectors: the best one was 0.03 along a random unit vector and 0.001 along the top eigenvector of
+    one and the same model. So every vector is tried at a step and at half of it. Steps are halved, or doubled, while
+    that brings the two closer and they differ by more than a thousandth.
+
+    Args:
+        objective: The loss whose gradient g is taken.
+        parameters: The weights w that move.
+        vector: The vector, shape (size,), of any length.
+        step: The longer step h that is tried first.
+
+    Returns:
+        The product of the Hessian with `vector`, with its estimated error.
     """
     layout = Layout(parameters)
     norm = _norm(vector)
@@ -41,14 +57,14 @@ def central_difference(objective: Objective, parameters: Parameters, vector: Ten
     unit = layout.named(vector / norm)
     slopes: dict[float, Tensor] = {}
     fidelity = EXACT
-    with excursion(parameters) as trip:
+    with excursion(parameters) as moved:
 
         def slope(h: float) -> Tensor:
             nonlocal fidelity
             if h not in slopes:
-                fidelity = fidelity.worse(trip.move([(h, unit)]))
+                fidelity = fidelity.worse(moved.move([(h, unit)]))
                 ahead = layout.flat(objective.gradient(parameters)[1])
-                fidelity = fidelity.worse(trip.move([(-h, unit)]))
+                fidelity = fidelity.worse(moved.move([(-h, unit)]))
                 slopes[h] = ahead.sub_(layout.flat(objective.gradient(parameters)[1])).div_(2 * h)
             return slopes[h]
 
@@ -74,14 +90,22 @@ def _norm(vector: Tensor) -> float:
 
 
 class SecondDifferences:
-    """v'Hv from losses at w + hv, w - hv and w: no backward pass, the memory of inference.
+    """v'Hv = (L(w + hv) - 2 L(w) + L(w - hv)) / h^2, without a backward pass, in the memory of inference.
 
-    The step is found on one vector, long enough that the rounding of the losses does not show: a rise of 1e-4 of the
-    loss, where float32 losses are good to about 1e-7. What truncation is left shows at twice the step.
+    The step h is chosen on one vector. It is long enough that the rounding of the losses does not show: the loss rises
+    by 1e-4 of itself, where float32 losses are good to about 1e-7. Twice the step shows how much truncation is left.
+
+    Args:
+        objective: The loss L.
+        parameters: The weights w that move.
+        moved: What moves them, already open.
+
+    Raises:
+        InputError: The loss at the weights is not finite.
     """
 
-    def __init__(self, objective: Objective, parameters: Parameters, trip: Excursion):
-        self._objective, self._parameters, self._trip = objective, parameters, trip
+    def __init__(self, objective: Objective, parameters: Parameters, moved: Excursion):
+        self._objective, self._parameters, self._excursion = objective, parameters, moved
         self._layout = Layout(parameters)
         self._center = objective.loss().mean
         if not math.isfinite(self._center):
@@ -92,7 +116,7 @@ class SecondDifferences:
     def _curvature(self, unit: dict[str, Tensor], h: float) -> float:
         ends = 0.0
         for sign in (h, -h):
-            self.fidelity = self.fidelity.worse(self._trip.move([(sign, unit)]))
+            self.fidelity = self.fidelity.worse(self._excursion.move([(sign, unit)]))
             ends += self._objective.loss().mean - self._center
         return ends / h**2
 
@@ -112,10 +136,10 @@ class SecondDifferences:
         return self._layout.named(vector / whole(torch.linalg.vector_norm(vector)))
 
     def value(self, vector: Tensor) -> float:
-        """v'Hv at the step."""
+        """Return v'Hv at the step."""
         return self._curvature(self._unit(vector), self.step) * _norm(vector) ** 2
 
     def at_both_steps(self, vector: Tensor) -> tuple[float, float]:
-        """v'Hv at the step and at twice the step."""
+        """Return v'Hv at the step and at twice the step."""
         unit, square = self._unit(vector), _norm(vector) ** 2
         return self._curvature(unit, self.step) * square, self._curvature(unit, 2 * self.step) * square

@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +33,8 @@ from landscape import (
 )
 from landscape.data.tokens import Example, TokenData
 from landscape.objective.scope import Run
-from landscape.study.measure import FLATNESS_METRICS, details_path, disjoint_halves, measure_checkpoints
+from landscape.study.halves import disjoint_halves
+from landscape.study.table import FLATNESS_METRICS, details_path, measure_checkpoints
 
 METRICS = (
     ("worst_case", {"steps": 1, "rho": 0.1}),
@@ -49,8 +47,9 @@ METRICS = (
 )
 FAST = ("gradient_norm", ("surface", {"dim": 1, "points": 3}))
 FAST_OPTIONS = ("--metric", "gradient_norm", "--metric", "surface:dim=1,points=3", "--device", "cpu", "--quiet")
+CPU = LoadOptions(device="cpu")
 TUNING = Optimization(steps=3, lr=3e-3, batch_size=4)
-READING = {"data_options": DataOptions(max_length=64), "load_options": LoadOptions(device="cpu"), "progress": False}
+READING = {"data_options": DataOptions(max_length=64), "load_options": CPU, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def table(study, sources, tmp_path_factory):
     """The table of all metrics, and the file that holds it."""
     base, *checkpoints = study
     output = tmp_path_factory.mktemp("table") / "t.csv"
-    return measure_checkpoints(base, checkpoints, *sources, output, metrics=METRICS, device="cpu"), output
+    return measure_checkpoints(base, checkpoints, *sources, output, metrics=METRICS, load_options=CPU), output
 
 
 def test_numbers_are_those_of_the_api(study, sources, table):
@@ -172,7 +171,7 @@ def test_halves_share_no_example_and_depend_on_content_only():
 
 def test_flatness_and_outcomes_are_measured_on_the_two_halves(study, sources, tmp_path):
     base, sam, *_ = study
-    measure_checkpoints(base, [sam], *sources, tmp_path / "t.csv", metrics=FAST, flatness_on="new", device="cpu")
+    measure_checkpoints(base, [sam], *sources, tmp_path / "t.csv", metrics=FAST, flatness_on="new", load_options=CPU)
     tokenizer = load_checkpoint(base, device="cpu").tokenizer
     old, new = (disjoint_halves(load_data(source, tokenizer, max_length=128)) for source in sources)
     cells = {path.name.rsplit("-", 1)[0]: path for path in (tmp_path / "t.csv.cells").glob("*-*.json")}
@@ -188,10 +187,10 @@ def test_flatness_and_outcomes_are_measured_on_the_two_halves(study, sources, tm
 def test_another_checkpoint_computes_only_what_is_new(study, sources, tmp_path):
     base, sam, lora, silent = study
     output = tmp_path / "t.csv"
-    measure_checkpoints(base, [sam, silent], *sources, output, metrics=FAST, device="cpu")
+    measure_checkpoints(base, [sam, silent], *sources, output, metrics=FAST, load_options=CPU)
     first = output.read_text().splitlines()
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "t.csv.cells").iterdir()}
-    measure_checkpoints(base, [sam, lora, silent], *sources, output, metrics=FAST, device="cpu")
+    measure_checkpoints(base, [sam, lora, silent], *sources, output, metrics=FAST, load_options=CPU)
     rows = output.read_text().splitlines()
     assert [rows[0], rows[1], rows[3]] == first
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "t.csv.cells").iterdir()}
@@ -202,7 +201,7 @@ def test_another_checkpoint_computes_only_what_is_new(study, sources, tmp_path):
     # a folder by another path, or other weights under a known path: the digest decides
     elsewhere = tmp_path / "elsewhere"
     elsewhere.symlink_to(silent)
-    found = measure_checkpoints(base, [elsewhere], *sources, output, metrics=FAST, device="cpu")
+    found = measure_checkpoints(base, [elsewhere], *sources, output, metrics=FAST, load_options=CPU)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "t.csv.cells").iterdir()} == after
     assert found["gradient_norm_old"][0] == float(rows[3].split(",")[rows[0].split(",").index("gradient_norm_old")])
 
@@ -212,14 +211,15 @@ def test_one_checkpoint_twice_and_the_base_itself_are_said(study, sources, tmp_p
     again = tmp_path / "again"
     again.symlink_to(sam)
     with pytest.warns(MeasurementWarning) as said:
-        measure_checkpoints(base, [sam, again, base], *sources, tmp_path / "t.csv", metrics=FAST, device="cpu")
+        measure_checkpoints(base, [sam, again, base], *sources, tmp_path / "t.csv", metrics=FAST, load_options=CPU)
     texts = [str(warning.message) for warning in said]
     assert any(f"{again} is {sam} again" in text for text in texts), texts
     assert any(f"{base} is the base itself" in text for text in texts), texts
     assert len(texts) == 2, texts
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_table(study, sources, tmp_path, run):
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_table(study, sources, tmp_path, run, forks):
     base, sam, _, silent = study  # no adapter: every start would import peft
     arguments = ["measure", base, sam, silent, "--old", sources[0], "--new", sources[1], "--device", "cpu", "--quiet"]
     for text in ("gradient_norm", "surface:dim=2,points=7", "trace:rtol=100,max_probes=16"):
@@ -229,16 +229,15 @@ def test_killed_at_random_moments_it_ends_with_the_same_table(study, sources, tm
     cells = tmp_path / "killed.csv.cells"
     drawn = random.Random(0)
     finished: set[str] = set()
-    for goal in (1, 4, 7, 11):  # of 18 cells; every start imports torch again, so four kills
-        command = [sys.executable, "-m", "landscape", *map(str, arguments), "-o", str(killed)]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    for goal in (0, 1, 4, 7, 11):  # of 18 cells
+        process = forks.start(*arguments, "-o", killed)
         deadline = time.monotonic() + 60
-        while len(list(cells.glob("*-*.json"))) < goal and process.poll() is None and time.monotonic() < deadline:
+        while len(list(cells.glob("[!.]*-*.json"))) < goal and process.alive() and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(drawn.uniform(0, 0.1))
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        now = {path.name for path in cells.glob("*-*.json")}
+        process.send(signal.SIGKILL)
+        assert process.wait().returncode == -signal.SIGKILL
+        now = {path.name for path in cells.glob("[!.]*-*.json")}
         assert finished <= now, "nothing is lost"
         finished = now
         if killed.exists():  # complete, or not there
@@ -308,7 +307,7 @@ def test_what_does_not_belong_together_is_refused(study, sources, tmp_path, save
 
     def measured(*checkpoints, old=sources[0], output=output, **options):
         return measure_checkpoints(
-            options.pop("base", base), checkpoints, old, sources[1], output, device="cpu", metrics=FAST, **options
+            options.pop("base", base), checkpoints, old, sources[1], output, load_options=CPU, metrics=FAST, **options
         )
 
     narrow = save_checkpoint_folder("llama", seed=1, intermediate_size=40)
@@ -340,7 +339,7 @@ def test_what_does_not_belong_together_is_refused(study, sources, tmp_path, save
     with pytest.raises(InputError, match=r"other settings \(base"):
         measured(sam, base=study[3])
     with pytest.raises(InputError, match=r"other settings \(metrics"):
-        measure_checkpoints(base, [sam], *sources, output, device="cpu", metrics=["gradient_norm"])
+        measure_checkpoints(base, [sam], *sources, output, load_options=CPU, metrics=["gradient_norm"])
     assert output.read_bytes() == written
     with pytest.warns(MeasurementWarning, match="another base"):
         measured(sam, base=study[3], output=tmp_path / "wrong.csv")

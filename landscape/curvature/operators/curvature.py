@@ -2,11 +2,11 @@
 
 Four ways to a product (Pearlmutter 1994; Martens 2010; Schraudolph 2002), behind one call:
 
-exact                 reverse over reverse: the gradient with its graph, differentiated again. Products of several
-                      vectors share one graph per micro-batch; graphs are kept between calls where they fit.
-forward_over_reverse  the gradient of dual numbers; where every operation has a forward derivative.
-finite_difference     central differences of gradients at two step sizes, extrapolated, with their discrepancy.
-ggn                   J' (d2 loss / d outputs2) J, from the graph of J'u, differentiated in u.
+exact: Reverse over reverse: the gradient with its graph is differentiated again. Products of several vectors share one
+    graph per micro-batch, and graphs are kept between calls where they fit.
+forward_over_reverse: The gradient of dual numbers, where every operation has a forward derivative.
+finite_difference: Central differences of gradients at two step sizes, extrapolated, with their discrepancy.
+ggn: J' (d2 loss / d outputs2) J, from the graph of J'u, which is differentiated in u.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.curvature.differences import central_difference
+from landscape.curvature.operators.differences import central_difference
 from landscape.data.batches import Batch
 from landscape.errors import InputError
+from landscape.linalg.operator import SymmetricOperator
 from landscape.objective.loss_functions import OutputLoss
 from landscape.objective.objective import Objective
 from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
+from landscape.parallel.sharding import everywhere, whole
 from landscape.results import from_plain, to_plain
 from landscape.weights.flat import Layout
 from landscape.weights.parameters import Parameters
@@ -36,28 +38,37 @@ Parts = Sequence[Tensor | None]  # a tensor per parameter; None where it does no
 Graph = Callable[[Sequence[Tensor], bool], Parts]
 
 
-class CurvatureOperator:
+class CurvatureOperator(SymmetricOperator):
     """The curvature of a weighted mean loss: products with blocks of vectors, shape (k, size).
 
-    `curvature.curvature_of` opens one, inside which the model is as it must be. Inside `distributed.shared_work` the
-    processes split the batches, and keep the graphs of their own.
+    `opening.curvature_of` opens one, inside which the model is in the state that products need. Inside
+    `distributed.shared_work` the processes split the batches, and each keeps the graphs of its own.
 
-    hvp       how products are taken: "exact", "forward_over_reverse", "finite_difference" or "ggn"
-    reason    why, where it was chosen for the caller
-    products  vectors multiplied so far
-    step      the longer step of finite differences, as the last product left it
-    error     the largest discrepancy of finite differences so far, relative to the product's norm; 0 for the others
+    Args:
+        objective: The loss as a function of the weights.
+        parameters: The weights in question; the others are constants.
+        hvp: How products are taken: "exact", "forward_over_reverse", "finite_difference" or "ggn".
+        keep_graphs: Keep the graphs of gradients between calls.
+
+    Attributes:
+        reason: Why this way of taking products was chosen, where it was chosen for the caller.
+        matvecs: The number of vectors multiplied so far.
+        step: The longer step of finite differences, as the last product left it.
+        error: The largest discrepancy of finite differences so far, relative to the product's norm; 0 for the others.
+        fidelity: What rounding left of the steps of finite differences, at the worst.
+        graph_bytes: The memory of the graph of the largest micro-batch, or of all where graphs are kept, where known.
+        keeps_graphs: Whether graphs are kept.
     """
 
     def __init__(self, objective: Objective, parameters: Parameters, hvp: str, keep_graphs: bool = False):
         self.objective, self.parameters = objective, parameters
         self.layout = Layout(parameters)
         self.size, self.device, self.dtype = self.layout.size, self.layout.device, self.layout.dtype
-        self.products = 0
+        self.matvecs = 0
         self.error = 0.0
         self.reason = ""
         self.fidelity = EXACT
-        self.graph_bytes = 0  # of the largest micro-batch, or of all where graphs are kept; where known
+        self.graph_bytes = 0
         self.keeps_graphs = keep_graphs
         self._tensors = list(parameters.tensors)
         self._kept: list[tuple[Graph, float]] = []
@@ -66,12 +77,30 @@ class CurvatureOperator:
         self.hvp = hvp
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """The products with the rows of `vectors`, shape (k, size): rows of the same shape, in float32 or wider."""
+        """Return the products with the rows of `vectors`, shape (k, size): rows of that shape, in float32 or wider."""
         vectors = vectors.to(self.device, self.dtype)
-        self.products += len(vectors)
+        self.matvecs += len(vectors)
         if self.hvp == "finite_difference":
             return torch.stack([self._difference(vector) for vector in vectors])
         return self._sum_over_batches(vectors)
+
+    # Vectors of a sharded model are DTensors, whose sums are those of one process's slice until they are made whole.
+
+    def inner(self, basis: Tensor, vector: Tensor) -> Tensor:
+        """Return the inner products of the rows of `basis` with `vector`, over all slices."""
+        return whole(basis @ vector)
+
+    def norm(self, vector: Tensor) -> Tensor:
+        """Return the Euclidean length of `vector`, over all slices."""
+        return whole(torch.linalg.vector_norm(vector))
+
+    def combine(self, coefficients: Tensor, basis: Tensor) -> Tensor:
+        """Return `coefficients @ basis`, sharded as the basis is."""
+        return everywhere(coefficients, basis) @ basis
+
+    def all_finite(self, vectors: Tensor) -> bool:
+        """Return whether no element of any slice of `vectors` is infinite or NaN."""
+        return bool(whole(torch.isfinite(vectors).all()))
 
     # --- products from graphs -------------------------------------------------------------------------------
 
@@ -100,7 +129,7 @@ class CurvatureOperator:
         return total.div_(sum(weights))
 
     def _sum(self, like: Tensor, products: Iterable[tuple[list[Parts], float]]) -> tuple[float, Tensor]:
-        """Sums of the weights and of the products, which are shaped like `like`."""
+        """Return the sums of the weights and of the products, which are shaped like `like`."""
         total, weight = torch.zeros_like(like), 0.0
         for parts_of_vectors, batch_weight in products:
             for row, parts in zip(total, parts_of_vectors, strict=True):
@@ -111,27 +140,27 @@ class CurvatureOperator:
         return weight, total
 
     def _fresh_products(self, views: Sequence[Sequence[Tensor]], share: Share) -> Iterator[tuple[list[Parts], float]]:
-        """Every micro-batch's products with every vector, and its weight; keeps the graphs where they fit."""
+        """Yield every micro-batch's products with every vector, and its weight; keep the graphs where they fit."""
         keeping: list[tuple[Graph, float]] = []
 
         def measure(batch: Batch) -> tuple[list[Parts], float]:
             graph, weight = self.build(batch)
             last = len(views) - 1
-            found = [graph(view, self.keeps_graphs or i < last) for i, view in enumerate(views)]
+            products = [graph(view, self.keeps_graphs or i < last) for i, view in enumerate(views)]
             if self.keeps_graphs:
                 keeping.append((graph, weight))
-            return found, weight
+            return products, weight
 
         limit = self.objective.rows_limit
-        for _, found in self.objective.over_share(share, measure):
-            yield found
+        for _, weighted_products in self.objective.over_share(share, measure):
+            yield weighted_products
             if self.objective.rows_limit != limit:  # memory ran out on the way: there is none to keep graphs in
                 keeping.clear()
                 self.keeps_graphs = False
         self._kept = keeping
 
     def build(self, batch: Batch) -> tuple[Graph, float]:
-        """What gives the products of one batch (on the device already), and the batch's weight."""
+        """Return a function that takes products of one batch (on the device already), and the batch's weight."""
         # attention in the one form that has derivatives of derivatives (pytorch#116350)
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             if self.hvp == "ggn":
@@ -195,18 +224,18 @@ class CurvatureOperator:
         return product, float(weight)
 
     def _difference(self, vector: Tensor) -> Tensor:
-        found = central_difference(self.objective, self.parameters, vector, self.step)
-        self.step = found.step
-        self.error = max(self.error, found.error)
-        self.fidelity = self.fidelity.worse(found.fidelity)
-        return found.product
+        difference = central_difference(self.objective, self.parameters, vector, self.step)
+        self.step = difference.step
+        self.error = max(self.error, difference.error)
+        self.fidelity = self.fidelity.worse(difference.fidelity)
+        return difference.product
 
     def learnt(self) -> dict[str, Any]:
-        """What is known of finite differences from the products taken so far."""
+        """Return what the products taken so far have shown of finite differences, for a journal."""
         return {"step": self.step, "error": self.error, "fidelity": self.fidelity}
 
     def recall(self, learnt: Mapping[str, Any]) -> None:
-        """Go on from what another operator had `learnt`, which may have been to a journal since."""
+        """Continue from what another operator had `learnt`, which may have been to a journal since."""
         self.step, self.error = float(learnt["step"]), float(learnt["error"])
         self.fidelity = from_plain(Fidelity, to_plain(learnt["fidelity"]))
 

@@ -1,0 +1,107 @@
+"""`landscape metrics`: what the sharpness metrics are, what they cost, and which options they have."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from landscape.cli.options import Json, MetricName
+from landscape.cli.tables import open_console, print_json
+from landscape.errors import InputError, nearest
+
+LABELS = {"formula": "formula", "options": "options", "cost": "cost", "invariance": "unchanged by", "source": "source"}
+
+
+def metrics(name: MetricName = None, json_output: Json = False) -> None:
+    """List the sharpness metrics: formula, options with their defaults, cost, and what leaves the value unchanged.
+
+    With a NAME, the command explains that metric in full. A metric and its options are given to other commands as
+    NAME:option=value,option=value:
+
+        landscape sharpness runs/sam --metric worst_case:rho=0.1,steps=1
+    """
+    if name is None:
+        print_metrics(json_output)
+        return
+    described = describe_metrics()
+    if name not in described:
+        raise InputError(f"{name!r} is none of the metrics {', '.join(described)}.{nearest(name, described)}")
+    if json_output:
+        print_json(described[name])
+    else:
+        _print_metric(name, described[name], is_whole=True)
+
+
+def describe_metrics() -> dict[str, dict[str, Any]]:
+    """What the registry says of every metric, by name."""
+    from landscape.sharpness import SHARPNESS_METRICS
+    from landscape.study.table import SURFACE_OPTIONS
+
+    described: dict[str, dict[str, Any]] = {}
+    for name, metric in SHARPNESS_METRICS.items():
+        documentation = inspect.getdoc(metric.measure) or ""
+        described[name] = {
+            "name": name,
+            "description": getattr(metric, "description", "") or documentation.partition("\n")[0],
+            "formula": getattr(metric, "formula", ""),
+            "options": metric.options,
+            "cost": getattr(metric, "cost", ""),
+            "invariance": metric.invariance,
+            "source": getattr(metric, "source", ""),
+            "needs_base": metric.needs_base,
+            "documentation": documentation,
+        }
+    description = "Curvature and gradients of the loss surface along random directions; only in `landscape measure`."
+    described["surface"] = {
+        "name": "surface",
+        "description": description,
+        "formula": "",
+        "options": SURFACE_OPTIONS,
+        "cost": "one loss for each grid point",
+        "invariance": "",
+        "source": "Li et al. 2018",
+        "needs_base": False,
+        "documentation": description,
+    }
+    return described
+
+
+def print_metrics(json_output: bool = False) -> None:
+    """Print every metric in a few lines each, or all of them as JSON."""
+    described = describe_metrics()
+    if json_output:
+        print_json({"metrics": list(described.values())})
+        return
+    for name, description in described.items():
+        _print_metric(name, description, is_whole=False)
+    print("`landscape metrics NAME` explains one metric in full. L is the loss, w the weights, g and H its gradient")
+    print("and Hessian at w.")
+
+
+def _print_metric(name: str, described: dict[str, Any], *, is_whole: bool) -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console = open_console()
+    console.print(Text(name, style="bold"))
+    if not is_whole:
+        console.print(Padding(Text(described["description"]), (0, 0, 0, 2), expand=False))
+    grid = Table.grid(padding=(0, 2))
+    for key, label in LABELS.items():
+        if text := _as_text(described[key]):
+            grid.add_row(Text(label, style="dim"), Text(text))
+    if described["needs_base"]:
+        grid.add_row(Text("needs", style="dim"), Text("the base checkpoint (--base)"))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False))
+    if is_whole:
+        console.print()
+        console.print(Text(described["documentation"]), soft_wrap=True)
+    console.print()
+
+
+def _as_text(value: Any) -> str:
+    """A text as it is; options as they are given after `NAME:`."""
+    if isinstance(value, str):
+        return value
+    return ",".join(f"{option}={default}" for option, default in value.items()) or "none"

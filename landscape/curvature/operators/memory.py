@@ -1,0 +1,171 @@
+"""What a long run will hold in memory, and whether that fits: checked before the run starts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from landscape.errors import InputError
+from landscape.parallel import distributed
+from landscape.parallel.distributed import Share
+from landscape.parallel.sharding import own_part
+
+if TYPE_CHECKING:
+    from landscape.curvature.operators.curvature import CurvatureOperator
+
+WORKING_VECTORS = 3  # beside those a method keeps: a product, what it is summed from, a remainder
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Return the bytes that can still be allocated on `device`; None where the system does not report them.
+
+    On a CPU this is the smaller of what the machine and what the process's control group have left.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    if not limits:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            limits.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return max(min(limits), 0) if limits else None
+
+
+def in_bytes(count: float) -> str:
+    """Return a number of bytes with its unit.
+
+    Example:
+        >>> in_bytes(3_430_000), in_bytes(80e9)
+        ('3.4 MB', '80.0 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@contextlib.contextmanager
+def counting_saved_bytes(excluded: Iterable[Tensor]) -> Iterator[list[int]]:
+    """Count the bytes that autograd keeps for backward inside the block, each storage once.
+
+    Args:
+        excluded: Tensors whose storage does not count, such as the weights.
+
+    Yields:
+        A list whose single entry is the count.
+    """
+    seen = {tensor.untyped_storage().data_ptr() for tensor in excluded}
+    count = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            count[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield count
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """What a run adds to the weights that are loaded already, in bytes.
+
+    Attributes:
+        weights: The weights, which are loaded already.
+        graph: What the largest micro-batch keeps for its products.
+        vectors: Krylov vectors or probes, their products and what those are summed in.
+        vectors_on_device: Whether the vectors are on the device of the weights.
+        available: What the device has left; None where that is unknown.
+    """
+
+    weights: int
+    graph: int
+    vectors: int
+    vectors_on_device: bool
+    available: int | None
+
+    @property
+    def needed(self) -> int:
+        """The bytes needed on the device, beyond the weights."""
+        return self.graph + (self.vectors if self.vectors_on_device else 0)
+
+    def describe(self) -> str:
+        """Return the estimate as a line of text."""
+        where = "" if self.vectors_on_device else " (on the host)"
+        available = "" if self.available is None else f", of {in_bytes(self.available)} available"
+        return (
+            f"memory: weights {in_bytes(self.weights)} (loaded), activations {in_bytes(self.graph)}, "
+            f"vectors {in_bytes(self.vectors)}{where}; {in_bytes(self.needed)} more needed{available}"
+        )
+
+    def require(self) -> None:
+        """Raise InputError, with what to change, where the run cannot fit."""
+        if self.available is None or self.needed <= self.available:
+            return
+        if self.vectors_on_device and self.vectors > self.graph:
+            cure = "keep the vectors on the host (basis_device='cpu'), or ask for fewer eigenvalues or probes"
+        else:
+            cure = "lower batch_tokens (--batch-tokens), which changes memory and not results"
+        raise InputError(f"{self.describe()}; {cure}.")
+
+
+def vectors_that_fit(operator: CurvatureOperator, wanted: int, least: int, basis_device: str | None = None) -> int:
+    """Return how many of the `wanted` vectors there is room for, and not fewer than `least`.
+
+    Args:
+        operator: The operator, after its trial.
+        wanted: The number of vectors that a method would keep.
+        least: The number of vectors without which it cannot work. Fewer vectors cost more products.
+        basis_device: The device that keeps them; None for the operator's.
+    """
+    home = torch.device(basis_device) if basis_device is not None else operator.device
+
+    def fitting(_: Share) -> int:
+        available = available_memory(home)
+        if available is None:
+            return min(wanted, operator.size)
+        taken = operator.graph_bytes if home.type == operator.device.type else 0
+        room = int((available - taken) // (operator.layout.own_size * operator.dtype.itemsize)) - WORKING_VECTORS
+        return min(max(least, min(wanted, room)), operator.size)
+
+    return min(distributed.gathered(fitting))
+
+
+def require_memory(operator: CurvatureOperator, vectors: int, basis_device: str | None = None, *, show: bool) -> None:
+    """Raise InputError where the run cannot fit in memory.
+
+    Args:
+        operator: The operator, after its trial.
+        vectors: The number of vectors that the run holds.
+        basis_device: The device that keeps them; None for the operator's.
+        show: Print the estimate on standard error.
+    """
+    host = basis_device is not None and torch.device(basis_device).type != operator.device.type
+    estimate = MemoryEstimate(
+        weights=sum(own_part(p).numel() * p.element_size() for p in operator.objective.model.parameters()),
+        graph=operator.graph_bytes,
+        vectors=vectors * operator.layout.own_size * operator.dtype.itemsize,
+        vectors_on_device=not host,
+        available=available_memory(operator.device),
+    )
+    if show:
+        tqdm.write(f"{estimate.describe()}; products: {operator.hvp} {operator.reason}".rstrip(), file=sys.stderr)
+    distributed.gathered(lambda _: estimate.require())

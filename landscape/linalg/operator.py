@@ -1,0 +1,75 @@
+"""What the algorithms of this folder need to know of a matrix: its size, its products, and how vectors are added up."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+from landscape.errors import InputError
+
+
+class SymmetricOperator(abc.ABC):
+    """A symmetric linear map A on R^size, known by its products with blocks of vectors.
+
+    The methods beside `__call__` are those of ordinary tensors. An operator whose vectors are spread over several
+    processes overrides them, so that the algorithms need to know nothing of processes.
+
+    Attributes:
+        size: The number of rows of A.
+        device: The device on which products are computed.
+        dtype: The type of the products.
+    """
+
+    size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @abc.abstractmethod
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Return the products of A with the rows of `vectors`, shape (k, size), as a tensor of the same shape."""
+
+    def inner(self, basis: Tensor, vector: Tensor) -> Tensor:
+        """Return the inner products, shape (k,), of `vector` with the rows of `basis`, shape (k, size)."""
+        return basis @ vector
+
+    def norm(self, vector: Tensor) -> Tensor:
+        """Return the Euclidean length of `vector`, shape (size,), as a tensor without dimensions."""
+        return torch.linalg.vector_norm(vector)
+
+    def combine(self, coefficients: Tensor, basis: Tensor) -> Tensor:
+        """Return `coefficients @ basis`, for coefficients of shape (k,) or (rows, k) and a basis of shape (k, size)."""
+        return coefficients @ basis
+
+    def all_finite(self, vectors: Tensor) -> bool:
+        """Return whether no element of `vectors` is infinite or NaN."""
+        return bool(torch.isfinite(vectors).all())
+
+
+class MatrixOperator(SymmetricOperator):
+    """A dense symmetric matrix as an operator.
+
+    Args:
+        matrix: The matrix, shape (size, size).
+
+    Example:
+        >>> MatrixOperator(torch.diag(torch.tensor([3.0, 1.0])))(torch.ones(1, 2)).tolist()
+        [[3.0, 1.0]]
+    """
+
+    def __init__(self, matrix: Tensor):
+        self.matrix = matrix
+        self.size, self.device, self.dtype = len(matrix), matrix.device, matrix.dtype
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Return the products of the matrix with the rows of `vectors`, shape (k, size)."""
+        return vectors @ self.matrix
+
+
+def finite_product(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
+    """Return `operator(vectors)`; raise InputError where an element of it is infinite or NaN."""
+    product = operator(vectors)
+    if not operator.all_finite(product):
+        raise InputError("a product of the operator with a vector is not finite; there is no spectrum to compute here.")
+    return product

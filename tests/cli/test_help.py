@@ -1,0 +1,237 @@
+"""What the command line says of itself: help, version, metrics, and the nearest name where one was mistyped."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import typer
+
+import landscape
+import landscape.results
+from landscape.cli import options
+from landscape.cli.app import COMMANDS, app
+from landscape.errors import nearest
+
+NAMES = [function.__name__ for functions in COMMANDS.values() for function in functions]
+
+
+def parameters_of_commands():
+    """(command, parameter) for everything that the help lists."""
+    root = typer.main.get_command(app)
+    return [(name, parameter) for name, command in root.commands.items() for parameter in command.params]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("name", NAMES)
+def test_help_fits_the_terminal_and_lists_every_option(run, monkeypatch, name, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, err = run(name, "-h")
+    assert (code, err) == (0, "")
+    assert run(name, "--help")[1] == out
+    assert all(len(line) <= width for line in out.splitlines())
+    for command, parameter in parameters_of_commands():
+        if command == name:
+            assert all(option in out for option in parameter.opts if option.startswith("-"))
+    assert "**" not in out
+    assert "`" not in out
+
+
+def test_every_help_text_is_a_sentence_and_an_option_says_the_same_everywhere():
+    differing = {"--data", "--output", "--limit", "--base", "--resamples"}  # they do mean something else
+    texts = {}
+    for command, parameter in parameters_of_commands():
+        assert parameter.help, (command, parameter.name)
+        assert parameter.help[0].isupper(), (command, parameter.name)
+        assert parameter.help.endswith("."), (command, parameter.name)
+        if parameter.opts[0].startswith("--"):
+            texts.setdefault(parameter.opts[0], set()).add(parameter.help)
+    assert {name for name, various in texts.items() if len(various) > 1} <= differing
+
+
+def test_options_are_grouped_in_panels(run):
+    _, out, _ = run("plot", "-h")
+    panels = [line.split("─ ")[1].split(" ─")[0] for line in out.splitlines() if line.startswith("╭")]
+    assert panels == ["Arguments", "Options", "Data", "Surface", "Model", "Output"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plot", "-h"], ["plod"]], ids=" ".join)
+def test_help_does_not_wait_for_torch(arguments):
+    script = (
+        "import sys, landscape.cli\n"
+        f"sys.argv = ['landscape', *{arguments!r}]\n"
+        "try:\n    landscape.cli.main()\n"
+        "except SystemExit:\n    pass\n"
+        "print({'torch', 'transformers', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("set()\n"), done
+
+
+def test_without_a_command_the_help_is_printed(run):
+    code, out, err = run()
+    assert (code, err) == (2, "")
+    assert out.strip() == run("--help")[1].strip()
+
+
+def test_version(run):
+    assert run("--version") == (0, f"landscape {landscape.__version__}\n", "")
+
+
+def test_choices_are_those_of_the_modules_that_take_them():
+    from landscape.checkpoints import loading
+    from landscape.correlation.statistics import METHODS
+    from landscape.curvature.operators.opening import CURVATURES, HVPS
+    from landscape.curvature.trace import WEIGHTINGS
+    from landscape.study.table import FLATNESS_ON
+    from landscape.training.options import OPTIMIZERS
+    from landscape.weights.filters import NORMALIZATIONS
+
+    assert get_args(options.NormalizationName) == NORMALIZATIONS
+    assert get_args(options.WeightingName) == WEIGHTINGS
+    assert get_args(options.CurvatureName) == CURVATURES
+    assert get_args(options.HvpName) == HVPS
+    assert get_args(options.OptimizerName) == OPTIMIZERS
+    assert get_args(options.CorrelationName) == METHODS
+    assert get_args(options.FlatnessOnName) == tuple(FLATNESS_ON)
+    assert get_args(options.DeviceMapName) == loading._DEVICE_MAPS
+    assert get_args(options.DtypeName) == (*loading._DTYPES, "auto")
+
+
+# --- typing errors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["plod"], "Did you mean 'plot'?"),
+        (["plot", "a", "--spam", "1"], "Did you mean '--span'?"),
+        (["plot", "a", "--kind", "palne"], "Did you mean 'plane'?"),
+        (["hessian", "a", "--dtype", "flot32"], "Did you mean 'float32'?"),
+        (["hessian", "a", "--weighting", "fitler"], "Did you mean 'filter'?"),
+        (["hessian", "a", "--max-products", "3"], "Did you mean '--max-probes'?"),
+        (["sharpness", "a", "--metric", "worst-case"], "Did you mean 'worst_case'?"),
+        (["sharpness", "a", "--metric", "worst_case:roh=1"], "Did you mean 'rho'?"),
+        (["measure", "a", "b", "--old", "c", "--new", "d", "--metric", "surfaces"], "Did you mean 'surface'?"),
+        (["measure", "a", "b", "--old", "c", "--new", "d", "--metric", "surface:point=9"], "Did you mean 'points'?"),
+        (["metrics", "fisher"], "Did you mean 'fisher_rao'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistyped_name_gets_the_nearest_one(run, arguments, suggestion):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("landscape: ")
+    assert err.endswith(f". {suggestion}\n")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["xyzzy"], ["plot", "a", "--xyzzy"], ["plot", "a", "--kind", "xyzzy"]])
+def test_a_name_that_resembles_nothing_gets_none(run, arguments):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "xyzzy" in err
+    assert "Did you mean" not in err
+
+
+def test_nearest():
+    assert nearest("fitler", ("unit", "filter")) == " Did you mean 'filter'?"
+    assert nearest("fitler", ()) == ""
+
+
+# --- metrics ------------------------------------------------------------------------------------------------
+
+
+def test_metrics_lists_all_of_them_with_their_options(run):
+    code, out, err = run("metrics")
+    assert (code, err) == (0, "")
+    for name, metric in landscape.SHARPNESS_METRICS.items():
+        assert f"\n{name}\n" in f"\n{out}"
+        for option, default in metric.options.items():
+            assert f"{option}={default}" in out
+    assert "\nsurface\n" in out
+
+
+def test_metrics_explains_one_in_full(run):
+    code, out, _ = run("metrics", "worst_case")
+    assert code == 0
+    assert "Projected gradient ascent" in out  # from its docstring
+    assert landscape.SHARPNESS_METRICS["worst_case"].invariance in out
+    assert "average_case" not in out
+
+
+def test_metrics_as_json(run):
+    listed = json.loads(run("metrics", "--json")[1])["metrics"]
+    assert [metric["name"] for metric in listed] == [*landscape.SHARPNESS_METRICS, "surface"]
+    one = json.loads(run("metrics", "worst_case", "--json")[1])
+    assert one in listed
+    assert one["options"] == landscape.SHARPNESS_METRICS["worst_case"].options
+    assert {"description", "formula", "cost", "invariance", "source", "needs_base"} <= set(one)
+
+
+@pytest.mark.parametrize("command", ["sharpness", "measure"])
+def test_metric_help_asks_for_no_checkpoint(run, command):
+    assert run(command, "--metric", "help")[:2] == run("metrics")[:2]
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------
+
+
+def test_finetune_and_merge_print_one_json_document(run, save_checkpoint_folder, records):
+    base = save_checkpoint_folder("llama", seed=1)
+    training = ("--data", records, "--steps", 1, "--batch-size", 2, "--device", "cpu", "-q")
+    code, out, err = run("finetune", base, *training, "-o", "tuned", "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"output": "tuned", **json.loads(open("tuned/landscape.json").read())}
+    assert "wrote tuned" in err
+    code, out, err = run("merge", base, "tuned", "-o", "merged", "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"output": "merged", **json.loads(open("merged/landscape.json").read())}
+    assert run("merge", base, "tuned", "-o", "merged")[1] == ""
+
+
+def test_demo_prints_one_json_document(run, monkeypatch):
+    rows = [{"checkpoint": "base", "docs_loss": 1.5}]
+
+    def run_demo(folder, *, seed, progress):
+        print("1. A tiny Llama")
+        return rows
+
+    monkeypatch.setattr("landscape.study.demo.run_demo", run_demo)
+    code, out, err = run("demo", "-o", "out", "--json")
+    assert code == 0
+    assert json.loads(out) == {"output": "out", "rows": rows}
+    assert "1. A tiny Llama" in err
+    assert run("demo", "-o", "out")[1] == "1. A tiny Llama\n"
+
+
+# --- glossary -----------------------------------------------------------------------------------------------
+
+GLOSSARY = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8")
+
+
+def test_the_glossary_names_options_arguments_and_fields_that_exist():
+    known = {option for _, parameter in parameters_of_commands() for option in parameter.opts}
+    assert set(re.findall(r"`(--[\w-]+)`", GLOSSARY)) <= known
+    for function, argument in re.findall(r"`(\w+)\((\w+)=\)`", GLOSSARY):
+        assert argument in inspect.signature(getattr(landscape, function)).parameters, (function, argument)
+    for name, field in re.findall(r"`(\w+)\.(\w+)`", GLOSSARY):
+        owner = landscape.results.Provenance if name == "Provenance" else getattr(landscape, name)
+        assert field in owner.__dataclass_fields__ or hasattr(owner, field), (name, field)
+
+
+def test_every_option_that_carries_a_concept_of_measurement_is_in_the_glossary():
+    measured = (options.MEASUREMENT, options.SURFACE)
+    missing = {
+        option
+        for _, parameter in parameters_of_commands()
+        if parameter.rich_help_panel in measured
+        for option in parameter.opts
+        if f"`{option}`" not in GLOSSARY
+    }
+    plain = {"--dim", "--log", "--levels", "--per-layer", "--check", "--normalize-logits"}  # the help says it all
+    assert missing <= plain
