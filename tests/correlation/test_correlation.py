@@ -293,6 +293,20 @@ def test_partial_p_keeps_its_level_where_a_control_goes_another_way_within_group
 
 
 @pytest.mark.slow
+def test_partial_p_keeps_its_level_where_groups_spread_differently():
+    """Two noisy groups of eight. Rejects permuting what is left across groups: 30% of alarms."""
+
+    def make(generator):
+        spread, level = np.array([0.2] * 6 + [3.0] * 2).repeat(6), 2 * generator.standard_normal(8).repeat(6)
+        z, x, y = generator.standard_normal((3, 48))
+        columns = {"flat": z + spread * x - 4 * level, "forgetting": z + spread * y + 4 * level, "z": z + 5 * level}
+        return pandas.DataFrame(columns | {"base": np.arange(8).repeat(6)})
+
+    options = {"controls": ["z"], "groups": "base", "method": "pearson"}
+    assert false_alarms(make, 200, "partial_p", **options) <= 19
+
+
+@pytest.mark.slow
 def test_clustered_p_keeps_its_level_for_ties_and_groups_of_unequal_size():
     """Rejects permuting rows whatever their group, which alarms in half of the tables."""
 
