@@ -89,11 +89,12 @@ def shared_work() -> Iterator[None]:
         The same script runs alone or under `torchrun --nproc-per-node 8 script.py`:
 
         >>> import torch
-        >>> from landscape import hessian_trace, supervised_loss
+        >>> from landscape import Run, Scope, hessian_trace, supervised_loss
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> data = [(torch.eye(2), torch.zeros(2, 1))]
+        >>> scope = Scope(loss_fn=supervised_loss(torch.nn.MSELoss()))
         >>> with shared_work():
-        ...     trace = hessian_trace(model, data, loss_fn=supervised_loss(torch.nn.MSELoss()), method="hutchinson")
+        ...     trace = hessian_trace(model, data, scope=scope, run=Run(method="hutchinson"))
         >>> round(trace.value, 4)  # the Hessian of (w_1^2 + w_2^2) / 2 is the identity
         2.0
     """
