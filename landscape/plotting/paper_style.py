@@ -14,6 +14,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from landscape.plotting.basics import clean, shorten
@@ -46,6 +47,7 @@ STYLE: dict[str, Any] = {
     "pdf.fonttype": 42,  # TrueType: text in the PDF stays text, and no journal refuses it
     "ps.fonttype": 42,
 }
+CAPTION_SIZE = 7  # points
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # 7 x 5 lines before one comes twice
 
 
@@ -68,17 +70,47 @@ def style() -> Any:
     return matplotlib.style.context(["default", STYLE])
 
 
+def wrapped(text: str, width: float, size: float) -> list[str]:
+    """Break a text into lines by its measured width, because the fonts that a machine has differ in theirs.
+
+    Args:
+        text: The text; white space is folded.
+        width: The longest that a line may be, in inches; a single word may be longer.
+        size: The size of the font, in points.
+
+    Returns:
+        The lines; none for an empty text.
+
+    Example:
+        >>> wrapped("one two three", 0.5, 7)
+        ['one two', 'three']
+    """
+    with style():
+        font = FontProperties(size=size)
+        figure = Figure(dpi=600)  # fine enough that the rounding of letters to dots does not add up
+        measure = FigureCanvasAgg(figure).get_renderer()
+        lines: list[str] = []
+        for word in text.split():
+            longer = f"{lines[-1]} {word}" if lines else word
+            dots, _, _ = measure.get_text_width_height_descent(longer, font, ismath=False)
+            if lines and dots <= figure.dpi * width:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+    return lines
+
+
 class Sheet:
     """A figure addressed in inches from its top left corner, with a caption under it."""
 
     def __init__(self, width: float, height: float, caption: str):
         """Make an empty figure of `width` by `height` inches, with room for the caption below."""
-        lines = textwrap.wrap(caption, int((width - 0.2) * 22))  # characters of the caption's size to an inch
+        lines = wrapped(caption, width - 0.2, CAPTION_SIZE)
         self.width, self.height = width, height + 0.135 * len(lines) + (0.12 if lines else 0)
         self.figure = PaperFigure(figsize=(self.width, self.height))
         FigureCanvasAgg(self.figure)
         if lines:
-            self.text(0.1, height + 0.02, "\n".join(lines), fontsize=7, color="0.25", linespacing=1.25)
+            self.text(0.1, height + 0.02, "\n".join(lines), fontsize=CAPTION_SIZE, color="0.25", linespacing=1.25)
 
     def axes(self, left: float, top: float, width: float, height: float, **options: Any) -> Any:
         """Add axes whose corner lies `left` and `top` inches from the corner of the sheet."""

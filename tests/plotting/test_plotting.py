@@ -21,6 +21,7 @@ from landscape.errors import InputError
 from landscape.plotting import (
     basics,
     caption_for,
+    paper_style,
     plot,
     plot_surfaces,
     require_comparable,
@@ -500,6 +501,16 @@ def test_caption_states_data_kind_normalization_seed_grid_and_tokens():
     assert "Each checkpoint moves along the same random draw, normalized to its own weights" in caption
     assert "Axes and colour scale are shared. The directions are one draw." in caption
     assert "float32" in caption
+
+
+def test_no_text_of_the_sheet_leaves_the_figure_in_a_wide_font(monkeypatch):
+    """Rejects lines broken at a count of letters: DejaVu Sans, which some machines have alone, is wider than Arial."""
+    monkeypatch.setitem(paper_style.STYLE, "font.sans-serif", ["DejaVu Sans"])
+    figure = plot_surfaces(pair())
+    figure.set_dpi(300)
+    ends = [text.get_window_extent(figure.canvas.get_renderer()).x1 for text in figure.texts]
+    assert max(ends) > 0.9 * figure.bbox.x1, "the caption is as wide as the figure"
+    assert max(ends) <= figure.bbox.x1
 
 
 def test_caption_claims_only_what_holds():

@@ -71,7 +71,7 @@ def _draw_planes(arrangement: Arrangement, scales: dict[str, LossScale], caption
     view_top = names_end + 0.14 * (1 + note_lines)
     view_top -= 0.04 * side  # the upper corners of a view are empty
     view, flat_height = 0.96 * side, side * aspect(first)
-    flat_top = view_top + view + 0.08
+    flat_top = view_top + view + 0.2  # the labels of a view hang below it
     block = flat_top + flat_height + 0.45
 
     width = left + columns * side + (columns - 1) * gap + right
