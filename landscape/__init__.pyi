@@ -24,7 +24,7 @@ from .surfaces.compute import compute_interpolation as compute_interpolation
 from .surfaces.compute import compute_plane as compute_plane
 from .surfaces.path import trajectory_directions as trajectory_directions
 from .surfaces.compute import compute_trajectory as compute_trajectory
-from .surfaces.span import auto_span as auto_span
+from .surfaces.points.span import auto_span as auto_span
 from .surfaces.measure import measure_surface as measure_surface
 from .surfaces.kind import SurfaceKind as SurfaceKind
 from .surfaces.kinds import SURFACE_KINDS as SURFACE_KINDS

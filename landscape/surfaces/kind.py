@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from landscape.checkpoints import Checkpoint
     from landscape.data.batches import Batch
     from landscape.objective.scope import Run, Scope
-    from landscape.surfaces.geometry import Geometry, Member
+    from landscape.surfaces.points.geometry import Geometry, Member
     from landscape.weights.directions import Direction
 
 Span = float | tuple[float, float] | Literal["auto"]
@@ -101,7 +101,7 @@ checkpoints.
     @property
     def counts(self) -> list[int]:
         """The number of grid points along each axis."""
-        from landscape.surfaces.grid import per_axis
+        from landscape.surfaces.points.grid import per_axis
 
         return per_axis(self.points, self.dim)
 
@@ -282,7 +282,7 @@ class AlongDirections(SurfaceKind):
     @property
     def ends(self) -> tuple[float, float] | None:
         """(low, high) of every axis; None where the span is yet to be found."""
-        from landscape.surfaces.grid import ends
+        from landscape.surfaces.points.grid import ends
 
         return None if self.has_open_span else ends(self.span)
 
@@ -322,7 +322,7 @@ class AlongDirections(SurfaceKind):
         Several surfaces that are to be compared take the largest of theirs.
         """
         from landscape.objective.scope import Run, Scope
-        from landscape.surfaces.span import auto_span
+        from landscape.surfaces.points.span import auto_span
 
         directions = self.directions
         if directions is None:
@@ -331,7 +331,7 @@ class AlongDirections(SurfaceKind):
 
     def geometry(self, members: Sequence[Member], data: Iterable[Batch], scope: Scope, run: Run) -> Geometry:
         """The plane or line through the model along the directions, which are found where they are not known."""
-        from landscape.surfaces.geometry import geometry_along
+        from landscape.surfaces.points.geometry import geometry_along
 
         directions = self.directions
         if directions is None:

@@ -15,11 +15,11 @@ from landscape.objective.loss_functions import loss_name
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
 from landscape.results import Journal
-from landscape.surfaces.geometry import Member
 from landscape.surfaces.kind import SurfaceKind
+from landscape.surfaces.points.geometry import Member
+from landscape.surfaces.points.span import axes_to_rise
+from landscape.surfaces.points.sweep import sweeping
 from landscape.surfaces.result import Marker, Surface
-from landscape.surfaces.span import axes_to_rise
-from landscape.surfaces.sweep import sweeping
 
 
 def measure_surface(

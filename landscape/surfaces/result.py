@@ -12,7 +12,7 @@ from landscape.surfaces.kind import SurfaceKind
 from landscape.surfaces.kinds import SURFACE_KINDS
 from landscape.surfaces.kinds.given import GivenSurface
 from landscape.surfaces.metrics import SurfaceMetrics, surface_metrics
-from landscape.surfaces.sweep import Autocast
+from landscape.surfaces.points.sweep import Autocast
 from landscape.weights.perturbation import Fidelity
 
 

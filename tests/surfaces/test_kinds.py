@@ -13,11 +13,11 @@ from conftest import Quadratic, quadratic_loss
 import landscape.weights.vectors
 from landscape import Checkpoint, InputError, Run, Scope, measure_surface
 from landscape.plotting import caption_for
-from landscape.surfaces.geometry import Geometry
-from landscape.surfaces.grid import grid_axis
 from landscape.surfaces.kind import SURFACE_KINDS, SurfaceKind, register
 from landscape.surfaces.kinds.eigen import EigenSurface
 from landscape.surfaces.kinds.random import RandomSurface
+from landscape.surfaces.points.geometry import Geometry
+from landscape.surfaces.points.grid import grid_axis
 from landscape.surfaces.result import Surface
 
 DATA = [torch.zeros(2), torch.zeros(3)]

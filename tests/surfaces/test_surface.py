@@ -29,8 +29,8 @@ from landscape.objective.scope import Run, Scope
 from landscape.plotting import caption_for, require_comparable
 from landscape.surfaces.compute import compute_interpolation, compute_plane, compute_surface
 from landscape.surfaces.metrics import compare_metrics
+from landscape.surfaces.points.span import auto_span
 from landscape.surfaces.result import Surface
-from landscape.surfaces.span import auto_span
 from landscape.weights.directions import Direction, difference_direction, random_directions
 from landscape.weights.parameters import Parameters
 

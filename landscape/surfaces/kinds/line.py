@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from landscape.data.batches import Batch
     from landscape.objective.scope import Run, Scope
-    from landscape.surfaces.geometry import Geometry, Member
-    from landscape.surfaces.sweep import Place
+    from landscape.surfaces.points.geometry import Geometry, Member
+    from landscape.surfaces.points.sweep import Place
 
 
 @register
@@ -59,7 +59,7 @@ class LineSurface(SurfaceKind):
     @property
     def ends(self) -> tuple[float, float]:
         """(low, high) of the axis."""
-        from landscape.surfaces.grid import ends
+        from landscape.surfaces.points.grid import ends
 
         return ends(self.span)
 
@@ -79,8 +79,8 @@ class LineSurface(SurfaceKind):
 
     def geometry(self, members: Sequence[Member], data: Iterable[Batch], scope: Scope, run: Run) -> Geometry:
         """The line between the two models, with both of them on the grid where the span holds them."""
-        from landscape.surfaces.geometry import Geometry, check_distinct
-        from landscape.surfaces.grid import grid_axis, with_points
+        from landscape.surfaces.points.geometry import Geometry, check_distinct
+        from landscape.surfaces.points.grid import grid_axis, with_points
         from landscape.weights.directions import check_same_tensors
 
         check_distinct(members)

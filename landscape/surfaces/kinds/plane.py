@@ -12,8 +12,8 @@ from landscape.surfaces.kind import AroundCheckpoints, register
 if TYPE_CHECKING:
     from landscape.data.batches import Batch
     from landscape.objective.scope import Run, Scope
-    from landscape.surfaces.geometry import Geometry, Member
-    from landscape.surfaces.sweep import Place
+    from landscape.surfaces.points.geometry import Geometry, Member
+    from landscape.surfaces.points.sweep import Place
     from landscape.weights.vectors import Vector
 
 
@@ -45,8 +45,8 @@ class PlaneSurface(AroundCheckpoints):
 
     def geometry(self, members: Sequence[Member], data: Iterable[Batch], scope: Scope, run: Run) -> Geometry:
         """The plane through the three models, with a margin around them."""
-        from landscape.surfaces.geometry import Geometry, check_distinct
-        from landscape.surfaces.grid import axes_around
+        from landscape.surfaces.points.geometry import Geometry, check_distinct
+        from landscape.surfaces.points.grid import axes_around
         from landscape.weights.directions import check_same_tensors
 
         check_distinct(members)

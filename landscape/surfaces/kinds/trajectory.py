@@ -14,7 +14,7 @@ from landscape.surfaces.kind import AroundCheckpoints, register
 if TYPE_CHECKING:
     from landscape.data.batches import Batch
     from landscape.objective.scope import Run, Scope
-    from landscape.surfaces.geometry import Geometry, Member
+    from landscape.surfaces.points.geometry import Geometry, Member
 
 _FOLDER, _STEP = "trajectory", re.compile(r"step-\d+")  # as `finetune` keeps them
 
@@ -63,9 +63,9 @@ class TrajectorySurface(AroundCheckpoints):
 
     def geometry(self, members: Sequence[Member], data: Iterable[Batch], scope: Scope, run: Run) -> Geometry:
         """The plane through the end of the path that is nearest to all of it."""
-        from landscape.surfaces.geometry import Geometry, directions_to_place
-        from landscape.surfaces.grid import axes_around
         from landscape.surfaces.path import path_names, principal_directions
+        from landscape.surfaces.points.geometry import Geometry, directions_to_place
+        from landscape.surfaces.points.grid import axes_around
         from landscape.weights.vectors import vector_digest
 
         names = path_names([member.model for member in members])

@@ -13,10 +13,10 @@ from torch import nn
 from landscape.checkpoints import Checkpoint, identify
 from landscape.errors import InputError
 from landscape.results import digest_of
-from landscape.surfaces.grid import grid_axis
 from landscape.surfaces.kind import AlongDirections
+from landscape.surfaces.points.grid import grid_axis
+from landscape.surfaces.points.sweep import Place
 from landscape.surfaces.result import PathFit
-from landscape.surfaces.sweep import Place
 from landscape.weights.directions import Direction, check_directions
 from landscape.weights.parameters import Parameters
 from landscape.weights.vectors import vector_digest

@@ -12,9 +12,9 @@ from landscape.checkpoints import Checkpoint
 from landscape.data.batches import Batch
 from landscape.errors import MeasurementWarning
 from landscape.objective.scope import Run, Scope
-from landscape.surfaces.geometry import Member, directions_to_place
-from landscape.surfaces.grid import ends, grid_axis
-from landscape.surfaces.sweep import Sweep, sweeping
+from landscape.surfaces.points.geometry import Member, directions_to_place
+from landscape.surfaces.points.grid import ends, grid_axis
+from landscape.surfaces.points.sweep import Sweep, sweeping
 from landscape.weights.directions import Direction, check_directions
 
 
