@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +90,7 @@ def sharpness(
     from landscape.checkpoints import LoadOptions, load_checkpoint
     from landscape.data.tokens import DataOptions
     from landscape.objective.scope import Run, Scope
-    from landscape.results import results_folder, write_json, write_text
+    from landscape.results import results_folder, write_csv, write_json
     from landscape.sharpness import check_metric
     from landscape.study.comparison import open_comparison
     from landscape.study.measurements import sharpness_task
@@ -145,7 +143,7 @@ def sharpness(
         results = run_tasks(comparison, output, tasks)
         rows = _rows(results)
         summary = {"settings": settings, "rows": rows}
-        write_text(output / "sharpness.csv", _csv(rows))
+        write_csv(output / "sharpness.csv", rows)
         write_json(output / "summary.json", summary)
     if json_output:
         print_json(summary)
@@ -173,14 +171,6 @@ def _rows(results: dict[str, dict[Key, Sharpness]]) -> list[dict[str, Any]]:
         for of_metric in results.values()
         for key, result in of_metric.items()
     ]
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _print_sharpness(results: dict[str, dict[Key, Sharpness]]) -> None:

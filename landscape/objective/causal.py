@@ -28,13 +28,13 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
         InputError: The model is an encoder-decoder; a batch has no labels of shape (rows, tokens); a token id, a label
             or a length is beyond what the model has; or no token is supervised.
     """
-    embeddings = _part(model, "get_input_embeddings")
+    embeddings = model_part(model, "get_input_embeddings")
     vocabulary = getattr(embeddings, "num_embeddings", None)
     config = getattr(model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError("an encoder-decoder model has no causal language-model loss; pass loss_fn.")
-    classes = getattr(_part(model, "get_output_embeddings"), "out_features", vocabulary)
+    classes = getattr(model_part(model, "get_output_embeddings"), "out_features", vocabulary)
     supervised = 0
     for number, batch in enumerate(data, start=1):
         if not isinstance(batch, Mapping) or batch.get("labels") is None:
@@ -68,7 +68,7 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
         raise InputError("the data has no supervised token: no loss can be taken over it.")
 
 
-def _part(model: nn.Module, getter: str) -> Any:
+def model_part(model: nn.Module, getter: str) -> Any:
     """Return what a transformers model's getter returns; None for other modules."""
     return getattr(model, getter)() if hasattr(model, getter) else None
 
@@ -100,7 +100,7 @@ class CausalLoss:
             batch: One batch, on the model's device.
         """
         plain = cls(at_supervised=False)
-        head = _part(model, "get_output_embeddings")
+        head = model_part(model, "get_output_embeddings")
         if head is None:
             return plain
         labels = batch["labels"]
@@ -212,7 +212,7 @@ def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) ->
         hidden, *rest = arguments
         return (hidden[positions.to(hidden.device)].unsqueeze(0), *rest)
 
-    handle = _part(model, "get_output_embeddings").register_forward_pre_hook(keep)
+    handle = model_part(model, "get_output_embeddings").register_forward_pre_hook(keep)
     try:
         output = model(**inputs, use_cache=False)
         return getattr(output, "logits", output).squeeze(0)
@@ -237,7 +237,7 @@ def hidden_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) ->
         TypeError: The head is not a plain linear map, or its weight is there only while the model computes (FSDP2,
             weights that accelerate offloads).
     """
-    head = _part(model, "get_output_embeddings")
+    head = model_part(model, "get_output_embeddings")
     if is_sharded(model):
         raise TypeError("the output head of a sharded model cannot be used outside of the model")
     if type(head) is not nn.Linear:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,7 @@ from landscape.checkpoints import LoadOptions
 from landscape.data.tokens import DataOptions, TokenData
 from landscape.errors import InputError, MeasurementWarning, nearest
 from landscape.objective.scope import Run
-from landscape.results import digest_of, results_folder, write_text
+from landscape.results import digest_of, results_folder, write_csv
 from landscape.sharpness import SHARPNESS_METRICS, check_metric
 from landscape.study.comparison import Comparison, open_comparison
 from landscape.study.halves import disjoint_halves
@@ -137,7 +135,7 @@ def measure_checkpoints(
         ...     for name in ("base", "tuned"):
         ...         _ = save_checkpoint(LlamaForCausalLM(config), tokenizer, f"{folder}/{name}")
         ...     for name in ("old", "new"):
-        ...         _ = Path(f"{folder}/{name}.txt").write_text(" ".join(f"{name} {n}" for n in range(99)))
+        ...         _ = Path(f"{folder}/{name}.txt").write_csv(" ".join(f"{name} {n}" for n in range(99)))
         ...     table = measure_checkpoints(
         ...         f"{folder}/base", [f"{folder}/tuned"], f"{folder}/old.txt", f"{folder}/new.txt",
         ...         f"{folder}/table.csv", metrics=["gradient_norm"], data_options=DataOptions(max_length=16),
@@ -328,8 +326,8 @@ def _measure_rows(comparison: Comparison, columns: Sequence[_Column], folder: Pa
 
     def write() -> None:
         finished = [rows[index] for index in sorted(rows)]
-        write_text(details_path(output), _csv([detail for _, details in finished for detail in details]))
-        write_text(output, _csv([row for row, _ in finished]))
+        write_csv(details_path(output), [detail for _, details in finished for detail in details])
+        write_csv(output, [row for row, _ in finished])
 
     for cell, result in run_cells(comparison, list(places)):
         index, column = places[cell]
@@ -393,14 +391,6 @@ def _identity(comparison: Comparison, index: int) -> dict[str, Any]:
 def _entry(metadata: Mapping[str, Any], key: str, part: str) -> Any:
     inner = metadata.get(key)
     return inner.get(part) if isinstance(inner, Mapping) else None
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -12,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from landscape.curvature.operators.opening import curvature_of
 from landscape.errors import InputError
 from landscape.linalg.sampling import sample_mean
-from landscape.objective.causal import CausalLoss, supervised_hidden
+from landscape.objective.causal import CausalLoss, model_part, supervised_hidden
 from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
 from landscape.parallel.sharding import is_sharded
@@ -41,7 +39,7 @@ def relative_flatness(site: Site, *, layer: str = "head", rtol: float = 0.05, ma
     if is_sharded(site.module):
         raise InputError("relative_flatness of a sharded model (fully_shard) is not implemented.")
     entry = _layer(site, layer)
-    head = _part(site.module, "get_output_embeddings")
+    head = model_part(site.module, "get_output_embeddings")
     closed = head is not None and entry.tensor is head.weight and not entry.aliases
     if closed and isinstance(site.objective.loss_fn, CausalLoss) and site.objective.loss_fn.linear_head:
         return _of_head(site, head)
@@ -71,7 +69,7 @@ def relative_flatness(site: Site, *, layer: str = "head", rtol: float = 0.05, ma
 def _layer(site: Site, layer: str) -> NamedParameter:
     """Return the weight of the option `layer`; raise InputError where there is none of two dimensions."""
     if layer == "head":
-        head = _part(site.module, "get_output_embeddings")
+        head = model_part(site.module, "get_output_embeddings")
         matching = [e for e in Parameters(site.module, frozen=True) if head is not None and e.tensor is head.weight]
         if not matching:
             raise InputError("layer='head': the model has no output head; name a weight.")
@@ -82,11 +80,6 @@ def _layer(site: Site, layer: str) -> NamedParameter:
     if matching[0].tensor.ndim != 2:
         raise InputError(f"layer={layer!r} has {matching[0].tensor.ndim} dimensions; relative flatness takes 2.")
     return matching[0]
-
-
-def _part(model: nn.Module, getter: str) -> Any:
-    """Return what a getter of the model returns, such as its head; None where the model has no such getter."""
-    return getattr(model, getter)() if hasattr(model, getter) else None
 
 
 @torch.no_grad()
