@@ -135,7 +135,7 @@ def measure_checkpoints(
         ...     for name in ("base", "tuned"):
         ...         _ = save_checkpoint(LlamaForCausalLM(config), tokenizer, f"{folder}/{name}")
         ...     for name in ("old", "new"):
-        ...         _ = Path(f"{folder}/{name}.txt").write_csv(" ".join(f"{name} {n}" for n in range(99)))
+        ...         _ = Path(f"{folder}/{name}.txt").write_text(" ".join(f"{name} {n}" for n in range(99)))
         ...     table = measure_checkpoints(
         ...         f"{folder}/base", [f"{folder}/tuned"], f"{folder}/old.txt", f"{folder}/new.txt",
         ...         f"{folder}/table.csv", metrics=["gradient_norm"], data_options=DataOptions(max_length=16),
