@@ -38,6 +38,7 @@ import pandas
 import torch
 from llama_symmetries import symmetries_of
 from study_folder import claim, versions, write_json
+from study_measures import SURFACE, norms, sharpness, spread
 from study_models import QUESTIONS, random_start, train_tokenizer, write_questions
 
 import landscape
@@ -246,12 +247,6 @@ class Texts:
             )
 
 
-def spread(examples: tuple, count: int) -> tuple:
-    """So many examples at even distances, all where there are fewer."""
-    places = np.linspace(0, len(examples) - 1, min(count, len(examples))).round().astype(int)
-    return tuple(examples[place] for place in places)
-
-
 # --- one checkpoint -----------------------------------------------------------------------------------------
 
 
@@ -290,7 +285,7 @@ def outcomes(origin: Any, tuned: Any, texts: Texts) -> dict:
 
 
 def flatness(checkpoint: Any, data: Any, settings: dict, suffix: str, surface: bool = True) -> dict:
-    row = {f"{m['column']}_{suffix}": sharpness(checkpoint, data, m, settings) for m in settings["metrics"]}
+    row = {f"{m['column']}_{suffix}": sharpness(checkpoint, data, m, settings["seed"]) for m in settings["metrics"]}
     if surface:
         of = settings["surface"]
         found = landscape.compute_surface(
@@ -301,24 +296,9 @@ def flatness(checkpoint: Any, data: Any, settings: dict, suffix: str, surface: b
             seed=settings["seed"],
             run=landscape.Run(progress=False),
         ).metrics()
-        for name in ("surface_curvature", "average_gradient", "mean_absolute_gradient"):
+        for name in SURFACE:
             row[f"{name}_{suffix}"] = getattr(found, name)
     return row
-
-
-def sharpness(model: Any, data: Any, entry: dict, settings: dict) -> float:
-    options = {name: value for name, value in entry.items() if name not in ("column", "metric", "sham", "invariant")}
-    return landscape.compute_sharpness(
-        model, data, metric=entry["metric"], seed=settings["seed"], run=landscape.Run(progress=False), **options
-    ).value
-
-
-def norms(origin: Any, tuned: Any) -> tuple[float, float]:
-    """The distance of the tuned weights from the base's, and their norm."""
-    start = dict(origin.named_parameters())
-    pairs = [(start[name].detach().double(), w.detach().double()) for name, w in tuned.named_parameters()]
-    distance = math.sqrt(sum(float((b - a).square().sum()) for a, b in pairs))
-    return distance, math.sqrt(sum(float(b.square().sum()) for _, b in pairs))
 
 
 def path_of(folder: Path, origin: Any, texts: Texts, end: dict) -> list[list[float]]:
@@ -348,7 +328,7 @@ def sham(tuned: Any, origin: Any, texts: Texts, settings: dict, seed: int) -> di
         )
     row: dict[str, Any] = {"sham": moved}
     for entry in chosen:
-        row[f"{entry['column']}_sham"] = sharpness(tuned.model, texts.metric["old"], entry, settings)
+        row[f"{entry['column']}_sham"] = sharpness(tuned.model, texts.metric["old"], entry, settings["seed"])
     return row | ({"displacement_curvature_sham": step.value} if moved else {})
 
 

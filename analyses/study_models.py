@@ -15,6 +15,8 @@ from study_folder import write_lines
 import landscape
 
 QUESTIONS = "questions"  # a source of the settings that `write_questions` makes
+SUMS = "sums"  # a source of the settings that `write_sums` makes
+_SUMS = 2000, 400  # records for training and held out
 _PARAGRAPH = 80, 1500  # characters of an answer, from and to
 
 
@@ -79,3 +81,33 @@ def write_questions(folder: Path) -> tuple[Path, Path]:
         if not file.exists():
             write_lines(file, (json.dumps(record) for record in parts[held_out].values()))
     return files
+
+
+def write_sums(folder: Path) -> tuple[Path, Path]:
+    """Instruction records of three-digit additions with their working: (training file, held-out file).
+
+    No sum stands in both files.
+    """
+    drawn = random.Random(0)
+    sums: dict[tuple[int, int], None] = {}
+    while len(sums) < sum(_SUMS):
+        sums[drawn.randint(100, 999), drawn.randint(100, 999)] = None
+    records = [json.dumps(_sum(first, second)) for first, second in sums]
+    files = folder / "sums-train.jsonl", folder / "sums-heldout.jsonl"
+    for file, part in zip(files, (records[: _SUMS[0]], records[_SUMS[0] :]), strict=True):
+        if not file.exists():
+            write_lines(file, part)
+    return files
+
+
+def _sum(first: int, second: int) -> dict[str, str]:
+    """A question and its answer, added digit by digit from the right."""
+    carry, working = 0, []
+    for place in (1, 10, 100):
+        digits = [first // place % 10, second // place % 10] + ([carry] if carry else [])
+        working.append(f"{' + '.join(map(str, digits))} = {sum(digits)}")
+        carry = sum(digits) // 10
+    return {
+        "prompt": f"Question: {first} + {second}?\nAnswer:",
+        "completion": f" {', '.join(working)}: {first + second}\n",
+    }
