@@ -99,17 +99,17 @@ def run(output: Path, settings: dict, workers: int, deadline: float) -> bool:
         ],
     }
     context = multiprocessing.get_context("spawn")
-    for part in PARTS:
-        started, done = time.perf_counter(), 0
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for part in PARTS:  # each needs what the one before it made
+            started, done = time.perf_counter(), 0
             waiting = [pool.submit(work, job, output, settings, deadline, *of) for job, of in jobs[part]]
             for future in concurrent.futures.as_completed(waiting):
                 done += future.result()
                 spent = time.perf_counter() - started
                 print(f"{part}: {done} of {len(waiting)}, {spent:.0f} s", flush=True)
-        write_tables(output)
-        if done < len(waiting):
-            return False
+            write_tables(output)
+            if done < len(waiting):
+                return False
     return True
 
 
