@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from landscape.checkpoints.gguf import SUFFIX, is_gguf, read_gguf
 from landscape.errors import InputError, first_line
 from landscape.results import digest_of, read_json
 from landscape.weights.vectors import tensor_bytes
@@ -41,6 +42,9 @@ class CheckpointFiles:
         metadata: The content of `landscape.json`, or an empty dict.
         config: The transformers configuration.
         base: The files of an adapter's base; None for a whole model.
+        gguf: The GGUF file that is the checkpoint, in `folder`; None where the checkpoint is the folder. The names in
+            `stored` are then those of llama.cpp, and the digest is that of the file.
+        quantization: Type that most weights of a GGUF file are stored in, such as "Q4_1".
     """
 
     source: str
@@ -51,6 +55,8 @@ class CheckpointFiles:
     metadata: dict
     config: Any
     base: CheckpointFiles | None = None
+    gguf: Path | None = None
+    quantization: str | None = None
 
     @property
     def name(self) -> str:
@@ -104,8 +110,10 @@ def inspect_checkpoint(
 ) -> CheckpointFiles:
     """Read every weight file of a checkpoint once: its shapes and digest, and whether all values are finite.
 
+    The values of a GGUF file are checked when they are dequantized, on loading.
+
     Args:
-        source: A folder, or a hub id with optional `@revision`.
+        source: A folder, a GGUF file, or a hub id with optional `@revision`.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Whether the code of the checkpoint's configuration may run.
 
@@ -127,7 +135,7 @@ def inspect_checkpoint(
     folder, parts = _find(source, revision)
     if _is_adapter(folder):
         return _inspect_adapter(source, folder, parts, trust_remote_code)
-    return _inspect_model(source, folder, parts, trust_remote_code)
+    return _inspect_whole(source, folder, parts, trust_remote_code)
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -140,11 +148,29 @@ def _is_adapter(folder: Path) -> bool:
     return True  # This is so also where the config.json of the base lies beside it.
 
 
+def _inspect_whole(source: str, path: Path, parts: tuple[str, ...], trust_remote_code: bool) -> CheckpointFiles:
+    """Read a whole model: a folder, or a GGUF file."""
+    if is_gguf(path):
+        return _inspect_gguf(source, path, parts)
+    return _inspect_model(source, path, parts, trust_remote_code)
+
+
+def _inspect_gguf(source: str, path: Path, parts: tuple[str, ...]) -> CheckpointFiles:
+    """Read a GGUF file."""
+    stored, digest, quantization = read_gguf(path)
+    config = _load_config(source, path.parent, trust_remote_code=False, gguf_file=path.name)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # The model is dequantized.
+    return CheckpointFiles(source, path.parent, parts, stored, digest, {}, config, gguf=path, quantization=quantization)
+
+
 def _inspect_model(source: str, folder: Path, parts: tuple[str, ...], trust_remote_code: bool) -> CheckpointFiles:
     """Read the folder of a whole model."""
     path = folder / "config.json"
     if not path.exists():
-        raise InputError(f"{source} is not a checkpoint: it has no config.json.")
+        gguf = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
+        advice = f" Name the GGUF file in it, such as {folder / gguf[0]}." if gguf else ""
+        raise InputError(f"{source} is not a checkpoint: it has no config.json.{advice}")
     written = read_json(path)  # read here for a message of one sentence; transformers' own is a page
     if "transformers_weights" in written:
         raise InputError(f"{path} names a weight file of its own (transformers_weights); only the usual are read.")
@@ -173,11 +199,11 @@ def _inspect_adapter(source: str, folder: Path, parts: tuple[str, ...], trust_re
     if not isinstance(named, str) or not named:
         raise InputError(f"{path} does not name its base model.")
     beside = folder / named
-    base_source = str(beside) if os.path.isdir(beside) and not os.path.isdir(named) else named
+    base_source = str(beside) if os.path.exists(beside) and not os.path.exists(named) else named
     base_folder, base_parts = _find(base_source, revision if isinstance(revision, str) else None)
     if _is_adapter(base_folder):
         raise InputError(f"{path} names {named} as its base, which is an adapter itself; merge that first.")
-    base = _inspect_model(base_source, base_folder, base_parts, trust_remote_code)
+    base = _inspect_whole(base_source, base_folder, base_parts, trust_remote_code)
     stored, own = _read_tensors(shards)
     computes = {key: value for key, value in written.items() if key not in _VOLATILE_OF_ADAPTER}
     digest = hashlib.sha256(f"{base.digest} {own} {digest_of(computes)}".encode()).hexdigest()
@@ -198,8 +224,13 @@ def _find(source: str, revision: str | None) -> tuple[Path, tuple[str, ...]]:
     except ValueError as error:
         raise InputError(f"{source!r} is not the name of a file.") from error
     else:
+        if is_gguf(path):
+            path = path.resolve()
+            return path, path.parts
         if not path.is_dir():
-            raise InputError(f"{source} is a file; a checkpoint is a folder with config.json and safetensors.")
+            raise InputError(
+                f"{source} is a file; a checkpoint is a folder with config.json and safetensors, or .gguf."
+            )
         if not os.access(path, os.R_OK | os.X_OK):
             raise InputError(f"{source} cannot be read: {os.strerror(errno.EACCES)}.")
         path = path.resolve()
@@ -219,14 +250,18 @@ def _find(source: str, revision: str | None) -> tuple[Path, tuple[str, ...]]:
     return folder, (*owner, f"{name}@{tag}" if tag else name)  # The folder itself is named by a commit's hash.
 
 
-def _load_config(source: str, folder: Path, trust_remote_code: bool) -> Any:
-    """Load the transformers configuration in a folder."""
+def _load_config(source: str, folder: Path, trust_remote_code: bool, gguf_file: str | None = None) -> Any:
+    """Load the transformers configuration in a folder, or in a GGUF file there."""
     from transformers import AutoConfig
 
+    more = {"gguf_file": gguf_file} if gguf_file else {}
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=trust_remote_code, **more
+        )
     except Exception as error:  # Each architecture checks its values in its own way.
-        raise InputError(f"{source} has an unusable config.json: {reason_of(error)}") from error
+        what = "cannot be used as a model" if gguf_file else "has an unusable config.json"
+        raise InputError(f"{source} {what}: {reason_of(error)}") from error
 
 
 def _shards(source: str, folder: Path, stem: str) -> dict[Path, list[str] | None]:

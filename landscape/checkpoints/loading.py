@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from landscape.checkpoints.gguf import forget_quantization
 from landscape.checkpoints.inspection import CheckpointFiles, inspect_checkpoint, is_finite, reason_of
 from landscape.errors import InputError, MeasurementWarning, first_line
 from landscape.parallel import distributed
@@ -105,8 +106,13 @@ class Checkpoint:
         return load_tokenizer(self.files, trust_remote_code=self.trust_remote_code)
 
     def describe(self) -> dict:
-        """Return what a result's provenance says of the checkpoint: source, digest, and what became of an adapter."""
+        """Return what a result's provenance says of the checkpoint.
+
+        That is its source and digest, the quantization of a GGUF file, and what became of an adapter.
+        """
         description = {"source": self.source, "digest": self.digest}
+        if whole := (self.files.base or self.files).quantization:
+            description["dequantized_from"] = whole
         return description | ({"adapter": self.adapter} if self.adapter else {})
 
 
@@ -120,13 +126,13 @@ def load_checkpoint(
     adapter: str = "merge",
     trust_remote_code: bool = False,
 ) -> Checkpoint:
-    """Load a causal language model from a Hugging Face folder, a PEFT adapter folder or a hub id.
+    """Load a causal language model from a Hugging Face folder, a PEFT adapter folder, a GGUF file or a hub id.
 
     Tensors go from the files to their device one by one, in `dtype`. The peak of memory is the weights and, where
     `dtype` is not what is stored, pages of the files, which the system may take back.
 
     Args:
-        source: A folder, or a hub id with optional `@revision`.
+        source: A folder, a GGUF file (whose weights are dequantized), or a hub id with optional `@revision`.
         dtype: Type of the weights in memory: "float32", "bfloat16", "float16", "float64" or "auto" (as stored).
         device: "auto" (CUDA, else MPS, else CPU) or the name of a torch device.
         device_map: Is given instead of `device` for a model that is larger than one device: "auto", "balanced",
@@ -236,12 +242,13 @@ def _build(
     """Build a model with transformers; raise InputError where a tensor is missing or has another shape."""
     from transformers import AutoModelForCausalLM
 
+    stored = {"use_safetensors": True} if files.gguf is None else {"gguf_file": files.gguf.name}
     try:
         built: Any = AutoModelForCausalLM.from_pretrained(
             str(files.folder),
+            **stored,
             dtype=dtype,
             device_map=device_map,
-            use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -250,6 +257,8 @@ def _build(
     except Exception as error:  # Each architecture raises what it likes about its configuration.
         raise InputError(f"{files.source} cannot be loaded: {reason_of(error)}") from error
     model, report = built
+    if files.gguf is not None:
+        forget_quantization(model)
     if report["mismatched_keys"]:
         name, stored, wanted = min(report["mismatched_keys"])
         raise InputError(
@@ -309,12 +318,14 @@ def load_tokenizer(files: CheckpointFiles, *, trust_remote_code: bool = False) -
     """
     from transformers import AutoTokenizer
 
-    folder = files.folder
-    if files.base is not None and not (folder / "tokenizer_config.json").exists():
-        folder = files.base.folder
+    if files.base is not None and not (files.folder / "tokenizer_config.json").exists():
+        files = files.base
+    more = {} if files.gguf is None else {"gguf_file": files.gguf.name}
     try:
         # Explicit, because transformers would otherwise ask on the terminal whether to run the code.
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            str(files.folder), local_files_only=True, trust_remote_code=trust_remote_code, **more
+        )
     except Exception as error:  # There are many formats, and each reader raises errors of its own.
         raise InputError(f"{files.source} has no usable tokenizer: {reason_of(error)}") from error
 

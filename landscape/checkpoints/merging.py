@@ -85,6 +85,12 @@ def merge_checkpoints(
     start, end = (inspect_checkpoint(source, trust_remote_code=trust_remote_code) for source in (base, tuned))
     if start.base is not None:
         raise InputError(f"{base} is an adapter; the base of a merge is a whole model.")
+    for files in (start, end):
+        if files.gguf is not None:
+            raise InputError(
+                f"{files.source} is a GGUF file, and a merge reads safetensors; load it with landscape.load_checkpoint "
+                "and write its model and tokenizer with landscape.save_checkpoint first."
+            )
     _check_alike(start, end)
     evaluated_on = end.metadata.get("evaluated_on")
     settings = {

@@ -50,8 +50,9 @@ def with_lora(start: Checkpoint, rank: int, seed: int) -> Any:
         raise InputError("lora needs peft: pip install 'landscape-lm[train]'.") from error
     if start.files.base is not None:
         raise InputError(f"{start.source} is an adapter; merge it into its base before another is trained on it.")
-    local = Path(start.source).expanduser().is_dir()
-    repository, _, revision = (str(start.files.folder), "", "") if local else start.source.partition("@")
+    local = Path(start.source).expanduser().exists()
+    here = str(start.files.gguf or start.files.folder)
+    repository, _, revision = (here, "", "") if local else start.source.partition("@")
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=2 * rank,  # The factor 2 above, for every rank, so that one learning rate serves several ranks.
