@@ -64,6 +64,7 @@ from .data.questions import Questions as Questions
 from .forgetting.answers import ChoiceForgetting as ChoiceForgetting
 from .forgetting.harness import run_benchmarks as run_benchmarks
 from .forgetting.harness import compare_benchmarks as compare_benchmarks
+from .public.fetching import fetch as fetch
 from .study.table import measure_checkpoints as measure_checkpoints
 from .correlation import correlate as correlate
 from .correlation import estimand_table as estimand_table

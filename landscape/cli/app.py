@@ -19,6 +19,7 @@ import landscape
 from landscape.cli.correlate import correlate
 from landscape.cli.demo import demo
 from landscape.cli.design import design
+from landscape.cli.fetch import fetch
 from landscape.cli.finetune import finetune
 from landscape.cli.forgetting import forgetting
 from landscape.cli.hessian import hessian
@@ -34,7 +35,7 @@ COMMANDS = {
     "Start here": (demo, metrics),
     "Measure checkpoints": (plot, sharpness, hessian, forgetting, measure),
     "Analyze measurements": (correlate, design),
-    "Make checkpoints": (finetune, merge),
+    "Make checkpoints": (fetch, finetune, merge),
 }
 SHARED = (plot, sharpness, hessian, measure)  # commands whose work the processes of torchrun share
 
