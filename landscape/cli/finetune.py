@@ -100,7 +100,9 @@ def finetune(
     if json_output:
         print_json({"output": str(folder), **record})
     else:
-        losses, source = record["losses"], record["evaluated_on"]["source"]
+        losses, evaluated = record["losses"], record["evaluated_on"]
         before, after = float(losses["evaluated_before"]), float(losses["evaluated_after"])
-        print(f"{record['steps_taken']} steps; loss on {source}: {before:.4f} before, {after:.4f} after")
+        kind = "held-out examples" if evaluated.get("held_out") else "training examples"
+        which = f"at most {evaluated['limit']} {kind} of {evaluated['source']}"
+        print(f"{record['steps_taken']} steps; loss on {which}: {before:.4f} before, {after:.4f} after")
     print_written(folder)

@@ -42,7 +42,8 @@ from landscape.training.trainer import (
 from landscape.weights.preservation import preserved
 
 _LOSSES = ("training", "evaluated_before", "evaluated_after")
-_HELD_OUT = 64  # A run is evaluated on this many examples of a built-in corpus's held-out part.
+_EVALUATED = 64  # A run is evaluated on this many examples, so that two evaluations are short beside the training.
+_MOST_HELD_OUT = 0.1  # Of the training examples; where they are fewer, those that are evaluated are trained on, too.
 
 
 def finetune(
@@ -62,8 +63,9 @@ def finetune(
 
     The record says how the checkpoint was made: its base, data, optimization, seed, and the losses before and after.
     Under "evaluated_on" it says what the losses before and after are of, and how `load_data` reads the same again: the
-    source (files and folders with their absolute path), max_length, limit and seed. That is the held-out part of a
-    built-in corpus, and else the training data.
+    source (files and folders with their absolute path), max_length, limit and seed. They are 64 examples: of the
+    held-out part of a built-in corpus, and else of the source, where they are held out of the training if they are at
+    most a tenth of it ("held_out" says whether they are).
 
     An interrupted run continues: the same call, made again, goes on from the last training checkpoint to the same
     result. Where `output` holds the whole result of the same arguments already, it is returned at once.
@@ -129,13 +131,13 @@ def finetune(
     data_options = replace(
         data_options, max_length=min(data_options.max_length, files.max_positions or data_options.max_length)
     )
-    train, held_out = _load(_absolute(data), start.tokenizer, data_options, seed, files)
+    train, evaluated, is_held_out = _load(_absolute(data), start.tokenizer, data_options, seed, files)
     old = _load_rehearsal(rehearsal, start.tokenizer, len(train.examples), data_options, seed, files)
-    read_with = {"limit": data_options.limit, "seed": seed} if held_out is train else {"limit": _HELD_OUT, "seed": 0}
+    read_with = {"limit": _EVALUATED, "seed": 0, "held_out": is_held_out}
     settings = {
         "base": start.describe(),
         "data": describe_data(train),
-        "evaluated_on": describe_data(held_out) | {"max_length": data_options.max_length} | read_with,
+        "evaluated_on": describe_data(evaluated) | {"max_length": data_options.max_length} | read_with,
         "optimizer": optimization.optimizer,
         "rho": optimization.radius,
         "lr": optimization.lr,
@@ -159,9 +161,9 @@ def finetune(
     with results_folder(workplace, settings) as training:
         started = time.perf_counter()
         model: Any = start.model if optimization.lora is None else with_lora(start, optimization.lora, seed)
-        before = _mean_loss(model, held_out)
+        before = _mean_loss(model, evaluated)
         if not math.isfinite(before):
-            raise InputError(f"the loss of {base} on {held_out.source} is {before}; there is nothing to start from.")
+            raise InputError(f"the loss of {base} on {evaluated.source} is {before}; there is nothing to start from.")
         callbacks: list[TrainerCallback] = [Progress(f"{output.name} ({optimization.optimizer})", progress)]
         if saving.keep_trajectory is not None:
             about = settings | {"format": "landscape/checkpoint"}
@@ -187,7 +189,7 @@ def finetune(
         )
         try:
             model, state = _train(trainer, model, training, load_options)
-            after = _mean_loss(model, held_out)
+            after = _mean_loss(model, evaluated)
             _check_finite(model, after)
         except Diverged as error:
             _empty(training)
@@ -276,13 +278,20 @@ def _absolute(source: str | Path) -> str:
 
 def _load(
     source: str, tokenizer: Any, options: DataOptions, seed: int, files: CheckpointFiles
-) -> tuple[TokenData, TokenData]:
-    """Training data, and what to evaluate on: the held-out part of a built-in corpus, else the training data."""
+) -> tuple[TokenData, TokenData, bool]:
+    """Training data, examples to evaluate on, and whether those are held out of the training."""
     train = _load_part(source, tokenizer, options, seed, "train", files)
-    if not source.startswith("builtin:"):
-        return train, train
-    corpus = source.partition("@")[0]
-    return train, _load_part(corpus, tokenizer, replace(options, limit=_HELD_OUT), 0, "heldout", None)
+    sample = replace(options, limit=_EVALUATED)
+    if source.startswith("builtin:"):
+        corpus = source.partition("@")[0]
+        evaluated = _load_part(corpus, tokenizer, sample, 0, "heldout", None)
+        return train, evaluated, not source.endswith("@heldout")
+    evaluated = _load_part(source, tokenizer, sample, 0, "train", files)
+    chosen = set(evaluated.examples)
+    left = tuple(example for example in train.examples if example not in chosen)
+    if len(left) < (1 - _MOST_HELD_OUT) * len(train.examples):
+        return train, evaluated, False
+    return replace(train, examples=left), evaluated, True
 
 
 def _load_rehearsal(
