@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.options import (
-    Color,
+from landscape.cli.options.data import Seed
+from landscape.cli.options.output import Color, Json, OutputFolder
+from landscape.cli.options.statistics import (
     Confidence,
     Control,
     Factor,
@@ -14,11 +15,8 @@ from landscape.cli.options import (
     ForgettingColumn,
     Groups,
     Hyperparameter,
-    Json,
     Method,
-    OutputFolder,
     Resamples,
-    Seed,
     Table,
 )
 from landscape.cli.tables import open_console, print_json, print_note, print_table, print_written, with_interval

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from landscape.cli.options import (
-    Control,
-    Factor,
-    ForgettingColumn,
-    Groups,
-    Json,
-    Like,
-    Replications,
-    Seed,
-    Table,
-)
+from landscape.cli.options.data import Seed
+from landscape.cli.options.output import Json
+from landscape.cli.options.statistics import Control, Factor, ForgettingColumn, Groups, Like, Replications, Table
 from landscape.cli.tables import open_console, print_json, print_note, print_table
 
 

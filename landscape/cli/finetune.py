@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from landscape.cli.options import (
+from landscape.cli.options.checkpoints import StartingCheckpoint
+from landscape.cli.options.data import Limit, MaxLength, Rehearse, RehearseRatio, Seed, TrainingData
+from landscape.cli.options.model import Device, Trust
+from landscape.cli.options.output import Json, OutputCheckpoint, Quiet
+from landscape.cli.options.training import (
     Accumulate,
     BatchSize,
-    Device,
     Epochs,
-    Json,
     KeepTrajectory,
     LearningRate,
-    Limit,
     Lora,
-    MaxLength,
     Optimizer,
-    OutputCheckpoint,
-    Quiet,
-    Rehearse,
-    RehearseRatio,
     Rho,
     SaveEvery,
-    Seed,
-    StartingCheckpoint,
     Steps,
-    TrainingData,
-    Trust,
 )
 from landscape.cli.tables import print_json, print_written, quiet_libraries
 from landscape.errors import InputError

@@ -7,23 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.options import (
-    Base,
-    BatchTokens,
-    BootstrapResamples,
-    Data,
-    Device,
-    Dtype,
-    Json,
-    Limit,
-    MaxLength,
-    OutputFolder,
-    Quiet,
-    Seed,
-    Tasks,
-    Trust,
-    TunedCheckpoints,
-)
+from landscape.cli.options.checkpoints import Base, TunedCheckpoints
+from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
+from landscape.cli.options.measurement import BootstrapResamples, Tasks
+from landscape.cli.options.model import Device, Dtype, Trust
+from landscape.cli.options.output import Json, OutputFolder, Quiet
 from landscape.cli.tables import (
     open_console,
     print_data,

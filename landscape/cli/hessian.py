@@ -10,34 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from landscape.cli.options import (
-    Adapter,
-    BasisDevice,
-    BatchTokens,
+from landscape.cli.options.checkpoints import Checkpoints
+from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
+from landscape.cli.options.measurement import (
     Check,
-    Checkpoints,
     Curvature,
-    Data,
     Density,
-    Device,
-    Dtype,
     Hvp,
-    Json,
-    Limit,
-    MaxLength,
     MaxMatvecs,
     MaxProbes,
-    OutputFolder,
-    Parameters,
     PerLayer,
-    Quiet,
     Rtol,
-    Seed,
     Top,
     TraceRtol,
-    Trust,
     Weighting,
 )
+from landscape.cli.options.model import Adapter, BasisDevice, Device, Dtype, Parameters, Trust
+from landscape.cli.options.output import Json, OutputFolder, Quiet
 from landscape.cli.tables import (
     open_console,
     print_adapters,

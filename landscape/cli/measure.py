@@ -5,25 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.options import (
-    Base,
-    BatchTokens,
-    Device,
-    Dtype,
-    FlatnessOn,
-    Json,
-    LimitInHalves,
-    MaxLength,
-    Metric,
-    NewData,
-    OldData,
-    OutputTable,
-    Quiet,
-    Seed,
-    Trust,
-    TunedCheckpoints,
-    parse_metric,
-)
+from landscape.cli.options.checkpoints import Base, TunedCheckpoints
+from landscape.cli.options.data import BatchTokens, LimitInHalves, MaxLength, NewData, OldData, Seed
+from landscape.cli.options.measurement import FlatnessOn
+from landscape.cli.options.metrics import Metric, parse_metric
+from landscape.cli.options.model import Device, Dtype, Trust
+from landscape.cli.options.output import Json, OutputTable, Quiet
 from landscape.cli.tables import (
     open_console,
     print_json,

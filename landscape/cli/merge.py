@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from landscape.cli.options import Alpha, Json, MergeBase, MergeTuned, OutputCheckpoint, Trust
+from landscape.cli.options.checkpoints import MergeBase, MergeTuned
+from landscape.cli.options.model import Trust
+from landscape.cli.options.output import Json, OutputCheckpoint
+from landscape.cli.options.training import Alpha
 from landscape.cli.tables import print_json, print_written, quiet_libraries
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from landscape.cli.options import Json, MetricName
+from landscape.cli.options.metrics import MetricName
+from landscape.cli.options.output import Json
 from landscape.cli.tables import open_console, print_json
 from landscape.errors import InputError, nearest
 

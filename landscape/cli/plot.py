@@ -5,33 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.options import (
-    Adapter,
-    Autocast,
-    BatchTokens,
-    Checkpoints,
-    Data,
-    Device,
-    DeviceMap,
-    Dim,
-    Dtype,
-    Json,
-    Kind,
-    Levels,
-    Limit,
-    Log,
-    Margin,
-    MaxLength,
-    Normalize,
-    OffloadBase,
-    OutputFolder,
-    Points,
-    Quiet,
-    Seed,
-    Span,
-    Trust,
-    check_device,
-)
+from landscape.cli.options.checkpoints import Checkpoints
+from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
+from landscape.cli.options.model import Adapter, Autocast, Device, DeviceMap, Dtype, OffloadBase, Trust, check_device
+from landscape.cli.options.output import Json, OutputFolder, Quiet
+from landscape.cli.options.surfaces import Dim, Kind, Levels, Log, Margin, Normalize, Points, Span
 from landscape.cli.tables import (
     open_console,
     print_adapters,

@@ -5,29 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.options import (
-    Adapter,
-    BaseOption,
-    BatchTokens,
-    Checkpoints,
-    Data,
-    Device,
-    DeviceMap,
-    Dtype,
-    Json,
-    Limit,
-    MaxLength,
-    Metric,
-    NormalizeLogits,
-    OffloadBase,
-    OutputFolder,
-    Parameters,
-    Quiet,
-    Seed,
-    Trust,
-    check_device,
-    parse_metric,
-)
+from landscape.cli.options.checkpoints import BaseOption, Checkpoints
+from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
+from landscape.cli.options.measurement import NormalizeLogits
+from landscape.cli.options.metrics import Metric, parse_metric
+from landscape.cli.options.model import Adapter, Device, DeviceMap, Dtype, OffloadBase, Parameters, Trust, check_device
+from landscape.cli.options.output import Json, OutputFolder, Quiet
 from landscape.cli.tables import (
     open_console,
     print_adapters,
