@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape.cli.checks import check_table
 from landscape.cli.options.data import Seed
 from landscape.cli.options.output import Color, Json, OutputFolder
 from landscape.cli.options.statistics import (
@@ -59,6 +60,11 @@ def correlate(
 
         landscape correlate table.csv --groups recipe/base --factor optimizer --factor lr
     """
+    check_table(
+        table,
+        [forgetting, color, *(flatness or ()), *(control or ()), *(factor or ()), *(hyperparameter or ())],
+        groups,
+    )
     from landscape.correlation import Resampling, estimand_table, read_table
     from landscape.correlation import correlate as run
     from landscape.plotting import write_correlation_figures

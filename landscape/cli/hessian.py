@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from landscape.cli.checks import check_inputs
 from landscape.cli.options.checkpoints import Checkpoints
 from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
 from landscape.cli.options.measurement import (
@@ -38,7 +39,7 @@ from landscape.cli.tables import (
     quiet_libraries,
     with_interval,
 )
-from landscape.errors import InputError
+from landscape.errors import typed_as
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,8 +83,7 @@ def hessian(
 
         landscape hessian runs/adamw runs/sam --density --per-layer
     """
-    if top < 1:
-        raise InputError(f"--top {top} must be at least 1.")
+    check_inputs(checkpoints, data, output)
     quiet_libraries()
     from landscape.checkpoints import LoadOptions, resolve_device
     from landscape.curvature.checks import CurvatureCheck, check_curvature
@@ -93,13 +93,11 @@ def hessian(
     from landscape.curvature.results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
     from landscape.curvature.trace import hessian_trace
     from landscape.data.tokens import DataOptions
-    from landscape.linalg.sampling import check_precision
     from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
     from landscape.study.runner import Task, file_names, run_tasks
 
-    check_precision(trace_rtol, 0.95, max_probes)
     basis = None if basis_device is None else str(resolve_device(basis_device))
     comparison = open_comparison(
         checkpoints,
@@ -123,13 +121,16 @@ def hessian(
         return check_curvature(models[0], tokens, seed=seed, run=Run(hvp=hvp))
 
     def eigenvalues(models: Any, tokens: Any, journal: Path) -> Eigenvalues:
-        return hessian_eigenvalues(models[0], tokens, **spectrum, **common(journal, basis_device=basis))
+        with typed_as({"k": "--top"}):
+            return hessian_eigenvalues(models[0], tokens, **spectrum, **common(journal, basis_device=basis))
 
     def trace(weighting: str | None, models: Any, tokens: Any, journal: Path) -> TraceEstimate:
-        return hessian_trace(models[0], tokens, weighting=weighting, **traces, **common(journal))
+        with typed_as({"rtol": "--trace-rtol"}):
+            return hessian_trace(models[0], tokens, weighting=weighting, **traces, **common(journal))
 
     def layers(models: Any, tokens: Any, _: Path) -> LayerCurvature:
-        return hessian_layers(models[0], tokens, **common())
+        with typed_as({name: f"{name} of hessian_layers in Python" for name in ("rtol", "max_probes", "max_matvecs")}):
+            return hessian_layers(models[0], tokens, **common())
 
     def spectral_density(models: Any, tokens: Any, journal: Path) -> SpectralDensity:
         return hessian_density(models[0], tokens, **common(journal))

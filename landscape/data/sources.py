@@ -43,13 +43,26 @@ def parse_named_source(value: str) -> tuple[str, str]:
     return value.removeprefix("builtin:").rstrip("/").rpartition("/")[2], value
 
 
-def check_source(value: str) -> None:
-    """Check a source, or name=source, as far as that can be seen without reading it; ids are not asked for.
+def parse_named_sources(values: Sequence[str]) -> list[tuple[str, str]]:
+    """Return name and source of each `source` or `name=source`.
+
+    Raises:
+        InputError: A name or a source is empty, or two have the same name.
+    """
+    named = [parse_named_source(value) for value in values]
+    names = [name for name, _ in named]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"two data sets are named {repeated[0]}; name them apart: {as_typed('data')} name=source.")
+    return named
+
+
+def check_source(source: str) -> None:
+    """Check a source as far as that can be seen without reading it; ids are not asked for.
 
     Raises:
         InputError: There is no such file or built-in corpus, or the file is of another kind.
     """
-    _, source = parse_named_source(value)
     if source.startswith("builtin:"):
         name_and_part(source)
     elif _is_file_name(source):

@@ -9,10 +9,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.parallel import distributed
 from landscape.results.files import PARTIAL, lock, noticing_a_full_disk, read_json, write_json
 from landscape.results.plain import to_plain
+
+
+def check_folder(folder: Path | str) -> None:
+    """Check that results can go into a folder, as far as that is seen without making it.
+
+    Raises:
+        InputError: There is a file in its place, or in that of a folder above it, or it cannot be written.
+    """
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        below = "" if there == folder else f", as {there} is a file"
+        raise InputError(f"{as_typed('output', str(folder))} is a file, not a folder{below}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{as_typed('output', str(folder))} cannot be written: {os.strerror(errno.EACCES)}.")
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def check_metric(metric: str, options: dict[str, Any], *, has_base: bool) -> tup
         has_base: Whether the base checkpoint is given.
 
     Raises:
-        InputError: The name or an option does not exist, an option has a value that makes no sense, or the base is missing.
+        InputError: The name or an option does not exist, a value makes no sense, or the base is missing.
     """
     settings = check_options(metric, options, known=SHARPNESS_METRICS, has_base=has_base)
     return SHARPNESS_METRICS[metric], settings

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from landscape.cli.options.declaring import DATA, value
+from landscape.cli.options.declaring import DATA, at_least, between, value
 
 _SOURCE_HELP = "a .jsonl, .txt or .parquet file, the id of a Hugging Face data set, `builtin:docs` or `builtin:code`"
 Data = Annotated[
@@ -33,11 +33,23 @@ Rehearse = Annotated[
 ]
 RehearseRatio = Annotated[
     float | None,
-    value(DATA, "--rehearse-ratio", "SHARE", "Share of old examples among the training examples. Default: 0.1."),
+    value(
+        DATA,
+        "--rehearse-ratio",
+        "SHARE",
+        "Share of old examples among the training examples. Default: 0.1.",
+        callback=between(0, 1),
+    ),
 ]
 Limit = Annotated[
     int | None,
-    value(DATA, "--limit", "N", "Maximum number of examples, sampled at random with --seed. Default: all of them."),
+    value(
+        DATA,
+        "--limit",
+        "N",
+        "Maximum number of examples, sampled at random with --seed. Default: all of them.",
+        callback=at_least(1),
+    ),
 ]
 LimitInHalves = Annotated[
     int | None,
@@ -47,6 +59,7 @@ LimitInHalves = Annotated[
         "N",
         "Maximum number of examples of each data set, sampled at random with --seed. Flatness is measured on one half "
         "of them and losses on the other half. Default: all of them.",
+        callback=at_least(1),
     ),
 ]
 MaxLength = Annotated[
@@ -57,9 +70,25 @@ MaxLength = Annotated[
         "N",
         "Maximum tokens per example. Longer examples are cut at the end; a model that has fewer positions lowers the "
         "maximum.",
+        callback=at_least(1),
     ),
 ]
 BatchTokens = Annotated[
-    int, value(DATA, "--batch-tokens", "N", "Maximum tokens per batch. Changes memory use, never results.")
+    int,
+    value(
+        DATA,
+        "--batch-tokens",
+        "N",
+        "Maximum tokens per batch. Changes memory use, never results.",
+        callback=at_least(1),
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed for random directions and for sampling examples.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Seed for random directions and for sampling examples.",
+        callback=at_least(0),
+    ),
+]

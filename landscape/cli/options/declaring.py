@@ -1,14 +1,20 @@
-"""How an option is declared: its panel in the help, its name, its type and its help text."""
+"""How an option is declared: its panel in the help, its name, its type, its range and its help text."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, get_args
 
 import typer
 
+from landscape.errors import InputError
+
 # The panels that group options in the help.
 DATA, MODEL, MEASUREMENT, SURFACE = "Data", "Model", "Measurement", "Surface"
 TRAINING, STATISTICS, OUTPUT = "Training", "Statistics", "Output"
+
+MOST_RESAMPLES = 1_000_000  # of bootstraps, permutations and simulations: more change no digit that is printed
 
 
 def value(panel: str, name: str, metavar: str, text: str, **settings: Any) -> Any:
@@ -24,3 +30,26 @@ def choice(panel: str, name: str, choices: Any, text: str, **settings: Any) -> A
 def flag(panel: str, name: str, text: str) -> Any:
     """An option that is given or not."""
     return value(panel, name, "", text)
+
+
+def at_least(least: float, most: float = math.inf) -> Callable[[typer.CallbackParam, Any], Any]:
+    """The callback of an option whose number is at least `least` and at most `most`, and finite."""
+    words = f"at least {least:,}" if most == math.inf else f"from {least:,} to {most:,}"
+    return _in_range(lambda number: least <= number <= most and number < math.inf, words)
+
+
+def between(low: float, high: float = math.inf) -> Callable[[typer.CallbackParam, Any], Any]:
+    """The callback of an option whose number is above `low` and below `high`."""
+    words = "positive and finite" if (low, high) == (0, math.inf) else f"between {low:,} and {high:,}"
+    return _in_range(lambda number: low < number < high, words)
+
+
+def _in_range(is_valid: Callable[[float], bool], words: str) -> Callable[[typer.CallbackParam, Any], Any]:
+    """The callback of an option that raises InputError where its number is not valid."""
+
+    def check(parameter: typer.CallbackParam, number: Any) -> Any:
+        if number is not None and not is_valid(number):  # which NaN is not
+            raise InputError(f"{parameter.opts[0]} {number} must be {words}.")
+        return number
+
+    return check

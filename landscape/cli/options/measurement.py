@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from landscape.cli.options.declaring import MEASUREMENT, choice, flag, value
+from landscape.cli.options.declaring import MEASUREMENT, MOST_RESAMPLES, at_least, between, choice, flag, value
 from landscape.errors import InputError, nearest
 
 CurvatureName = Literal["hessian", "ggn"]
@@ -36,6 +36,7 @@ Top = Annotated[
         "--top",
         "K",
         "Number of largest eigenvalues to compute. The lowest eigenvalue is always computed as well.",
+        callback=at_least(1),
     ),
 ]
 Rtol = Annotated[
@@ -46,6 +47,7 @@ Rtol = Annotated[
         "X",
         "Relative tolerance of eigenvalues: an eigenvalue has converged when its residual is at most this fraction of "
         "it.",
+        callback=between(0),
     ),
 ]
 MaxMatvecs = Annotated[
@@ -55,6 +57,7 @@ MaxMatvecs = Annotated[
         "--max-matvecs",
         "N",
         "Maximum number of matrix-vector products (matvecs) for eigenvalues.",
+        callback=at_least(1),
     ),
 ]
 TraceRtol = Annotated[
@@ -64,12 +67,17 @@ TraceRtol = Annotated[
         "--trace-rtol",
         "X",
         "Relative tolerance of a trace: it has converged when half of its 95% interval is at most this fraction of it.",
+        callback=between(0),
     ),
 ]
 MaxProbes = Annotated[
     int,
     value(
-        MEASUREMENT, "--max-probes", "N", "Maximum number of random probe vectors that the estimate of a trace may use."
+        MEASUREMENT,
+        "--max-probes",
+        "N",
+        "Maximum number of random probe vectors that the estimate of a trace may use.",
+        callback=at_least(2),
     ),
 ]
 
@@ -136,5 +144,12 @@ Tasks = Annotated[
     ),
 ]
 BootstrapResamples = Annotated[
-    int, value(MEASUREMENT, "--resamples", "N", "Number of bootstrap resamples of the examples.", min=99)
+    int,
+    value(
+        MEASUREMENT,
+        "--resamples",
+        "N",
+        "Number of bootstrap resamples of the examples.",
+        callback=at_least(99, MOST_RESAMPLES),
+    ),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from landscape.cli.options.declaring import MODEL, choice, flag, value
-from landscape.errors import InputError
+from landscape.errors import InputError, nearest
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 AdapterMode = Literal["merge", "keep"]
@@ -16,8 +16,26 @@ Dtype = Annotated[
     DtypeName,
     choice(MODEL, "--dtype", DtypeName, "Number format of the weights in memory. auto is the format on disk."),
 ]
+# The first part of the names of torch's devices, so that another name can be refused before torch is there to ask.
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "ipu", "xla", "maia", "hip", "vulkan", "meta")
+
+
+def _check_device(device: str | None) -> str | None:
+    """Raise InputError for a name that no device of torch has."""
+    if device is not None and device.partition(":")[0] not in _DEVICES:
+        raise InputError(f"--device {device} is none of auto, cpu, cuda, cuda:1, mps.{nearest(device, _DEVICES[:4])}")
+    return device
+
+
 Device = Annotated[
-    str, value(MODEL, "--device", "DEVICE", "Device to compute on: auto, cpu, cuda, cuda:1 or mps. auto takes a GPU.")
+    str,
+    value(
+        MODEL,
+        "--device",
+        "DEVICE",
+        "Device to compute on: auto, cpu, cuda, cuda:1 or mps. auto takes a GPU.",
+        callback=_check_device,
+    ),
 ]
 DeviceMap = Annotated[
     DeviceMapName | None,
@@ -82,9 +100,3 @@ Trust = Annotated[
         MODEL, "--trust-remote-code", "Allow a checkpoint to run Python code of its own. Use it only if you trust it."
     ),
 ]
-
-
-def check_device(device: str, device_map: str | None) -> None:
-    """Raise InputError where both options say where the model goes."""
-    if device_map is not None and device != "auto":
-        raise InputError(f"--device-map takes the place of --device; leave out --device {device}.")

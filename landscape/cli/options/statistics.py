@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from landscape.cli.options.declaring import STATISTICS, choice, value
+from landscape.cli.options.declaring import MOST_RESAMPLES, STATISTICS, at_least, between, choice, value
 
 CorrelationName = Literal["spearman", "pearson", "kendall"]
 
@@ -66,7 +66,14 @@ Like = Annotated[
     ),
 ]
 Replications = Annotated[
-    int, value(STATISTICS, "--replications", "N", "Number of simulated tables in which nothing is linked.", min=100)
+    int,
+    value(
+        STATISTICS,
+        "--replications",
+        "N",
+        "Number of simulated tables in which nothing is linked.",
+        callback=at_least(100, MOST_RESAMPLES),
+    ),
 ]
 Hyperparameter = Annotated[
     list[str] | None,
@@ -78,6 +85,18 @@ Hyperparameter = Annotated[
     ),
 ]
 Confidence = Annotated[
-    float, value(STATISTICS, "--confidence", "X", "Confidence level of the intervals, between 0 and 1.")
+    float,
+    value(
+        STATISTICS, "--confidence", "X", "Confidence level of the intervals, between 0 and 1.", callback=between(0, 1)
+    ),
 ]
-Resamples = Annotated[int, value(STATISTICS, "--resamples", "N", "Number of bootstrap resamples and of permutations.")]
+Resamples = Annotated[
+    int,
+    value(
+        STATISTICS,
+        "--resamples",
+        "N",
+        "Number of bootstrap resamples and of permutations.",
+        callback=at_least(99, MOST_RESAMPLES),
+    ),
+]

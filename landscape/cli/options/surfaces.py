@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from landscape.cli.options.declaring import SURFACE, choice, flag, value
+from landscape.cli.options.declaring import SURFACE, at_least, choice, flag, value
 from landscape.surfaces.kinds import SURFACE_KINDS
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Kind = Annotated[
 ]
 Dim = Annotated[
     int | None,
-    value(SURFACE, "--dim", "N", "Number of axes of a random or eigen surface. Default: 2.", min=1, max=2),
+    value(SURFACE, "--dim", "N", "Number of axes of a random or eigen surface. Default: 2.", callback=at_least(1, 2)),
 ]
 Points = Annotated[
     str,
@@ -53,6 +53,7 @@ Margin = Annotated[
         "FRACTION",
         "Border around the checkpoints in plane and trajectory surfaces, as a fraction of the distance that they "
         "span. Default: 0.25.",
+        callback=at_least(0),
     ),
 ]
 Normalize = Annotated[

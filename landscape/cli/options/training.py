@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from landscape.cli.options.declaring import TRAINING, choice, value
+from landscape.cli.options.declaring import TRAINING, at_least, between, choice, value
 
 OptimizerName = Literal["adamw", "sam", "asam"]
 
 Alpha = Annotated[
-    float, value(TRAINING, "--alpha", "X", "Share of the tuned weights in the merged weights, from 0 to 1.")
+    float,
+    value(
+        TRAINING,
+        "--alpha",
+        "X",
+        "Share of the tuned weights in the merged weights, from 0 to 1.",
+        callback=at_least(0, 1),
+    ),
 ]
 Optimizer = Annotated[
     OptimizerName,
@@ -28,6 +35,7 @@ Rho = Annotated[
         "RADIUS",
         "Radius of the ascent step of sam and asam, in the l2 norm over all weights. Default: 0.05 for sam, 0.5 for "
         "asam.",
+        callback=at_least(0),
     ),
 ]
 LearningRate = Annotated[
@@ -37,13 +45,17 @@ LearningRate = Annotated[
         "--lr",
         "RATE",
         "Peak learning rate. It rises during the first 5% of the steps and then falls linearly to 0.",
+        callback=between(0),
     ),
 ]
-Epochs = Annotated[float, value(TRAINING, "--epochs", "X", "Number of passes over the training data.")]
-Steps = Annotated[
-    int | None, value(TRAINING, "--steps", "N", "Number of optimizer steps. Takes the place of --epochs.")
+Epochs = Annotated[
+    float, value(TRAINING, "--epochs", "X", "Number of passes over the training data.", callback=between(0))
 ]
-BatchSize = Annotated[int, value(TRAINING, "--batch-size", "N", "Examples per optimizer step.")]
+Steps = Annotated[
+    int | None,
+    value(TRAINING, "--steps", "N", "Number of optimizer steps. Takes the place of --epochs.", callback=at_least(1)),
+]
+BatchSize = Annotated[int, value(TRAINING, "--batch-size", "N", "Examples per optimizer step.", callback=at_least(1))]
 Accumulate = Annotated[
     int,
     value(
@@ -51,6 +63,7 @@ Accumulate = Annotated[
         "--accumulate",
         "N",
         "Number of parts that each batch is split into; only one part is in memory at a time.",
+        callback=at_least(1),
     ),
 ]
 Lora = Annotated[
@@ -60,11 +73,18 @@ Lora = Annotated[
         "--lora",
         "RANK",
         "Train a LoRA adapter of this rank on all linear layers except the output layer, instead of all weights.",
+        callback=at_least(1),
     ),
 ]
 SaveEvery = Annotated[
     int,
-    value(TRAINING, "--save-every", "N", "Steps between the training states that an interrupted run continues from."),
+    value(
+        TRAINING,
+        "--save-every",
+        "N",
+        "Steps between the training states that an interrupted run continues from.",
+        callback=at_least(1),
+    ),
 ]
 KeepTrajectory = Annotated[
     int | None,
@@ -73,5 +93,6 @@ KeepTrajectory = Annotated[
         "--keep-trajectory",
         "N",
         "Keep N evenly spaced checkpoints of the run, for `landscape plot --kind trajectory`.",
+        callback=at_least(1),
     ),
 ]

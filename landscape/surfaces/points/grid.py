@@ -9,6 +9,7 @@ from operator import index
 import numpy as np
 
 from landscape.errors import InputError
+from landscape.surfaces.options import check_points
 
 
 def grid_axis(low: float, high: float, points: int) -> np.ndarray:
@@ -76,4 +77,5 @@ def per_axis(points: int | Sequence[int], dim: int) -> list[int]:
         raise InputError(f"points={tuple(counts)} for {dim} axes.")
     if min(counts) < 2:
         raise InputError(f"points={points}; an axis takes at least 2.")
+    check_points(counts)
     return counts
