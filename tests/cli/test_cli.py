@@ -363,7 +363,7 @@ def test_checkpoints_whose_tokenizers_differ(refused, damaged, save_checkpoint_f
         (("--normalize", "rows"), "rows"),
         (("--levels", "3,1"), "--levels 3,1"),
         (("--limit", "0"), "limit"),
-        (("--max-length", "0"), "max_length"),
+        (("--max-length", "0"), "--max-length"),
         (("--device", "abacus"), "abacus"),
         (("--dtype", "int4"), "int4"),
         (("--data", "x=builtin:docs", "--data", "x=builtin:code"), "two data sets are named x"),

@@ -157,7 +157,7 @@ def test_a_kind_says_how_many_checkpoints_it_takes(name, count, quadratic):
         lambda: SURFACE_KINDS[name].check_count(count),
         lambda: measure_surface(SURFACE_KINDS[name](), models_of(quadratic, count), DATA, scope=SCOPE),
     ):
-        with pytest.raises(InputError, match=rf"--kind {name} takes .*\d checkpoints.*, got {count}\."):
+        with pytest.raises(InputError, match=rf"kind='{name}' takes .*\d checkpoints.*, got {count}\."):
             attempt()
     with pytest.raises(InputError, match="one surface of kind random is of one model, got 2"):
         measure_surface(RandomSurface(), models_of(quadratic, 2), DATA, scope=SCOPE)

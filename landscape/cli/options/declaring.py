@@ -34,7 +34,7 @@ def flag(panel: str, name: str, text: str) -> Any:
 
 def at_least(least: float, most: float = math.inf) -> Callable[[typer.CallbackParam, Any], Any]:
     """The callback of an option whose number is at least `least` and at most `most`, and finite."""
-    words = f"at least {least:,}" if most == math.inf else f"from {least:,} to {most:,}"
+    words = f"at least {least:,} and finite" if most == math.inf else f"from {least:,} to {most:,}"
     return _in_range(lambda number: least <= number <= most and number < math.inf, words)
 
 
@@ -49,7 +49,8 @@ def _in_range(is_valid: Callable[[float], bool], words: str) -> Callable[[typer.
 
     def check(parameter: typer.CallbackParam, number: Any) -> Any:
         if number is not None and not is_valid(number):  # which NaN is not
-            raise InputError(f"{parameter.opts[0]} {number} must be {words}.")
+            of_kind = words if isinstance(number, float) else words.removesuffix(" and finite")
+            raise InputError(f"{parameter.opts[0]} {number} must be {of_kind}.")
         return number
 
     return check

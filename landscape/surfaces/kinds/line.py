@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.surfaces.kind import Span, SurfaceKind, register
 from landscape.surfaces.options import parse_span
 
@@ -52,7 +52,9 @@ class LineSurface(SurfaceKind):
         import numpy as np
 
         if np.ndim(self.span) == 0:
-            raise InputError(f"span={self.span!r} is no pair (low, high); model a lies at 0 and model b at 1.")
+            raise InputError(
+                f"{as_typed('span', self.span)} is no pair (low, high); model a lies at 0 and model b at 1."
+            )
         _ = self.ends
         super().__post_init__()
 
