@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
-from landscape.errors import InputError, nearest
+from landscape.errors import InputError
 
 NAMES = ("docs", "code")
 PARTS = ("train", "heldout")
@@ -48,8 +48,7 @@ def name_and_part(source: str, part: str = "heldout") -> tuple[str, str]:
     name, _, suffix = source.removeprefix("builtin:").partition("@")
     part = suffix or part
     if name not in NAMES or part not in PARTS:
-        alike = nearest(name, NAMES) if name not in NAMES else nearest(part, PARTS)
-        raise InputError(f"there is no builtin:{name}@{part}; there are docs and code, @train and @heldout.{alike}")
+        raise InputError(f"there is no builtin:{name}@{part}; there are docs and code, @train and @heldout.")
     return name, part
 
 

@@ -75,17 +75,17 @@ def check_load_options(max_length: int, batch_tokens: int, limit: int | None, se
         if value is not None:
             check_positive(option, value)
     if not isinstance(seed, Integral) or seed >= 2**128:  # the key of the Philox generator
-        raise InputError(f"{as_typed('seed', seed)} must be a whole number below 2**128.")
+        raise InputError(f"{as_typed('seed')} must be a whole number below 2**128, but is {seed!r}.")
     if seed < 0:
-        raise InputError(f"{as_typed('seed', seed)} must not be negative.")
+        raise InputError(f"{as_typed('seed')} must not be negative, but is {seed}.")
 
 
 def check_positive(option: str, value: int) -> None:
     """Raise InputError unless a number is a positive whole one."""
     if not isinstance(value, Integral):
-        raise InputError(f"{as_typed(option, value)} must be a whole number.")
+        raise InputError(f"{as_typed(option)} must be a whole number, but is {value!r}.")
     if value < 1:
-        raise InputError(f"{as_typed(option, value)} must be at least 1.")
+        raise InputError(f"{as_typed(option)} must be positive, but is {value}.")
 
 
 def _is_file_name(source: str) -> bool:

@@ -179,7 +179,7 @@ def check_wanted(size: int, k: int | tuple[int, int], which: str, rtol: float) -
     else:
         raise InputError(f"k={k} does not go with which={which!r}; a pair (high, low) is for which='BE'.")
     if not 1 <= sum(ends) <= size:
-        raise InputError(f"{as_typed('k')}: {sum(ends)} eigenvalues cannot be had from an operator of size {size}.")
+        raise InputError(f"{as_typed('k', k)} eigenvalues cannot be had from an operator of size {size}.")
     if not rtol > 0:
         raise InputError(f"{as_typed('rtol', rtol)} must be positive.")
     return ends
