@@ -96,6 +96,7 @@ def hessian(
     from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
+    from landscape.study.effort import eigenvalues_effort, trace_effort
     from landscape.study.runner import Task, file_names, run_tasks
 
     basis = None if basis_device is None else str(resolve_device(basis_device))
@@ -136,10 +137,10 @@ def hessian(
         return hessian_density(models[0], tokens, **common(journal))
 
     tasks = [Task("check", CurvatureCheck, check_products)] if check else []
-    tasks.append(Task("eigenvalues", Eigenvalues, eigenvalues))
+    tasks.append(Task("eigenvalues", Eigenvalues, eigenvalues, effort=eigenvalues_effort(top + 1, max_matvecs)))
     for name in [None, *dict.fromkeys(weighting or ())]:
         named = "trace" if name is None else f"trace-{name}"
-        tasks.append(Task(named, TraceEstimate, functools.partial(trace, name)))
+        tasks.append(Task(named, TraceEstimate, functools.partial(trace, name), effort=trace_effort(max_probes)))
     if per_layer:
         tasks.append(Task("layers", LayerCurvature, layers))
     if density:
