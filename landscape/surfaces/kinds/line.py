@@ -88,6 +88,7 @@ class LineSurface(SurfaceKind):
         check_distinct(members)
         a, b = members
         check_same_tensors(a.weights, b.weights)
+        _warn_of_equals(a, b)
         _warn_of_buffers(a.module, b.module)
         name_a, name_b = (a.name, b.name) if a.name != b.name else (f"{a.name} (a)", f"{b.name} (b)")
 
@@ -103,6 +104,16 @@ class LineSurface(SurfaceKind):
             axis_labels=(f"{name_a} (0) to {name_b} (1)",),
             markers=((name_a, (0.0,)), (name_b, (1.0,))),
             other_digests=lambda: [b.digest],
+        )
+
+
+def _warn_of_equals(a: Member, b: Member) -> None:
+    """Warn where both ends are the same weights: the line between them is a single point."""
+    if a.digest == b.digest:
+        warnings.warn(
+            f"{a.name} and {b.name} have the same weights: every point of the line between them is the same model.",
+            MeasurementWarning,
+            stacklevel=5,
         )
 
 
