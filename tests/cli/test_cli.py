@@ -22,6 +22,29 @@ SMALL = ("--points", "3", "--device", "cpu")
 LINE = (*SMALL, "--dim", "1")  # quicker to draw, where the picture is not the point
 
 
+def test_a_reader_that_has_had_enough_changes_nothing(tmp_path, save_checkpoint_folder, records):
+    """As `landscape plot ... | head -1`: all files are written, and the exit code is that of the work."""
+    arguments = [
+        "plot",
+        save_checkpoint_folder("llama"),
+        "--data",
+        records,
+        *LINE,
+        "-q",
+        "--json",
+        "-o",
+        tmp_path / "out",
+    ]
+    command = [sys.executable, "-m", "landscape", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # before a line is written, so that every write fails
+    err = process.stderr.read()
+    assert process.wait() == 0, err
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+    assert {"surface.png", "surface.html", "summary.json"} <= set(os.listdir(tmp_path / "out"))
+
+
 # --- plot ---------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +199,7 @@ def test_a_killed_plot_continues_and_ends_with_the_same_result(forks, tmp_path, 
     done = forks.run(*arguments, "-o", tmp_path / "killed")
     assert done.returncode == 0, done.stderr
     (name,) = (path.name for path in (tmp_path / "whole").glob("surface-*.json"))
+    assert f"{known - 1} points or probes of an earlier run are kept" in done.stderr
     one, other = Surface.load(tmp_path / "whole" / name), Surface.load(tmp_path / "killed" / name)
     assert np.array_equal(one.loss, other.loss)
     assert one.identity() == other.identity()
