@@ -39,7 +39,7 @@ WRONG = {
     "sharpness {base} --metric worst_case:norm=l3": "norm='l3' of metric 'worst_case' is none of l2, linf",
     "sharpness {base} --metric displacement_curvature": "give --base",
     "measure {base} {base} --old {records} --new {records} --metric surface:points=501": "for 250,000 points in all",
-    "forgetting {base} {base} --data {records} --tasks {folder}/tasks.yaml": "there is no task file {folder}/tasks.yaml",
+    "forgetting {base} {base} --data {records} --tasks {folder}/tasks.yaml": "no task file {folder}/tasks.yaml",
     "finetune {base} --data {records} -o out --batch-size 3 --accumulate 2": "--accumulate 2 equal parts",
     "finetune {base} --data {records} -o {base}": "was not made by this command; choose another --output",
     "merge {base} {base} -o out --alpha 2": "--alpha 2.0 must be from 0 to 1",
@@ -129,8 +129,7 @@ def test_what_the_source_of_metrics_declares_is_what_is_registered():
     assert NORMALIZATIONS == filters.NORMALIZATIONS
 
 
-def test_no_value_is_refused_that_a_metric_would_take(quadratic):
-    """Each bound of an option is where its metrics end too: what is just inside, they do not refuse by themselves."""
+def test_the_values_of_every_option_have_bounds():
     inside = dict.fromkeys(_POSITIVE, 1e-06) | dict(_LEAST)
     for name, metric in declared_metrics().items():
         for option in metric.options:
