@@ -24,17 +24,8 @@ LINE = (*SMALL, "--dim", "1")  # quicker to draw, where the picture is not the p
 
 def test_a_reader_that_has_had_enough_changes_nothing(tmp_path, save_checkpoint_folder, records):
     """As `landscape plot ... | head -1`: all files are written, and the exit code is that of the work."""
-    arguments = [
-        "plot",
-        save_checkpoint_folder("llama"),
-        "--data",
-        records,
-        *LINE,
-        "-q",
-        "--json",
-        "-o",
-        tmp_path / "out",
-    ]
+    options = [*LINE, "--quiet", "--json", "-o", tmp_path / "out"]
+    arguments = ["plot", save_checkpoint_folder("llama"), "--data", records, *options]
     command = [sys.executable, "-m", "landscape", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # before a line is written, so that every write fails
