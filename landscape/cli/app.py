@@ -198,14 +198,19 @@ class _UntilClosed(io.FileIO):
 
 
 def _keep_writing() -> None:
-    """Let the work go on, and its files be written, where the reader of standard output has had enough."""
-    if sys.stdout is not sys.__stdout__ or sys.stdout is None:
-        return
-    with contextlib.suppress(OSError, ValueError):
-        if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
-            sys.stdout.flush()
-            pipe = io.BufferedWriter(_UntilClosed(sys.stdout.fileno(), "w", closefd=False))
-            sys.stdout = io.TextIOWrapper(pipe, encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    """Let the work go on, and its files be written, where the reader of its output has had enough."""
+    for name, itself in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
+        stream = getattr(sys, name)
+        if stream is not itself or stream is None:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            if stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+                stream.flush()
+                pipe = io.BufferedWriter(_UntilClosed(stream.fileno(), "w", closefd=False))
+                own = io.TextIOWrapper(
+                    pipe, encoding=stream.encoding, errors=stream.errors, line_buffering=stream.line_buffering
+                )
+                setattr(sys, name, own)
 
 
 def _complain(sentence: str) -> None:

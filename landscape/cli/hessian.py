@@ -96,7 +96,7 @@ def hessian(
     from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
-    from landscape.study.effort import eigenvalues_effort, trace_effort
+    from landscape.study.effort import effort_of_defaults, eigenvalues_effort, trace_effort
     from landscape.study.runner import Task, file_names, run_tasks
 
     basis = None if basis_device is None else str(resolve_device(basis_device))
@@ -142,9 +142,10 @@ def hessian(
         named = "trace" if name is None else f"trace-{name}"
         tasks.append(Task(named, TraceEstimate, functools.partial(trace, name), effort=trace_effort(max_probes)))
     if per_layer:
-        tasks.append(Task("layers", LayerCurvature, layers))
+        depth = max(getattr(f.config.get_text_config(), "num_hidden_layers", 1) for f in comparison.files)
+        tasks.append(Task("layers", LayerCurvature, layers, effort=effort_of_defaults(hessian_layers, depth)))
     if density:
-        tasks.append(Task("density", SpectralDensity, spectral_density))
+        tasks.append(Task("density", SpectralDensity, spectral_density, effort=effort_of_defaults(hessian_density)))
     settings = {
         "command": "hessian",
         **comparison.settings(),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from landscape.checkpoints import Checkpoint
@@ -109,6 +110,19 @@ def eigenvalues_effort(k: int, max_matvecs: int) -> Effort:
 def trace_effort(max_probes: int) -> Effort:
     """Return the effort of a trace by at most `max_probes` probes."""
     return Effort(products=max_probes, vectors=3)
+
+
+def effort_of_defaults(measure: Callable[..., Any], times: int = 1) -> Effort:
+    """Return the most that a function of curvature does with the defaults of its options.
+
+    Args:
+        measure: `hessian_layers` or `hessian_density`.
+        times: How often it looks for eigenvalues: once for each layer.
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(measure).parameters.items()}
+    if "steps" in defaults:
+        return Effort(products=defaults["probes"] * defaults["steps"], vectors=_LANCZOS_VECTORS)
+    return Effort(products=defaults["max_probes"] + times * defaults["max_matvecs"], vectors=_LANCZOS_VECTORS)
 
 
 @dataclasses.dataclass(frozen=True)

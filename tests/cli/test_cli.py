@@ -22,14 +22,16 @@ SMALL = ("--points", "3", "--device", "cpu")
 LINE = (*SMALL, "--dim", "1")  # quicker to draw, where the picture is not the point
 
 
-def test_a_reader_that_has_had_enough_changes_nothing(tmp_path, save_checkpoint_folder, records):
+@pytest.mark.parametrize("both", [False, True])
+def test_a_reader_that_has_had_enough_changes_nothing(both, tmp_path, save_checkpoint_folder, records):
     """As `landscape plot ... | head -1`: all files are written, and the exit code is that of the work."""
-    options = [*LINE, "--quiet", "--json", "-o", tmp_path / "out"]
+    options = [*LINE, "--json", "-o", tmp_path / "out"]
     arguments = ["plot", save_checkpoint_folder("llama"), "--data", records, *options]
     command = [sys.executable, "-m", "landscape", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    errors = subprocess.STDOUT if both else subprocess.PIPE
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     process.stdout.close()  # before a line is written, so that every write fails
-    err = process.stderr.read()
+    err = "" if both else process.stderr.read()
     assert process.wait() == 0, err
     assert "Traceback" not in err
     assert "BrokenPipe" not in err

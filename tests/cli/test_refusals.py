@@ -17,7 +17,15 @@ from landscape import Run, compute_surface
 from landscape.errors import InputError, as_typed, nearest_path, typed_as
 from landscape.sharpness.checking import check_sharpness
 from landscape.sharpness.options import _LEAST, _POSITIVE, _WORDS, check_options, declared_metrics
-from landscape.study.effort import WORTH_SAYING, Effort, Estimate, announce, duration, sharpness_effort
+from landscape.study.effort import (
+    WORTH_SAYING,
+    Effort,
+    Estimate,
+    announce,
+    duration,
+    effort_of_defaults,
+    sharpness_effort,
+)
 from landscape.study.request import NORMALIZATIONS
 from landscape.surfaces.options import MOST_LEVELS, MOST_POINTS
 from landscape.weights import filters
@@ -174,6 +182,8 @@ def test_efforts_add_up_and_a_long_run_is_announced(caplog):
     caplog.set_level("INFO", "landscape")
     assert sharpness_effort({"steps": 20, "restarts": 3}).gradients == 62
     assert sharpness_effort({"samples": 32}).points == 52
+    assert effort_of_defaults(landscape.hessian_density).products == 4 * 64
+    assert effort_of_defaults(landscape.hessian_layers, times=12).products == 100 + 12 * 50
     total = Effort(points=3, vectors=2) + Effort(points=2, products=4, vectors=7)
     assert total == Effort(points=5, products=4, vectors=7)
     assert total.seconds(loss=2.0, move=1.0) == 5 * 3 + 4 * 7 * 2
