@@ -207,9 +207,8 @@ def _keep_writing() -> None:
             if stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
                 stream.flush()
                 pipe = io.BufferedWriter(_UntilClosed(stream.fileno(), "w", closefd=False))
-                own = io.TextIOWrapper(
-                    pipe, encoding=stream.encoding, errors=stream.errors, line_buffering=stream.line_buffering
-                )
+                by_line = stream.line_buffering or stream.write_through  # which PYTHONUNBUFFERED asks for
+                own = io.TextIOWrapper(pipe, encoding=stream.encoding, errors=stream.errors, line_buffering=by_line)
                 setattr(sys, name, own)
 
 
