@@ -1,7 +1,12 @@
-"""The exceptions that are not our fault, and the one warning that a number can carry."""
+"""The exceptions that are not our fault, the one warning that a number can carry, and the words of their messages."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from types import MappingProxyType
 
 
 class InputError(ValueError):
@@ -50,6 +55,54 @@ class MeasurementWarning(UserWarning):
     """
 
 
+# How the parameters of functions are called where the caller gave them, by their names; Python's own names otherwise.
+_spellings: ContextVar[Mapping[str, str]] = ContextVar("spellings", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def typed_as(spellings: Mapping[str, str]) -> Iterator[None]:
+    """Let messages inside the block call parameters by what the user typed for them, see `as_typed`.
+
+    Blocks may be nested; the innermost that knows a parameter decides. Mapping a parameter to its own name gives it
+    back the spelling of Python.
+
+    Args:
+        spellings: The option that was typed for a parameter, by the name of the parameter.
+
+    Example:
+        >>> with typed_as({"rtol": "--trace-rtol"}):
+        ...     print(as_typed("rtol", 0.1), "and", as_typed("seed", 3))
+        --trace-rtol 0.1 and seed=3
+    """
+    token = _spellings.set({**_spellings.get(), **spellings})
+    try:
+        yield
+    finally:
+        _spellings.reset(token)
+
+
+def as_typed(name: str, *value: object) -> str:
+    """A parameter in a message, as whoever reads the message has typed it.
+
+    Every message that names a parameter of a public function names it with this function. A caller in Python reads the
+    parameter's own name; the command line says with `typed_as` which option it was.
+
+    Args:
+        name: The name of the parameter.
+        value: Its value, where the message says it; at most one.
+
+    Example:
+        >>> as_typed("max_probes"), as_typed("kind", "trace")
+        ('max_probes', "kind='trace'")
+    """
+    option = _spellings.get().get(name, name)
+    if not value:
+        return option
+    if not option.startswith("-"):
+        return f"{option}={value[0]!r}"
+    return option if value[0] is True else f"{option} {value[0]}"
+
+
 def first_line(error: BaseException) -> str:
     r"""Return the first line of another library's message, as the end of one of our sentences.
 
@@ -79,3 +132,28 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def nearest_path(path: str | Path) -> str:
+    """The end of an error message about a file or folder that does not exist: the one beside it that is alike.
+
+    Args:
+        path: The file or folder that is missing.
+
+    Returns:
+        As `nearest`, with the folder as it was given.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "alpaca.jsonl").touch()
+        ...     os.path.basename(nearest_path(f"{folder}/alpcaa.jsonl"))
+        "alpaca.jsonl'?"
+    """
+    wanted = Path(path)
+    try:
+        beside = os.listdir(wanted.expanduser().parent)
+    except (OSError, RuntimeError, ValueError):
+        return ""
+    matches = difflib.get_close_matches(wanted.name, beside, n=1)
+    return f" Did you mean {str(wanted.with_name(matches[0]))!r}?" if matches else ""

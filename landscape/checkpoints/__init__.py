@@ -1,33 +1,15 @@
 """Checkpoints on disk: inspected before they are trusted, loaded without running their code, written completely.
 
-`inspection` reads a folder and finds it whole, `gguf` reads GGUF files, `loading` builds models and tokenizers of
-either, `saving` writes a folder. `merging` writes weights between two checkpoints, with the help of `streaming`, which
-reads and writes weight files one tensor at a time.
+`finding` says where a checkpoint is and which files it consists of, `inspection` reads a folder and finds it whole,
+`gguf` reads GGUF files, `loading` builds models and tokenizers of either, `saving` writes a folder. `merging` writes
+weights between two checkpoints, with the help of `streaming`, which reads and writes weight files one tensor at a time.
+
+The names of the room are listed in `__init__.pyi`. A name is loaded when it is first used, so that `finding` does not
+wait for torch.
 """
 
-from landscape.checkpoints.inspection import METADATA_FILE, CheckpointFiles, distinct_names, inspect_checkpoint
-from landscape.checkpoints.loading import (
-    Checkpoint,
-    LoadOptions,
-    identify,
-    load_checkpoint,
-    load_files,
-    load_tokenizer,
-    resolve_device,
-)
-from landscape.checkpoints.saving import save_checkpoint
+import lazy_loader
 
-__all__ = [
-    "METADATA_FILE",
-    "Checkpoint",
-    "CheckpointFiles",
-    "LoadOptions",
-    "distinct_names",
-    "identify",
-    "inspect_checkpoint",
-    "load_checkpoint",
-    "load_files",
-    "load_tokenizer",
-    "resolve_device",
-    "save_checkpoint",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+del lazy_loader

@@ -23,6 +23,12 @@ def is_gguf(path: Path) -> bool:
     return path.suffix.lower() == SUFFIX and path.is_file()
 
 
+def require_gguf(path: Path) -> None:
+    """Raise InputError where the package that reads GGUF files is missing."""
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"{path} is a GGUF file, which needs gguf: pip install 'landscape-lm[gguf]'.")
+
+
 def read_gguf(path: Path) -> tuple[dict[str, tuple[int, ...]], str, str]:
     """Read the shapes, the digest and the quantization of a GGUF file; the weights stay on disk.
 
@@ -36,8 +42,7 @@ def read_gguf(path: Path) -> tuple[dict[str, tuple[int, ...]], str, str]:
     Raises:
         InputError: The package gguf is missing, the file is truncated or damaged, or it holds no tensor.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"{path} is a GGUF file, which needs gguf: pip install 'landscape-lm[gguf]'.")
+    require_gguf(path)
     from gguf import GGUFReader
 
     hashed = hashlib.sha256()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from landscape.checkpoints.gguf import SUFFIX, is_gguf, read_gguf
+from landscape.checkpoints.finding import check_config, find_checkpoint, is_adapter, weight_files
+from landscape.checkpoints.gguf import is_gguf, read_gguf
 from landscape.errors import InputError, first_line
 from landscape.results import digest_of, read_json
 from landscape.weights.vectors import tensor_bytes
 
 METADATA_FILE = "landscape.json"
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Keys that say where a configuration comes from, not what is computed with it.
 _VOLATILE = {"_name_or_path", "transformers_version"}
 _VOLATILE_OF_ADAPTER = {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"}
@@ -132,20 +128,10 @@ def inspect_checkpoint(
         (16, (8,))
     """
     source = str(source)
-    folder, parts = _find(source, revision)
-    if _is_adapter(folder):
+    folder, parts = find_checkpoint(source, revision)
+    if is_adapter(folder):
         return _inspect_adapter(source, folder, parts, trust_remote_code)
     return _inspect_whole(source, folder, parts, trust_remote_code)
-
-
-def _is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter; raise InputError where it holds a whole model too."""
-    if not (folder / "adapter_config.json").exists():
-        return False
-    if any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
-        # Transformers would load the adapter's base, whatever the weights beside it are.
-        raise InputError(f"{folder} holds a whole model and an adapter_config.json; keep one of them there.")
-    return True  # This is so also where the config.json of the base lies beside it.
 
 
 def _inspect_whole(source: str, path: Path, parts: tuple[str, ...], trust_remote_code: bool) -> CheckpointFiles:
@@ -166,15 +152,11 @@ def _inspect_gguf(source: str, path: Path, parts: tuple[str, ...]) -> Checkpoint
 
 def _inspect_model(source: str, folder: Path, parts: tuple[str, ...], trust_remote_code: bool) -> CheckpointFiles:
     """Read the folder of a whole model."""
-    path = folder / "config.json"
-    if not path.exists():
-        gguf = sorted(file.name for file in folder.glob(f"*{SUFFIX}"))
-        advice = f" Name the GGUF file in it, such as {folder / gguf[0]}." if gguf else ""
-        raise InputError(f"{source} is not a checkpoint: it has no config.json.{advice}")
+    path = check_config(source, folder)
     written = read_json(path)  # read here for a message of one sentence; transformers' own is a page
     if "transformers_weights" in written:
         raise InputError(f"{path} names a weight file of its own (transformers_weights); only the usual are read.")
-    stored, own = _read_tensors(_shards(source, folder, "model"))
+    stored, own = _read_tensors(weight_files(source, folder, "model"))
     config = _load_config(source, folder, trust_remote_code)
     computes = {key: value for key, value in written.items() if key not in _VOLATILE}
     digest = hashlib.sha256(f"{own} {digest_of(computes)}".encode()).hexdigest()
@@ -193,61 +175,21 @@ def _inspect_adapter(source: str, folder: Path, parts: tuple[str, ...], trust_re
         import peft  # noqa: F401
     except ImportError as error:
         raise InputError("adapters need peft: pip install 'landscape-lm[train]'.") from error
-    shards = _shards(source, folder, "adapter_model")
+    shards = weight_files(source, folder, "adapter_model")
     written = read_json(path)
     named, revision = written.get("base_model_name_or_path"), written.get("revision")
     if not isinstance(named, str) or not named:
         raise InputError(f"{path} does not name its base model.")
     beside = folder / named
     base_source = str(beside) if os.path.exists(beside) and not os.path.exists(named) else named
-    base_folder, base_parts = _find(base_source, revision if isinstance(revision, str) else None)
-    if _is_adapter(base_folder):
+    base_folder, base_parts = find_checkpoint(base_source, revision if isinstance(revision, str) else None)
+    if is_adapter(base_folder):
         raise InputError(f"{path} names {named} as its base, which is an adapter itself; merge that first.")
     base = _inspect_whole(base_source, base_folder, base_parts, trust_remote_code)
     stored, own = _read_tensors(shards)
     computes = {key: value for key, value in written.items() if key not in _VOLATILE_OF_ADAPTER}
     digest = hashlib.sha256(f"{base.digest} {own} {digest_of(computes)}".encode()).hexdigest()
     return CheckpointFiles(source, folder, parts, stored, digest, _metadata(folder), base.config, base)
-
-
-def _find(source: str, revision: str | None) -> tuple[Path, tuple[str, ...]]:
-    """Return the local folder of a checkpoint and the parts of its name.
-
-    Where `source` is an id and no folder, its files are downloaded from the hub.
-    """
-    path = Path(os.path.expanduser(source))
-    try:
-        path.stat()
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-            raise InputError(f"{source} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"{source!r} is not the name of a file.") from error
-    else:
-        if is_gguf(path):
-            path = path.resolve()
-            return path, path.parts
-        if not path.is_dir():
-            raise InputError(
-                f"{source} is a file; a checkpoint is a folder with config.json and safetensors, or .gguf."
-            )
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise InputError(f"{source} cannot be read: {os.strerror(errno.EACCES)}.")
-        path = path.resolve()
-        return path, path.parts
-    repository, _, tag = source.partition("@")
-    if not _HUB_ID.fullmatch(repository) or repository.startswith((".", "-")):
-        raise InputError(f"{source} does not exist.")
-    from huggingface_hub import snapshot_download
-
-    tag = tag or revision or ""
-    try:
-        folder = Path(snapshot_download(repository, revision=tag or None, allow_patterns=_HUB_FILES))
-    except Exception as error:
-        # Hub errors are many classes of several libraries, and each means the same to the user.
-        raise InputError(f"{source} is not a folder here, and the Hugging Face hub did not give it.") from error
-    *owner, name = repository.split("/")
-    return folder, (*owner, f"{name}@{tag}" if tag else name)  # The folder itself is named by a commit's hash.
 
 
 def _load_config(source: str, folder: Path, trust_remote_code: bool, gguf_file: str | None = None) -> Any:
@@ -262,48 +204,6 @@ def _load_config(source: str, folder: Path, trust_remote_code: bool, gguf_file: 
     except Exception as error:  # Each architecture checks its values in its own way.
         what = "cannot be used as a model" if gguf_file else "has an unusable config.json"
         raise InputError(f"{source} {what}: {reason_of(error)}") from error
-
-
-def _shards(source: str, folder: Path, stem: str) -> dict[Path, list[str] | None]:
-    """Find the weight files of a folder, as transformers and peft choose them.
-
-    Both prefer a single file, and peft knows no other.
-
-    Args:
-        source: The checkpoint, as the user named it.
-        folder: Its folder.
-        stem: Start of the files' names: "model" or "adapter_model".
-
-    Returns:
-        Each file with the tensors that an index promises in it; None where there is no index.
-    """
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if single.exists():
-        return {single: None}
-    if index.exists() and stem == "model":
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index} has no weight_map.")
-        shards: dict[Path, list[str] | None] = {}
-        for tensor, file in weight_map.items():
-            if not isinstance(file, str) or not file:
-                raise InputError(f"{index} names no file for {tensor}.")
-            if Path(file).name != file or file == "..":
-                raise InputError(f"{index} points outside its folder: {file}.")
-            if not os.path.exists(folder / file):
-                raise InputError(f"{folder / file} is missing, though {index.name} lists it.")
-            names = shards.setdefault(folder / file, [])
-            assert names is not None
-            names.append(tensor)
-        return shards
-    pickled = [path.name for pattern in _PICKLED for path in sorted(folder.glob(pattern))]
-    pickled = [name for name in pickled if name != "training_args.bin"]
-    if pickled:
-        raise InputError(
-            f"{source} holds only pickled weights ({pickled[0]}), which can run code when loaded; where you trust "
-            "them, load them with transformers and save_pretrained() a safetensors copy."
-        )
-    raise InputError(f"{source} is not a checkpoint: it has no {stem}.safetensors.")
 
 
 def _read_tensors(shards: dict[Path, list[str] | None]) -> tuple[dict[str, tuple[int, ...]], str]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from landscape.checkpoints.gguf import forget_quantization
 from landscape.checkpoints.inspection import CheckpointFiles, inspect_checkpoint, is_finite, reason_of
-from landscape.errors import InputError, MeasurementWarning, first_line
+from landscape.errors import InputError, MeasurementWarning, as_typed, first_line
 from landscape.parallel import distributed
 
 _DTYPES = {
@@ -195,9 +195,9 @@ def load_files(
         InputError: An option is unknown, or the model cannot be built of the files.
     """
     if dtype != "auto" and dtype not in _DTYPES:
-        raise InputError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}, auto.")
+        raise InputError(f"{as_typed('dtype', dtype)} is none of {', '.join(_DTYPES)}, auto.")
     if adapter not in ("merge", "keep"):
-        raise InputError(f"adapter={adapter!r} is neither 'merge' nor 'keep'.")
+        raise InputError(f"{as_typed('adapter', adapter)} is neither 'merge' nor 'keep'.")
     place = None if device_map is not None else resolve_device(device)
     if device_map is not None:
         _check_device_map(device_map)
@@ -227,12 +227,14 @@ def _has_accelerate() -> bool:
 def _check_device_map(device_map: str | dict[str, Any]) -> None:
     """Raise InputError where a device map is unknown or cannot be used here."""
     if isinstance(device_map, str) and device_map not in _DEVICE_MAPS:
-        raise InputError(f"device_map {device_map!r} is none of {', '.join(_DEVICE_MAPS)}, nor a mapping of modules.")
+        raise InputError(
+            f"{as_typed('device_map', device_map)} is none of {', '.join(_DEVICE_MAPS)}, nor a mapping of modules."
+        )
     if not _has_accelerate():
-        raise InputError("device_map needs accelerate: pip install 'landscape-lm[train]'.")
+        raise InputError(f"{as_typed('device_map')} needs accelerate: pip install 'landscape-lm[train]'.")
     if distributed.share().size > 1:
         raise InputError(
-            "device_map gives all GPUs to one process; start it without torchrun, or leave out device_map."
+            f"{as_typed('device_map')} gives all GPUs to one process; start it without torchrun, or leave it out."
         )
 
 
@@ -355,7 +357,7 @@ def resolve_device(device: str) -> torch.device:
             distributed.claim_gpu(place.index)
         torch.zeros(1, device=place).item()  # This fails on the meta device, which has no values.
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputError(f"device {device!r} cannot be used here: {first_line(error)}") from error
+        raise InputError(f"{as_typed('device', device)} cannot be used here: {first_line(error)}") from error
     return place
 
 

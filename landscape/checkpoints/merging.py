@@ -16,7 +16,7 @@ from torch import Tensor
 
 from landscape.checkpoints import METADATA_FILE, CheckpointFiles, inspect_checkpoint, load_files, save_checkpoint
 from landscape.checkpoints.streaming import FileTensors, ModelTensors, Tensors, write_safetensors
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.results import installed_versions, read_json, to_plain, write_json
 
 _CHUNK = 2**22  # elements in float64 at a time: 32 MiB for each temporary
@@ -80,7 +80,7 @@ def merge_checkpoints(
         1.5
     """
     if not 0 <= alpha <= 1:
-        raise InputError(f"alpha={alpha} is not in [0, 1]: 0 is the base, 1 the tuned model.")
+        raise InputError(f"{as_typed('alpha', alpha)} is not in [0, 1]: 0 is the base, 1 the tuned model.")
     output = Path(output)
     start, end = (inspect_checkpoint(source, trust_remote_code=trust_remote_code) for source in (base, tuned))
     if start.base is not None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import io
+import logging
 import os
 import re
 import signal
+import stat
 import sys
 import traceback
 import warnings
@@ -14,6 +17,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 import landscape
 from landscape.cli.correlate import correlate
@@ -28,7 +32,7 @@ from landscape.cli.merge import merge
 from landscape.cli.metrics import metrics
 from landscape.cli.plot import plot
 from landscape.cli.sharpness import sharpness
-from landscape.errors import DiskFull, InputError, MeasurementWarning, nearest
+from landscape.errors import DiskFull, InputError, MeasurementWarning, nearest, typed_as
 from landscape.parallel.distributed import ProcessLost, first_end, share, shared_work
 
 COMMANDS = {
@@ -38,6 +42,16 @@ COMMANDS = {
     "Make checkpoints": (fetch, finetune, merge),
 }
 SHARED = (plot, sharpness, hessian, measure)  # commands whose work the processes of torchrun share
+
+
+class _Command(typer.core.TyperCommand):
+    """A command in whose messages parameters are called by the options that the user types."""
+
+    def invoke(self, ctx: Any) -> Any:
+        options = {parameter.name: parameter.opts[0] for parameter in self.params if parameter.opts[0][:1] == "-"}
+        with typed_as(options):
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     help="Loss landscapes, curvature and sharpness of fine-tuned language models.",
@@ -50,7 +64,7 @@ app = typer.Typer(
 )
 for panel, commands in COMMANDS.items():
     for function in commands:
-        app.command(rich_help_panel=panel)(function)
+        app.command(cls=_Command, rich_help_panel=panel)(function)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -76,6 +90,9 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _keep_writing()
+    notes = logging.getLogger("landscape")  # what the rooms say of their work goes to standard error
+    notes.handlers, notes.level, notes.propagate = [_Notes()], logging.INFO, False
     warnings.showwarning = _show_warning
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", MeasurementWarning)
@@ -162,6 +179,38 @@ def _end_of_many(sentence: str, code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+class _Notes(logging.Handler):
+    """Prints what the rooms say of their work."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _complain(record.getMessage())
+
+
+class _UntilClosed(io.FileIO):
+    """A pipe that takes everything, also after its reader has gone: `landscape plot ... | head -1`."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return len(data)
+
+
+def _keep_writing() -> None:
+    """Let the work go on, and its files be written, where the reader of its output has had enough."""
+    for name, itself in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
+        stream = getattr(sys, name)
+        if stream is not itself or stream is None:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            if stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+                stream.flush()
+                pipe = io.BufferedWriter(_UntilClosed(stream.fileno(), "w", closefd=False))
+                by_line = stream.line_buffering or stream.write_through  # which PYTHONUNBUFFERED asks for
+                own = io.TextIOWrapper(pipe, encoding=stream.encoding, errors=stream.errors, line_buffering=by_line)
+                setattr(sys, name, own)
 
 
 def _complain(sentence: str) -> None:

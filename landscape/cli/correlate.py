@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.options import (
-    Color,
+from landscape.cli.checks import check_table
+from landscape.cli.options.data import Seed
+from landscape.cli.options.output import Color, Json, OutputFolder
+from landscape.cli.options.statistics import (
     Confidence,
     Control,
     Factor,
@@ -14,11 +16,8 @@ from landscape.cli.options import (
     ForgettingColumn,
     Groups,
     Hyperparameter,
-    Json,
     Method,
-    OutputFolder,
     Resamples,
-    Seed,
     Table,
 )
 from landscape.cli.tables import open_console, print_json, print_note, print_table, print_written, with_interval
@@ -61,6 +60,11 @@ def correlate(
 
         landscape correlate table.csv --groups recipe/base --factor optimizer --factor lr
     """
+    check_table(
+        table,
+        [forgetting, color, *(flatness or ()), *(control or ()), *(factor or ()), *(hyperparameter or ())],
+        groups,
+    )
     from landscape.correlation import Resampling, estimand_table, read_table
     from landscape.correlation import correlate as run
     from landscape.plotting import write_correlation_figures

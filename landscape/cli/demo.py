@@ -6,7 +6,8 @@ import contextlib
 import sys
 from pathlib import Path
 
-from landscape.cli.options import Json, OutputFolder, Quiet, Seed
+from landscape.cli.options.data import Seed
+from landscape.cli.options.output import Json, OutputFolder, Quiet
 from landscape.cli.tables import print_json, quiet_libraries
 
 

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from landscape.cli.options import (
-    Control,
-    Factor,
-    ForgettingColumn,
-    Groups,
-    Json,
-    Like,
-    Replications,
-    Seed,
-    Table,
-)
+from landscape.cli.checks import check_table
+from landscape.cli.options.data import Seed
+from landscape.cli.options.output import Json
+from landscape.cli.options.statistics import Control, Factor, ForgettingColumn, Groups, Like, Replications, Table
 from landscape.cli.tables import open_console, print_json, print_note, print_table
 
 
@@ -33,6 +26,7 @@ def design(
 
         landscape design table.csv --groups recipe/base --factor optimizer --factor lr
     """
+    check_table(table, [forgetting, like, *(control or ()), *(factor or ())], groups)
     from landscape.correlation.simulation import simulate_design
 
     result = simulate_design(

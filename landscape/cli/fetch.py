@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from landscape.cli.options import Json
+from landscape.cli.options.output import Json
 from landscape.cli.tables import print_json, quiet_libraries
 
 FetchNames = Annotated[

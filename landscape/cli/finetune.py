@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from landscape.cli.options import (
+from landscape.cli.checks import check_inputs, check_new_checkpoint
+from landscape.cli.options.checkpoints import StartingCheckpoint
+from landscape.cli.options.data import Limit, MaxLength, Rehearse, RehearseRatio, Seed, TrainingData
+from landscape.cli.options.model import Device, Trust
+from landscape.cli.options.output import Json, OutputCheckpoint, Quiet
+from landscape.cli.options.training import (
     Accumulate,
     BatchSize,
-    Device,
     Epochs,
-    Json,
     KeepTrajectory,
     LearningRate,
-    Limit,
     Lora,
-    MaxLength,
     Optimizer,
-    OutputCheckpoint,
-    Quiet,
-    Rehearse,
-    RehearseRatio,
     Rho,
     SaveEvery,
-    Seed,
-    StartingCheckpoint,
     Steps,
-    TrainingData,
-    Trust,
 )
 from landscape.cli.tables import print_json, print_written, quiet_libraries
 from landscape.errors import InputError
@@ -61,11 +54,15 @@ def finetune(
 
         landscape finetune base --data tasks.jsonl --optimizer sam -o runs/sam
     """
-    quiet_libraries()
     if optimizer == "adamw" and rho is not None:
         raise InputError("--rho is the radius of sam and asam; it does not go with --optimizer adamw.")
     if rehearse is None and rehearse_ratio is not None:
         raise InputError("--rehearse-ratio is a share of old data, but --rehearse names none.")
+    if batch_size % accumulate:
+        raise InputError(f"--batch-size {batch_size} does not divide into --accumulate {accumulate} equal parts.")
+    check_new_checkpoint(output)
+    check_inputs([base], [f"data={data}", *([] if rehearse is None else [f"rehearse={rehearse}"])], output)
+    quiet_libraries()
     from landscape.checkpoints import LoadOptions
     from landscape.data.tokens import DataOptions
     from landscape.results import read_json

@@ -7,23 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.options import (
-    Base,
-    BatchTokens,
-    BootstrapResamples,
-    Data,
-    Device,
-    Dtype,
-    Json,
-    Limit,
-    MaxLength,
-    OutputFolder,
-    Quiet,
-    Seed,
-    Tasks,
-    Trust,
-    TunedCheckpoints,
-)
+from landscape.cli.checks import check_inputs, check_tasks
+from landscape.cli.options.checkpoints import Base, TunedCheckpoints
+from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
+from landscape.cli.options.measurement import BootstrapResamples, Tasks
+from landscape.cli.options.model import Device, Dtype, Trust
+from landscape.cli.options.output import Json, OutputFolder, Quiet
 from landscape.cli.tables import (
     open_console,
     print_data,
@@ -65,6 +54,8 @@ def forgetting(
 
         landscape forgetting base runs/sam --data old=alpaca.jsonl
     """
+    specs = check_tasks(tasks)
+    check_inputs([base, *checkpoints], data, output)
     quiet_libraries()
     import dataclasses
 
@@ -96,7 +87,6 @@ def forgetting(
     }
     comparison = dataclasses.replace(comparison, data={**comparison.data, **questions})
     print_data(tokens.describe() for tokens in comparison.data.values())
-    specs = [spec.strip() for spec in (tasks or "").split(",") if spec.strip()]
     benchmarks: dict[str, Any] = {"limit": limit, "batch_size": max(1, batch_tokens // length), "progress": not quiet}
     settings = {"command": "forgetting", **comparison.settings(), "resamples": resamples, "seed": seed}
     if specs:

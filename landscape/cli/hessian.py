@@ -10,34 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from landscape.cli.options import (
-    Adapter,
-    BasisDevice,
-    BatchTokens,
+from landscape.cli.checks import check_inputs
+from landscape.cli.options.checkpoints import Checkpoints
+from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
+from landscape.cli.options.measurement import (
     Check,
-    Checkpoints,
     Curvature,
-    Data,
     Density,
-    Device,
-    Dtype,
     Hvp,
-    Json,
-    Limit,
-    MaxLength,
     MaxMatvecs,
     MaxProbes,
-    OutputFolder,
-    Parameters,
     PerLayer,
-    Quiet,
     Rtol,
-    Seed,
     Top,
     TraceRtol,
-    Trust,
     Weighting,
 )
+from landscape.cli.options.model import Adapter, BasisDevice, Device, Dtype, Parameters, Trust
+from landscape.cli.options.output import Json, OutputFolder, Quiet
 from landscape.cli.tables import (
     open_console,
     print_adapters,
@@ -49,7 +39,7 @@ from landscape.cli.tables import (
     quiet_libraries,
     with_interval,
 )
-from landscape.errors import InputError
+from landscape.errors import typed_as
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,8 +83,7 @@ def hessian(
 
         landscape hessian runs/adamw runs/sam --density --per-layer
     """
-    if top < 1:
-        raise InputError(f"--top {top} must be at least 1.")
+    check_inputs(checkpoints, data, output)
     quiet_libraries()
     from landscape.checkpoints import LoadOptions, resolve_device
     from landscape.curvature.checks import CurvatureCheck, check_curvature
@@ -104,13 +93,12 @@ def hessian(
     from landscape.curvature.results import Eigenvalues, LayerCurvature, SpectralDensity, TraceEstimate
     from landscape.curvature.trace import hessian_trace
     from landscape.data.tokens import DataOptions
-    from landscape.linalg.sampling import check_precision
     from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
+    from landscape.study.effort import effort_of_defaults, eigenvalues_effort, trace_effort
     from landscape.study.runner import Task, file_names, run_tasks
 
-    check_precision(trace_rtol, 0.95, max_probes)
     basis = None if basis_device is None else str(resolve_device(basis_device))
     comparison = open_comparison(
         checkpoints,
@@ -134,26 +122,30 @@ def hessian(
         return check_curvature(models[0], tokens, seed=seed, run=Run(hvp=hvp))
 
     def eigenvalues(models: Any, tokens: Any, journal: Path) -> Eigenvalues:
-        return hessian_eigenvalues(models[0], tokens, **spectrum, **common(journal, basis_device=basis))
+        with typed_as({"k": "--top"}):
+            return hessian_eigenvalues(models[0], tokens, **spectrum, **common(journal, basis_device=basis))
 
     def trace(weighting: str | None, models: Any, tokens: Any, journal: Path) -> TraceEstimate:
-        return hessian_trace(models[0], tokens, weighting=weighting, **traces, **common(journal))
+        with typed_as({"rtol": "--trace-rtol"}):
+            return hessian_trace(models[0], tokens, weighting=weighting, **traces, **common(journal))
 
     def layers(models: Any, tokens: Any, _: Path) -> LayerCurvature:
-        return hessian_layers(models[0], tokens, **common())
+        with typed_as({name: f"{name} of hessian_layers in Python" for name in ("rtol", "max_probes", "max_matvecs")}):
+            return hessian_layers(models[0], tokens, **common())
 
     def spectral_density(models: Any, tokens: Any, journal: Path) -> SpectralDensity:
         return hessian_density(models[0], tokens, **common(journal))
 
     tasks = [Task("check", CurvatureCheck, check_products)] if check else []
-    tasks.append(Task("eigenvalues", Eigenvalues, eigenvalues))
+    tasks.append(Task("eigenvalues", Eigenvalues, eigenvalues, effort=eigenvalues_effort(top + 1, max_matvecs)))
     for name in [None, *dict.fromkeys(weighting or ())]:
         named = "trace" if name is None else f"trace-{name}"
-        tasks.append(Task(named, TraceEstimate, functools.partial(trace, name)))
+        tasks.append(Task(named, TraceEstimate, functools.partial(trace, name), effort=trace_effort(max_probes)))
     if per_layer:
-        tasks.append(Task("layers", LayerCurvature, layers))
+        depth = max(getattr(f.config.get_text_config(), "num_hidden_layers", 1) for f in comparison.files)
+        tasks.append(Task("layers", LayerCurvature, layers, effort=effort_of_defaults(hessian_layers, depth)))
     if density:
-        tasks.append(Task("density", SpectralDensity, spectral_density))
+        tasks.append(Task("density", SpectralDensity, spectral_density, effort=effort_of_defaults(hessian_density)))
     settings = {
         "command": "hessian",
         **comparison.settings(),

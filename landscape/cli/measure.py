@@ -5,25 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.options import (
-    Base,
-    BatchTokens,
-    Device,
-    Dtype,
-    FlatnessOn,
-    Json,
-    LimitInHalves,
-    MaxLength,
-    Metric,
-    NewData,
-    OldData,
-    OutputTable,
-    Quiet,
-    Seed,
-    Trust,
-    TunedCheckpoints,
-    parse_metric,
-)
+from landscape.cli.checks import check_inputs
+from landscape.cli.options.checkpoints import Base, TunedCheckpoints
+from landscape.cli.options.data import BatchTokens, LimitInHalves, MaxLength, NewData, OldData, Seed
+from landscape.cli.options.measurement import FlatnessOn
+from landscape.cli.options.metrics import Metric, parse_metric
+from landscape.cli.options.model import Device, Dtype, Trust
+from landscape.cli.options.output import Json, OutputTable, Quiet
 from landscape.cli.tables import (
     open_console,
     print_json,
@@ -34,6 +22,8 @@ from landscape.cli.tables import (
     with_interval,
     with_stderr,
 )
+from landscape.sharpness.options import declared_metrics
+from landscape.study.request import DEFAULT_METRICS, check_table_path, chosen_metrics
 
 if TYPE_CHECKING:
     import pandas
@@ -65,6 +55,10 @@ def measure(
 
         landscape measure base runs/* --old alpaca.jsonl --new tasks.jsonl
     """
+    metrics = [parse_metric(text)[1] for text in metric] if metric else None
+    chosen_metrics(metrics or DEFAULT_METRICS, declared_metrics())
+    check_table_path(output)
+    check_inputs([base, *checkpoints], [f"old={old}", f"new={new}"], output.parent)
     quiet_libraries()
     import pandas
 
@@ -78,7 +72,7 @@ def measure(
         old,
         new,
         output,
-        metrics=[parse_metric(text)[1] for text in metric] if metric else None,
+        metrics=metrics,
         flatness_on=flatness_on,
         seed=seed,
         data_options=DataOptions(max_length, limit, batch_tokens),

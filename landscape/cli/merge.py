@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from landscape.cli.options import Alpha, Json, MergeBase, MergeTuned, OutputCheckpoint, Trust
+from landscape.cli.checks import check_inputs, check_new_checkpoint
+from landscape.cli.options.checkpoints import MergeBase, MergeTuned
+from landscape.cli.options.model import Trust
+from landscape.cli.options.output import Json, OutputCheckpoint
+from landscape.cli.options.training import Alpha
 from landscape.cli.tables import print_json, print_written, quiet_libraries
 
 
@@ -21,6 +25,8 @@ def merge(
 
         landscape merge base runs/sam --alpha 0.5 -o runs/half
     """
+    check_new_checkpoint(output)
+    check_inputs([base, tuned], output=output)
     quiet_libraries()
     from landscape.checkpoints.merging import merge_checkpoints
     from landscape.results import read_json

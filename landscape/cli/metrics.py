@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from landscape.cli.options import Json, MetricName
+from landscape.cli.options.metrics import MetricName
+from landscape.cli.options.output import Json
 from landscape.cli.tables import open_console, print_json
 from landscape.errors import InputError, nearest
+from landscape.sharpness.options import declared_metrics
 
 LABELS = {"formula": "formula", "options": "options", "cost": "cost", "invariance": "unchanged by", "source": "source"}
 
@@ -23,9 +25,10 @@ def metrics(name: MetricName = None, json_output: Json = False) -> None:
     if name is None:
         print_metrics(json_output)
         return
+    names = [*declared_metrics(), "surface"]
+    if name not in names:
+        raise InputError(f"{name!r} is none of the metrics {', '.join(names)}.{nearest(name, names)}")
     described = describe_metrics()
-    if name not in described:
-        raise InputError(f"{name!r} is none of the metrics {', '.join(described)}.{nearest(name, described)}")
     if json_output:
         print_json(described[name])
     else:
@@ -35,7 +38,7 @@ def metrics(name: MetricName = None, json_output: Json = False) -> None:
 def describe_metrics() -> dict[str, dict[str, Any]]:
     """What the registry says of every metric, by name."""
     from landscape.sharpness import SHARPNESS_METRICS
-    from landscape.study.table import SURFACE_OPTIONS
+    from landscape.study.request import SURFACE_OPTIONS
 
     described: dict[str, dict[str, Any]] = {}
     for name, metric in SHARPNESS_METRICS.items():

@@ -5,33 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.options import (
-    Adapter,
-    Autocast,
-    BatchTokens,
-    Checkpoints,
-    Data,
-    Device,
-    DeviceMap,
-    Dim,
-    Dtype,
-    Json,
-    Kind,
-    Levels,
-    Limit,
-    Log,
-    Margin,
-    MaxLength,
-    Normalize,
-    OffloadBase,
-    OutputFolder,
-    Points,
-    Quiet,
-    Seed,
-    Span,
-    Trust,
-    check_device,
-)
+from landscape.cli.checks import check_device, check_inputs
+from landscape.cli.options.checkpoints import Checkpoints
+from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
+from landscape.cli.options.model import Adapter, Autocast, Device, DeviceMap, Dtype, OffloadBase, Trust
+from landscape.cli.options.output import Json, OutputFolder, Quiet
+from landscape.cli.options.surfaces import Dim, Kind, Levels, Log, Margin, Normalize, Points, Span
 from landscape.cli.tables import (
     open_console,
     print_adapters,
@@ -44,7 +23,7 @@ from landscape.cli.tables import (
 )
 from landscape.errors import InputError
 from landscape.surfaces.kinds import SURFACE_KINDS
-from landscape.surfaces.options import parse_numbers
+from landscape.surfaces.options import MOST_LEVELS, parse_numbers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,6 +82,9 @@ def plot(
             f"--offload-base goes with --kind {' and '.join(names)}; --kind {kind} holds other models too."
         )
     check_device(device, device_map)
+    checkpoints = surface_kind.sources(checkpoints)
+    surface_kind.check_count(len(checkpoints))
+    check_inputs(checkpoints, data, output)
     quiet_libraries()
     from landscape.checkpoints import LoadOptions
     from landscape.data.tokens import DataOptions
@@ -112,8 +94,6 @@ def plot(
     from landscape.study.comparison import open_comparison
     from landscape.study.surfaces import compare_surfaces, summarize
 
-    checkpoints = surface_kind.sources(checkpoints)
-    surface_kind.check_count(len(checkpoints))
     comparison = open_comparison(
         checkpoints,
         data or (),
@@ -145,6 +125,8 @@ def plot(
 def _levels(text: str, log: bool) -> int | list[float]:
     """How many contours, or the losses to draw them at."""
     numbers = parse_numbers(text, "--levels")
+    if len(numbers) > MOST_LEVELS or (len(numbers) == 1 and numbers[0] > MOST_LEVELS):
+        raise InputError(f"--levels {text} asks for too many contour lines; a picture has at most {MOST_LEVELS:,}.")
     if len(numbers) > 1:
         if log and min(numbers) <= 0:
             raise InputError(f"--levels {text} does not go with --log, whose losses are above 0.")

@@ -5,29 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.options import (
-    Adapter,
-    BaseOption,
-    BatchTokens,
-    Checkpoints,
-    Data,
-    Device,
-    DeviceMap,
-    Dtype,
-    Json,
-    Limit,
-    MaxLength,
-    Metric,
-    NormalizeLogits,
-    OffloadBase,
-    OutputFolder,
-    Parameters,
-    Quiet,
-    Seed,
-    Trust,
-    check_device,
-    parse_metric,
-)
+from landscape.cli.checks import check_device, check_inputs
+from landscape.cli.options.checkpoints import BaseOption, Checkpoints
+from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
+from landscape.cli.options.measurement import NormalizeLogits
+from landscape.cli.options.metrics import Metric, parse_metric
+from landscape.cli.options.model import Adapter, Device, DeviceMap, Dtype, OffloadBase, Parameters, Trust
+from landscape.cli.options.output import Json, OutputFolder, Quiet
 from landscape.cli.tables import (
     open_console,
     print_adapters,
@@ -39,6 +23,7 @@ from landscape.cli.tables import (
     quiet_libraries,
     with_stderr,
 )
+from landscape.sharpness.options import check_options, declared_metrics
 
 if TYPE_CHECKING:
     from landscape.sharpness import Sharpness
@@ -86,20 +71,20 @@ def sharpness(
         landscape sharpness runs/adamw runs/sam --metric worst_case:rho=0.1
     """
     check_device(device, device_map)
+    requested = [*(metric or DEFAULT_METRICS), *(["displacement_curvature"] if base and not metric else [])]
+    chosen = dict(map(parse_metric, requested))
+    for name, options in chosen.values():
+        check_options(name, options, known=declared_metrics(), has_base=base is not None)
+    check_inputs([*checkpoints, base], data, output)
     quiet_libraries()
     from landscape.checkpoints import LoadOptions, load_checkpoint
     from landscape.data.tokens import DataOptions
     from landscape.objective.scope import Run, Scope
     from landscape.results import results_folder, write_csv, write_json
-    from landscape.sharpness import check_metric
     from landscape.study.comparison import open_comparison
     from landscape.study.measurements import sharpness_task
     from landscape.study.runner import file_names, run_tasks
 
-    requested = [*(metric or DEFAULT_METRICS), *(["displacement_curvature"] if base and not metric else [])]
-    chosen = dict(map(parse_metric, requested))
-    for name, options in chosen.values():
-        check_metric(name, options, has_base=base is not None)
     comparison = open_comparison(
         checkpoints,
         data or (),

@@ -27,7 +27,7 @@ from landscape.correlation.resampling import Resampling
 from landscape.correlation.simulation import simulate_design
 from landscape.correlation.statistics import METHODS, granulated_kendall
 from landscape.correlation.table import group_levels, number_columns, numbers_of, read_table, usable_rows
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, as_typed, nearest
 
 if TYPE_CHECKING:
     import pandas
@@ -161,18 +161,21 @@ def correlate(
 
     frame = read_table(table)
     if method not in METHODS:
-        raise InputError(f"method={method!r} is none of {', '.join(METHODS)}.")
+        raise InputError(f"{as_typed('method', method)} is none of {', '.join(METHODS)}.")
     levels = group_levels(frame, groups)
     if method == "kendall" and (controls or factors or len(levels) > 1):
         raise InputError(
-            "method='kendall' has no partial form here, so that it takes no controls, factors or nested groups; use "
-            "spearman."
+            f"{as_typed('method', 'kendall')} has no partial form here: it takes no controls, factors or nested "
+            "groups; use spearman."
         )
     roles = [forgetting, *controls, *factors, *levels, *hyperparameters]
     metrics = list(flatness) if flatness is not None else number_columns(frame, roles)
     for name in [*roles, *metrics]:
         if name not in frame.columns:
-            raise InputError(f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}.")
+            raise InputError(
+                f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}."
+                f"{nearest(name, map(str, frame.columns))}"
+            )
         if list(frame.columns).count(name) > 1:
             raise InputError(f"the table has more than one column {name!r}.")
     numeric = [forgetting, *controls, *metrics]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ class Resampling:
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
-            raise InputError(f"confidence={self.confidence} must be between 0 and 1.")
+            raise InputError(f"{as_typed('confidence', self.confidence)} must be between 0 and 1.")
         if self.resamples < 99:
-            raise InputError(f"resamples={self.resamples} are too few for an interval; take at least 99.")
+            raise InputError(f"{as_typed('resamples', self.resamples)} are too few for an interval; take at least 99.")

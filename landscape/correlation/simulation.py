@@ -14,7 +14,7 @@ from landscape.correlation.estimands import estimands_of, moves_whole_groups
 from landscape.correlation.held import Held, Rows, jackknife_interval, permutation_p
 from landscape.correlation.statistics import is_constant
 from landscape.correlation.table import codes_within, group_levels, numbers_of, read_table, usable_rows
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed, nearest
 
 if TYPE_CHECKING:
     import pandas
@@ -94,11 +94,14 @@ def simulate_design(
     levels = group_levels(frame, groups)
     for name in (forgetting, *controls, *factors, *levels, *([like] if like else [])):
         if name not in frame.columns:
-            raise InputError(f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}.")
+            raise InputError(
+                f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}."
+                f"{nearest(name, map(str, frame.columns))}"
+            )
     if not factors and not levels:
         raise InputError("a design has factors or groups; without either, rows are independent and nothing is to test.")
     if replications < 100:
-        raise InputError(f"replications={replications} are too few for a rate of 5%; take at least 100.")
+        raise InputError(f"{as_typed('replications', replications)} are too few for a rate of 5%; take at least 100.")
     sides = [like or forgetting, forgetting]
     frame = frame[usable_rows(frame, [*sides, *controls], [*levels, *factors])]
     for name in sides:

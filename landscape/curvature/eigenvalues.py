@@ -17,7 +17,7 @@ from landscape.curvature.operators.opening import curvature_of
 from landscape.curvature.pyhessian import pyhessian_eigenvalues
 from landscape.curvature.results import Eigenvalues
 from landscape.data.batches import Batch
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.linalg.lanczos import LanczosState, RitzPairs, check_wanted, default_basis_size, lanczos
 from landscape.objective.scope import Run, Scope
 from landscape.objective.subject import Subject, progress_bar
@@ -170,8 +170,9 @@ def warn_unless_converged(eigenvalues: Eigenvalues, k: int | tuple[int, int], *,
     missing = count - sum(eigenvalues.converged)
     if missing:
         warnings.warn(
-            f"{eigenvalues.name}: {missing} of {count} eigenvalues have not converged to rtol={eigenvalues.rtol:g} "
-            f"after {eigenvalues.matvecs} matvecs; raise max_matvecs or rtol.",
+            f"{eigenvalues.name}: {missing} of {count} eigenvalues have not converged to "
+            f"{as_typed('rtol', eigenvalues.rtol)} after {eigenvalues.matvecs} matvecs; raise "
+            f"{as_typed('max_matvecs')} or {as_typed('rtol')}.",
             MeasurementWarning,
             stacklevel=stacklevel,
         )

@@ -18,7 +18,7 @@ from landscape.curvature.operators.memory import require_memory
 from landscape.curvature.operators.opening import curvature_of
 from landscape.curvature.results import LayerTrace, TraceEstimate
 from landscape.data.batches import Batch
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.linalg.sampling import SampleMean, check_precision, interval_of, sample_mean
 from landscape.objective.scope import Run, Scope
 from landscape.objective.subject import Subject, group_by_layer, progress_bar
@@ -166,7 +166,7 @@ def warn_unless_converged(trace: TraceEstimate, *, stacklevel: int) -> None:
     reached = (high - low) / 2 / abs(trace.value) if trace.value else math.inf
     warnings.warn(
         f"{trace.name}: the trace is known to {reached:.1%} after {trace.probes} probes, not to {trace.rtol:.1%}; "
-        "raise max_probes or rtol.",
+        f"raise {as_typed('max_probes')} or {as_typed('rtol')}.",
         MeasurementWarning,
         stacklevel=stacklevel,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from landscape.errors import InputError
 
+NAMES = ("docs", "code")
 PARTS = ("train", "heldout")
 _PIECE_CHARACTERS = 4000  # of a built-in corpus: the unit that is held out whole
 _CODE_PACKAGES = (
@@ -32,13 +33,23 @@ def builtin_corpus(source: str, part: str) -> tuple[str, list[str]]:
         >>> builtin_corpus("builtin:docs", "heldout")[0]
         'builtin:docs@heldout'
     """
-    corpora = {"docs": _language_reference, "code": _standard_library}
+    name, part = name_and_part(source, part)
+    documents = {"docs": _language_reference, "code": _standard_library}[name]()
+    pieces = [piece for piece in _pieces(documents) if _is_held_out(piece) == (part == "heldout")]
+    return f"builtin:{name}@{part}", pieces
+
+
+def name_and_part(source: str, part: str = "heldout") -> tuple[str, str]:
+    """Return the name of a built-in corpus and the part of it that a source names, see `builtin_corpus`.
+
+    Raises:
+        InputError: There is no such name or part.
+    """
     name, _, suffix = source.removeprefix("builtin:").partition("@")
     part = suffix or part
-    if name not in corpora or part not in PARTS:
+    if name not in NAMES or part not in PARTS:
         raise InputError(f"there is no builtin:{name}@{part}; there are docs and code, @train and @heldout.")
-    pieces = [piece for piece in _pieces(corpora[name]()) if _is_held_out(piece) == (part == "heldout")]
-    return f"builtin:{name}@{part}", pieces
+    return name, part
 
 
 def _is_held_out(piece: str) -> bool:

@@ -15,7 +15,7 @@ from landscape.data.encoding import Pair, instructed_tokens, plain_tokens
 from landscape.data.records import is_question, read_question
 from landscape.data.sources import check_load_options, is_running_text, read_records
 from landscape.data.tokens import IGNORED, Example, TokenData
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -179,6 +179,8 @@ def _example(pair: Pair, max_length: int, where: str) -> Example:
     if not before or not choice:
         raise InputError(f"{where} has a {'prompt' if choice else 'choice'} without a token of its own.")
     if len(choice) >= max_length:
-        raise InputError(f"{where} has a choice of {len(choice)} tokens, which max_length={max_length} cannot hold.")
+        raise InputError(
+            f"{where} has a choice of {len(choice)} tokens, which {as_typed('max_length', max_length)} cannot hold."
+        )
     before = before[-(max_length - len(choice)) :]
     return Example((*before, *choice), (*[IGNORED] * len(before), *choice))

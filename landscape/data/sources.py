@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from landscape.data.corpora import name_and_part
 from landscape.data.records import QUESTION_KEYS
-from landscape.errors import InputError, first_line
+from landscape.errors import InputError, as_typed, first_line, nearest_path
 
 Records = Iterator[tuple[str, Any]]  # each with the words that say where it is: its file and line
 
@@ -42,23 +43,49 @@ def parse_named_source(value: str) -> tuple[str, str]:
     return value.removeprefix("builtin:").rstrip("/").rpartition("/")[2], value
 
 
+def parse_named_sources(values: Sequence[str]) -> list[tuple[str, str]]:
+    """Return name and source of each `source` or `name=source`.
+
+    Raises:
+        InputError: A name or a source is empty, or two have the same name.
+    """
+    named = [parse_named_source(value) for value in values]
+    names = [name for name, _ in named]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"two data sets are named {repeated[0]}; name them apart: {as_typed('data')} name=source.")
+    return named
+
+
+def check_source(source: str) -> None:
+    """Check a source as far as that can be seen without reading it; ids are not asked for.
+
+    Raises:
+        InputError: There is no such file or built-in corpus, or the file is of another kind.
+    """
+    if source.startswith("builtin:"):
+        name_and_part(source)
+    elif _is_file_name(source):
+        _file_suffix(source)
+
+
 def check_load_options(max_length: int, batch_tokens: int, limit: int | None, seed: int) -> None:
     """Raise InputError unless the options of a loader are in their ranges."""
     for option, value in (("max_length", max_length), ("batch_tokens", batch_tokens), ("limit", limit)):
         if value is not None:
             check_positive(option, value)
     if not isinstance(seed, Integral) or seed >= 2**128:  # the key of the Philox generator
-        raise InputError(f"seed must be a whole number below 2**128, but is {seed!r}.")
+        raise InputError(f"{as_typed('seed')} must be a whole number below 2**128, but is {seed!r}.")
     if seed < 0:
-        raise InputError(f"seed must not be negative, but is {seed}.")
+        raise InputError(f"{as_typed('seed')} must not be negative, but is {seed}.")
 
 
 def check_positive(option: str, value: int) -> None:
     """Raise InputError unless a number is a positive whole one."""
     if not isinstance(value, Integral):
-        raise InputError(f"{option} must be a whole number, but is {value!r}.")
+        raise InputError(f"{as_typed(option)} must be a whole number, but is {value!r}.")
     if value < 1:
-        raise InputError(f"{option} must be positive, but is {value}.")
+        raise InputError(f"{as_typed(option)} must be positive, but is {value}.")
 
 
 def _is_file_name(source: str) -> bool:
@@ -72,7 +99,7 @@ def _file_suffix(source: str) -> str:
     try:
         os.stat(source)
     except FileNotFoundError as error:
-        raise InputError(f"there is no file {source}.") from error
+        raise InputError(f"there is no file {source}.{nearest_path(source)}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{source} cannot be read: {getattr(error, 'strerror', error)}.") from error
     suffix = Path(source).suffix.lower()
@@ -165,7 +192,7 @@ def _dataset_records(source: str, limit: int | None, seed: int) -> tuple[str, Re
     name, _, split = (source, "", "") if os.path.isdir(source) else source.partition("@")
     identifier, _, config = (name, "", "") if os.path.isdir(name) else name.partition(":")
     if not identifier or (identifier.startswith(("/", ".", "~")) and not os.path.isdir(identifier)):
-        raise InputError(f"there is no file or folder {source!r}.")
+        raise InputError(f"there is no file or folder {source!r}.{nearest_path(source)}")
     datasets = _import("datasets", source)
     if not os.path.isdir(identifier):
         _check_hub_answers(identifier)

@@ -22,7 +22,7 @@ from landscape.data.sources import (
     read_records,
     read_text,
 )
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -338,6 +338,6 @@ def load_data(
         else:
             dropped += 1
     if not examples:
-        raise InputError(f"{source} has no supervised token within max_length={max_length}.")
+        raise InputError(f"{source} has no supervised token within {as_typed('max_length', max_length)}.")
     padding_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return TokenData(source, tuple(examples), batch_tokens, padding_id, truncated, dropped)

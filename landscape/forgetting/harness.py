@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from landscape.errors import InputError, first_line
+from landscape.errors import InputError, first_line, nearest, nearest_path
 from landscape.weights.preservation import preserved
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def find_tasks(specs: Sequence[str]) -> dict[str, str | None]:
     digests: dict[str, str | None] = {}
     for spec in specs:
         if _is_file(spec) and not os.path.isfile(spec):
-            raise InputError(f"there is no task file {spec}.")
+            raise InputError(f"there is no task file {spec}.{nearest_path(spec)}")
         digests[spec] = hashlib.sha256(Path(spec).read_bytes()).hexdigest() if _is_file(spec) else None
     return digests
 
@@ -234,7 +234,10 @@ def _load_tasks(specs: Sequence[str]) -> tuple[Any, list[Any]]:
     )
     unknown = [spec for spec in specs if not _is_file(spec) and spec not in manager.task_index]
     if unknown:
-        raise InputError(f"lm-eval has no task {unknown[0]!r}; give a name it lists, or a path that ends in .yaml.")
+        raise InputError(
+            f"lm-eval has no task {unknown[0]!r}; give a name it lists, or a path that ends in .yaml."
+            f"{nearest(unknown[0], manager.task_index)}"
+        )
     try:
         loaded: Any = manager.load([groups.get(spec, spec) for spec in specs])
     except Exception as error:  # It may come from readers of YAML and data sets, or from code of a task.

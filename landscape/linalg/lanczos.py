@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.linalg.operator import SymmetricOperator, finite_product
 
 WHICH = ("LA", "SA", "LM", "BE")
@@ -115,7 +115,7 @@ def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its c
     if m < min(n, k + 2):
         raise InputError(f"basis_size={m} is too small for k={k}; it takes at least k + 2.")
     if max_matvecs < 1:
-        raise InputError(f"max_matvecs={max_matvecs} leaves nothing to compute with.")
+        raise InputError(f"{as_typed('max_matvecs', max_matvecs)} leaves nothing to compute with.")
     home = torch.device(basis_device) if basis_device is not None else operator.device
     first = start.to(home, operator.dtype) / operator.norm(start)
     basis = torch.stack([torch.zeros_like(first)] * (m + 1))  # like the start: what is sharded stays sharded
@@ -179,9 +179,9 @@ def check_wanted(size: int, k: int | tuple[int, int], which: str, rtol: float) -
     else:
         raise InputError(f"k={k} does not go with which={which!r}; a pair (high, low) is for which='BE'.")
     if not 1 <= sum(ends) <= size:
-        raise InputError(f"k={k} eigenvalues cannot be had from an operator of size {size}.")
+        raise InputError(f"{as_typed('k', k)} eigenvalues cannot be had from an operator of size {size}.")
     if not rtol > 0:
-        raise InputError(f"rtol={rtol} must be positive.")
+        raise InputError(f"{as_typed('rtol', rtol)} must be positive.")
     return ends
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 
 FIRST_LOOK = 16  # samples; the sampling ends there only where half of the requested width is reached by then
 MIN_SAMPLES = 32  # otherwise: with fewer, intervals of skewed samples cover too little
@@ -80,9 +80,9 @@ def interval_of(samples: np.ndarray, confidence: float) -> tuple[float, float, t
 def check_precision(rtol: float, confidence: float, max_samples: int) -> None:
     """Raise InputError for a precision that cannot be asked for."""
     if not rtol > 0:
-        raise InputError(f"rtol={rtol} must be positive.")
+        raise InputError(f"{as_typed('rtol', rtol)} must be positive.")
     if not 0 < confidence < 1:
-        raise InputError(f"confidence={confidence} must be between 0 and 1.")
+        raise InputError(f"{as_typed('confidence', confidence)} must be between 0 and 1.")
     if max_samples < 2:
         raise InputError(f"{max_samples} samples have no standard error; take at least 2.")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from landscape.data.batches import Batch
 from landscape.data.tokens import IGNORED
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.objective.head import linear_cross_entropy
 from landscape.parallel.sharding import is_sharded
 from landscape.weights.vectors import wide_dtype
@@ -62,7 +62,7 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
         if positions is not None and ids.shape[1] > positions:
             raise InputError(
                 f"an example of {ids.shape[1]} tokens is longer than the model's {positions} positions; "
-                "lower max_length."
+                f"lower {as_typed('max_length')}."
             )
     if supervised == 0:
         raise InputError("the data has no supervised token: no loss can be taken over it.")

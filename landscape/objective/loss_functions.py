@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from landscape.data.batches import Batch, on_device
 from landscape.data.tokens import IGNORED
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.objective.causal import CausalLoss, check_token_batches
 from landscape.weights.vectors import vector_digest, wide_dtype
 
@@ -247,7 +247,9 @@ class NormalizedLogits:
                 raise InputError("the data holds no batch.")
             loss_fn = default_loss(model, data, on_device(first, next(model.parameters()).device))
         if not isinstance(loss_fn, OutputLoss):
-            raise InputError("normalize_logits needs a loss with outputs: the default, or supervised_loss(criterion).")
+            raise InputError(
+                f"{as_typed('normalize_logits')} needs a loss with outputs: the default, or supervised_loss(criterion)."
+            )
         return cls(loss_fn)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:

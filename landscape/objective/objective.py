@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.objective.gradients import differentiable, gradients_of_shards, gradients_of_whole, preserved_gradients
 from landscape.objective.identity import describe_data
 from landscape.objective.loss_functions import LossFunction, default_loss
@@ -79,9 +79,9 @@ class Objective:
         autocast: str | None = None,
     ):
         if autocast not in (None, "bfloat16"):
-            raise InputError(f"autocast={autocast!r} is neither 'bfloat16' nor None.")
+            raise InputError(f"{as_typed('autocast', autocast)} is neither 'bfloat16' nor None.")
         if autocast and any(tensor.dtype == torch.float64 for tensor in model.parameters()):
-            raise InputError("autocast leaves float64 weights in float64; load the model in float32.")
+            raise InputError(f"{as_typed('autocast')} leaves float64 weights in float64; load the model in float32.")
         if iter(data) is data:
             raise InputError(
                 f"data is a {type(data).__name__}, which can be read only once; give a list or a DataLoader."
@@ -222,7 +222,9 @@ class Objective:
                     if not _out_of_memory(error):
                         raise
                     if self._sharded:  # The other processes are in the midst of the same batch.
-                        raise InputError("a batch does not fit in memory; lower batch_tokens.") from error
+                        raise InputError(
+                            f"a batch does not fit in memory; lower {as_typed('batch_tokens')}."
+                        ) from error
                 else:
                     del pending[0]
                     yield index, result
@@ -230,7 +232,7 @@ class Objective:
                 # Outside the except clause, whose traceback would keep the failed attempt's tensors alive.
                 rows = rows_of(pending[0]) or 1
                 if rows < 2:
-                    raise InputError("one example alone does not fit in memory; lower max_length.")
+                    raise InputError(f"one example alone does not fit in memory; lower {as_typed('max_length')}.")
                 self.rows_limit = rows // 2
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()

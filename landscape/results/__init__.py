@@ -6,7 +6,7 @@ folder to one set of settings and one run at a time.
 """
 
 from landscape.results.files import read_json, replacing, write_csv, write_json, write_text
-from landscape.results.folder import results_folder
+from landscape.results.folder import check_folder, results_folder
 from landscape.results.journal import Journal, journaled
 from landscape.results.plain import FORMAT_VERSION, digest_of, from_plain, to_plain
 from landscape.results.result import Provenance, Result, installed_versions
@@ -18,6 +18,7 @@ __all__ = [
     "Provenance",
     "Result",
     "Snapshots",
+    "check_folder",
     "digest_of",
     "from_plain",
     "installed_versions",

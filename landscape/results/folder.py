@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.parallel import distributed
 from landscape.results.files import PARTIAL, lock, noticing_a_full_disk, read_json, write_json
 from landscape.results.plain import to_plain
+
+_log = logging.getLogger(__name__)
+
+
+def check_folder(folder: Path | str) -> None:
+    """Check that results can go into a folder, as far as that is seen without making it.
+
+    Raises:
+        InputError: There is a file in its place, or in that of a folder above it, or it cannot be written.
+    """
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        below = "" if there == folder else f", as {there} is a file"
+        raise InputError(f"{as_typed('output', str(folder))} is a file, not a folder{below}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{as_typed('output', str(folder))} cannot be written: {os.strerror(errno.EACCES)}.")
 
 
 @contextlib.contextmanager
@@ -52,10 +70,10 @@ def _claimed(folder: Path, settings: Mapping[str, Any], files: Iterable[str]) ->
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         if not made and not folder.is_dir():
-            raise InputError(f"--output {folder} is a file, not a folder.")
+            raise InputError(f"{as_typed('output', str(folder))} is a file, not a folder.")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {folder} cannot be made: {error.strerror}.") from error
+        raise InputError(f"{as_typed('output', str(folder))} cannot be made: {error.strerror}.") from error
     with _locked(folder):
         claimed = False
         try:
@@ -77,7 +95,7 @@ def _locked(folder: Path) -> Iterator[None]:
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
         if os.name != "nt":
-            raise InputError(f"--output {folder} cannot be read: {error.strerror}.") from error
+            raise InputError(f"{as_typed('output', str(folder))} cannot be read: {error.strerror}.") from error
         yield  # Windows opens no folders, so there is nothing to lock.
         return
     try:
@@ -90,25 +108,30 @@ def _locked(folder: Path) -> Iterator[None]:
 def _claim(folder: Path, settings: dict, files: Iterable[str]) -> bool:
     """Write settings.json, or find that it says the same already; returns whether it had to be written."""
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"--output {folder} cannot be written: {os.strerror(errno.EACCES)}.")
+        raise InputError(f"{as_typed('output', str(folder))} cannot be written: {os.strerror(errno.EACCES)}.")
     record = folder / "settings.json"
     is_new = not record.exists()
     if is_new:
         taken = [name for name in files if (folder / name).exists()]
         if taken:
-            raise InputError(f"{folder} holds a {taken[0]} from elsewhere; choose another --output.")
+            raise InputError(f"{folder} holds a {taken[0]} from elsewhere; choose another {as_typed('output')}.")
+        foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if foreign:
+            others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            _log.warning("%s is not empty: results are written beside %s%s.", folder, foreign[0], others)
     else:
         existing = read_json(record)
         if existing != settings:
             keys = [key for key in sorted({*existing, *settings}) if existing.get(key) != settings.get(key)]
             raise InputError(
-                f"{folder} holds results of other settings ({', '.join(keys)} differ); choose another --output."
+                f"{folder} holds results of other settings ({', '.join(keys)} differ); choose another "
+                f"{as_typed('output')}."
             )
     if is_new:
         try:
             write_json(record, settings)
         except OSError as error:
-            raise InputError(f"--output {folder} cannot be written: {error.strerror}.") from error
+            raise InputError(f"{as_typed('output', str(folder))} cannot be written: {error.strerror}.") from error
     return is_new
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from landscape.errors import InputError
 from landscape.parallel import distributed
 from landscape.results.files import PARTIAL, lock, noticing_a_full_disk
 from landscape.results.plain import FORMAT_VERSION, digest_of, to_plain
+
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -88,6 +91,10 @@ class Journal:
                 raise InputError(f"{self.path} is damaged at line {number}; delete it to start over.") from error
             if number == 1 and held_digest != settings_digest:
                 raise InputError(f"{self.path} belongs to a run of other settings; choose another output.")
+        if self.done:
+            _log.info(
+                "%s: %d points or probes of an earlier run are kept, and not measured again.", self.path, len(self.done)
+            )
         if not whole:
             self._append({"settings": settings_digest, "format_version": FORMAT_VERSION})
 

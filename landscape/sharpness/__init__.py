@@ -1,18 +1,15 @@
 """Sharpness: every definition that papers use, through one call.
 
-Importing this package imports every module of its folder `metrics`, and so registers what they define: a new metric is
-a function with the decorator `registry.metric` in any of them, or in a new one.
+`compute` measures any metric, `checking` sees beforehand whether it can, `site` is where a metric measures. Metrics are
+the functions in the folder `metrics`; `registry` is their table, `registered` fills it, and `options` knows their
+options without importing them.
+
+The names of the room are listed in `__init__.pyi`. A name is loaded when it is first used, so that `options` does not
+wait for torch.
 """
 
-import importlib
-import pkgutil
+import lazy_loader
 
-from landscape.sharpness import metrics
-from landscape.sharpness.compute import compute_sharpness
-from landscape.sharpness.registry import SHARPNESS_METRICS, check_metric
-from landscape.sharpness.result import Sharpness
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-__all__ = ["SHARPNESS_METRICS", "Sharpness", "check_metric", "compute_sharpness"]
-
-for _module in pkgutil.iter_modules(metrics.__path__, f"{metrics.__name__}."):
-    importlib.import_module(_module.name)
+del lazy_loader

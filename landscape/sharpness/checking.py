@@ -13,7 +13,7 @@ from landscape.objective.causal import CausalLoss
 from landscape.objective.scope import Run, Scope
 from landscape.objective.subject import progress_bar
 from landscape.sharpness.compute import displacement_between
-from landscape.sharpness.registry import check_metric
+from landscape.sharpness.registered import check_metric
 from landscape.sharpness.site import Site
 from landscape.weights.preservation import preserved
 

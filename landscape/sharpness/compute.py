@@ -15,7 +15,7 @@ from landscape.errors import MeasurementWarning
 from landscape.objective.loss_functions import NormalizedLogits
 from landscape.objective.scope import Run, Scope
 from landscape.objective.subject import progress_bar
-from landscape.sharpness.registry import check_metric
+from landscape.sharpness.registered import check_metric
 from landscape.sharpness.result import Sharpness
 from landscape.sharpness.site import Site
 from landscape.weights.directions import Direction, check_same_tensors

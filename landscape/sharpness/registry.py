@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from landscape.errors import InputError, nearest
+from landscape.sharpness.options import check_options
 from landscape.sharpness.result import Measurement
 
 
@@ -50,8 +50,8 @@ class Metric:
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-# Every sharpness metric by its name, which `landscape metrics` prints. The table is filled when `landscape.sharpness`
-# imports the modules of its folder `metrics`, in the order of their names.
+# Every sharpness metric by its name, which `landscape metrics` prints. `registered` fills the table: it
+# imports the modules of the folder `metrics`, in the order of their names.
 SHARPNESS_METRICS: dict[str, Metric] = {}
 
 
@@ -88,27 +88,7 @@ def check_metric(metric: str, options: dict[str, Any], *, has_base: bool) -> tup
         has_base: Whether the base checkpoint is given.
 
     Raises:
-        InputError: The name or an option does not exist, an option is of the wrong kind, or the base is missing.
+        InputError: The name or an option does not exist, a value makes no sense, or the base is missing.
     """
-    chosen = SHARPNESS_METRICS.get(metric)
-    if chosen is None:
-        raise InputError(
-            f"metric={metric!r} is none of {', '.join(SHARPNESS_METRICS)}.{nearest(metric, SHARPNESS_METRICS)}"
-        )
-    own = chosen.options
-    unknown = [name for name in options if name not in own]
-    if unknown:
-        raise InputError(
-            f"metric={metric!r} has no option {unknown[0]}; it has {', '.join(own) if own else 'none'}."
-            f"{nearest(unknown[0], own)}"
-        )
-    for name, value in options.items():
-        default = own[name]
-        numeric = isinstance(default, (int, float)) and not isinstance(default, bool)
-        if (numeric and (isinstance(value, (bool, str)) or value is None)) or (
-            isinstance(default, bool) and not isinstance(value, bool)
-        ):
-            raise InputError(f"{name}={value!r} of metric {metric!r} must be like its default, {default!r}.")
-    if chosen.needs_base and not has_base:
-        raise InputError(f"metric={metric!r} measures along the step from a base checkpoint; give base.")
-    return chosen, own | options
+    settings = check_options(metric, options, known=SHARPNESS_METRICS, has_base=has_base)
+    return SHARPNESS_METRICS[metric], settings

@@ -21,9 +21,9 @@ from landscape.checkpoints import (
     load_tokenizer,
     resolve_device,
 )
-from landscape.data.sources import parse_named_source
+from landscape.data.sources import parse_named_sources
 from landscape.data.tokens import DataOptions, TokenData, check_vocabulary, load_data
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.results import Provenance
 
 DEFAULT_DATA = "builtin:docs"
@@ -111,7 +111,7 @@ class Comparison:
         if differing:
             raise InputError(
                 f"{path} is not a result of this run ({', '.join(differing)} differ); move it away or choose another "
-                "--output."
+                f"{as_typed('output')}."
             )
 
     def file_names(self, prefix: str, of_all: bool) -> dict[tuple[int, str], str]:
@@ -175,10 +175,7 @@ def open_comparison(
     files = tuple(inspect_checkpoint(source, trust_remote_code=trust) for source in sources)
     evaluated_on = _evaluated_on(files[0]) if not data else None
     default = evaluated_on["source"] if evaluated_on else DEFAULT_DATA
-    named = [parse_named_source(argument) for argument in data or [default]]
-    repeated = {name for name, _ in named if [n for n, _ in named].count(name) > 1}
-    if repeated:
-        raise InputError(f"two data sets are named {sorted(repeated)[0]}; name them apart: --data name=source.")
+    named = parse_named_sources(data or [default])
     max_length = min([data_options.max_length, *(f.max_positions for f in files if f.max_positions)])
     loaded: dict[str, TokenData] = {}
     for position, file in enumerate(files):
@@ -196,7 +193,9 @@ def open_comparison(
             except InputError as error:
                 if evaluated_on is None:
                     raise
-                raise InputError(f"no --data given, and what {files[0].source} was evaluated on: {error}") from error
+                raise InputError(
+                    f"no {as_typed('data')} given, and what {files[0].source} was evaluated on: {error}"
+                ) from error
             if file.vocabulary_size is not None:
                 check_vocabulary(tokens, file.vocabulary_size, file.source)
             if position == 0:
@@ -218,14 +217,14 @@ def _evaluated_on(file: CheckpointFiles) -> dict | None:
         return None
     source = record.get("source") if isinstance(record, dict) else None
     if not isinstance(source, str) or not source:
-        raise InputError(f"{file.folder / METADATA_FILE} names no source as evaluated_on; give --data.")
+        raise InputError(f"{file.folder / METADATA_FILE} names no source as evaluated_on; give {as_typed('data')}.")
     beside = str(file.folder / source)  # a relative path may have been meant from anywhere
     return record | {"source": beside if os.path.isfile(beside) and not os.path.exists(source) else source}
 
 
 def _warn_of_default_data(files: Sequence[CheckpointFiles], evaluated_on: dict | None, tokens: TokenData) -> None:
     """Warn that no data were given, naming the data that are measured on instead."""
-    words = f"no --data given; measuring on {tokens.source}"
+    words = f"no {as_typed('data')} given; measuring on {tokens.source}"
     if evaluated_on is not None:
         words += f", which {files[0].source} was evaluated on"
         if evaluated_on.get("digest", tokens.digest) != tokens.digest:

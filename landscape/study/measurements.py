@@ -18,8 +18,10 @@ from landscape.forgetting.losses import Forgetting, measure_forgetting
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
 from landscape.results import Provenance, Result
-from landscape.sharpness import Sharpness, compute_sharpness
+from landscape.sharpness import SHARPNESS_METRICS, Sharpness, compute_sharpness
 from landscape.sharpness.checking import check_sharpness
+from landscape.study.effort import Effort, sharpness_effort
+from landscape.study.request import SURFACE_OPTIONS
 from landscape.study.runner import Task
 from landscape.surfaces.compute import compute_surface
 from landscape.surfaces.result import Surface
@@ -70,7 +72,8 @@ def sharpness_task(
     def check(models: Sequence[Checkpoint], tokens: Any) -> None:
         check_sharpness(models[-1], tokens, metric=metric, base=_base_of(models, base), scope=scope, **options)
 
-    return Task(name, Sharpness, measure, check, earlier_types=(TraceEstimate,))
+    all_options = {**SHARPNESS_METRICS[metric].options, **options}
+    return Task(name, Sharpness, measure, check, earlier_types=(TraceEstimate,), effort=sharpness_effort(all_options))
 
 
 def _base_of(models: Sequence[Checkpoint], base: Checkpoint | None) -> Checkpoint | None:
@@ -83,7 +86,9 @@ def random_surface_task(name: str, options: Mapping[str, Any], *, seed: int = 0,
     def measure(models: Sequence[Checkpoint], tokens: Any, journal: Path) -> Surface:
         return compute_surface(models[-1], tokens, seed=seed, run=dataclasses.replace(run, journal=journal), **options)
 
-    return Task(name, Surface, measure)
+    settings = {**SURFACE_OPTIONS, **options}
+    effort = Effort(points=int(settings["points"]) ** int(settings["dim"]), vectors=int(settings["dim"]) + 1)
+    return Task(name, Surface, measure, effort=effort)
 
 
 def forgetting_task(

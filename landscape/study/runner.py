@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from landscape.checkpoints import Checkpoint
 from landscape.results import Result, journaled, read_json
 from landscape.study.comparison import Comparison
+from landscape.study.effort import Effort, Estimate, announce, estimate
+
+_log = logging.getLogger(__name__)
 
 # Called with the models, the data and the path of a journal that a killed run leaves and the next one continues.
 Measure = Callable[[Sequence[Checkpoint], Any, Path], Result]
@@ -29,6 +33,7 @@ class Task:
         differing: `differing(result, digests)` names settings in which a result that was there already differs from
             what `measure` would give for checkpoints with these digests.
         earlier_types: Types of results that earlier versions kept for the task; they are read too.
+        effort: The most that `measure` does, for an estimate of the time before it starts; None where that is unknown.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Task:
     check: Callable[[Sequence[Checkpoint], Any], None] | None = None
     differing: Callable[[Any, Sequence[str]], Sequence[str]] | None = None
     earlier_types: Sequence[type[Result]] = ()
+    effort: Effort | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,14 +103,23 @@ def run_cells(comparison: Comparison, cells: Sequence[Cell]) -> Iterator[tuple[C
         else:
             waiting[cell.path] = [cell]
             groups.setdefault(cell.checkpoints, []).append(cell)
+    if results and waiting:
+        _log.info(
+            "%d of %d results are there from an earlier run, and kept.", len(results), len(results) + len(waiting)
+        )
     loaded: dict[int, Checkpoint] = {}
+    estimates: list[Estimate] = []
     in_order = sorted(groups)
     for group in [*in_order[1:], *in_order[:1]]:  # the first group comes last: its models stay and are measured next
         models = _load_group(comparison, group, loaded)
         for cell in groups[group]:
             if cell.task.check is not None:
                 cell.task.check(models, cell.tokens)
+        known = [(cell.task.effort, cell.tokens) for cell in groups[group] if cell.task.effort is not None]
+        if known:
+            estimates.append(estimate(models, known))
         del models
+    announce(estimates)
     yield from ((cell, results[cell.path]) for cell in cells if cell.path in results)
     for group in in_order:
         models = _load_group(comparison, group, loaded)

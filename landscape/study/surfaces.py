@@ -12,6 +12,7 @@ from landscape.data.tokens import TokenData
 from landscape.objective.scope import Run, Scope
 from landscape.results import journaled, to_plain
 from landscape.study.comparison import Comparison
+from landscape.study.effort import surface_effort
 from landscape.study.runner import Task, cells_of_all, cells_of_each, run_cells
 from landscape.surfaces.kind import AlongDirections, SurfaceKind
 from landscape.surfaces.measure import measure_surface
@@ -82,7 +83,7 @@ def compare_surfaces(
             own = with_directions(own, models[0], tokens)
         return measure_surface(own, models, tokens, run=dataclasses.replace(run, journal=journal))
 
-    task = Task("surface", Surface, measure, differing=differing)
+    task = Task("surface", Surface, measure, differing=differing, effort=surface_effort(kind, count))
     if kind.is_of_each():
         cells = cells_of_each(comparison, folder, task)
     else:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.checkpoints import LoadOptions
 from landscape.data.tokens import DataOptions, TokenData
-from landscape.errors import InputError, MeasurementWarning, nearest
+from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.objective.scope import Run
 from landscape.results import digest_of, results_folder, write_csv
-from landscape.sharpness import SHARPNESS_METRICS, check_metric
+from landscape.sharpness import SHARPNESS_METRICS
 from landscape.study.comparison import Comparison, open_comparison
 from landscape.study.halves import disjoint_halves
 from landscape.study.measurements import (
@@ -24,29 +24,12 @@ from landscape.study.measurements import (
     random_surface_task,
     sharpness_task,
 )
+from landscape.study.request import DEFAULT_METRICS, Metrics, cells_folder, check_table_path, chosen_metrics
 from landscape.study.runner import Cell, Task, run_cells
-from landscape.weights.directions import NORMALIZATIONS
 
 if TYPE_CHECKING:
     import pandas
 
-Metrics = Sequence[str | tuple[str, Mapping[str, Any]]]
-
-SURFACE_OPTIONS: dict[str, Any] = {"dim": 2, "points": 11, "span": 1.0, "normalize": "filter"}
-FLATNESS_METRICS = {name: known.options for name, known in SHARPNESS_METRICS.items()} | {"surface": SURFACE_OPTIONS}
-# Cheap, and of every kind: the SAM family, noise, curvature, what rescaling does not move, the picture's numbers.
-DEFAULT_METRICS: Metrics = (
-    ("worst_case", {"steps": 1}),
-    ("worst_case", {"steps": 1, "adaptive": True, "rho": 0.5}),
-    ("average_case", {"adaptive": True}),
-    "gradient_norm",
-    "fisher_rao",
-    ("top_eigenvalue", {"rtol": 0.01, "max_matvecs": 100}),
-    ("trace", {"rtol": 0.1, "max_probes": 200}),
-    ("adaptive_trace", {"rtol": 0.1, "max_probes": 200}),
-    "displacement_curvature",
-    "surface",
-)
 FLATNESS_ON = {"old": ("old",), "new": ("new",), "both": ("old", "new")}
 _IDENTITY = ("name", "source", "digest", "base", "base_digest", "optimizer", "rho", "lr", "seed", "steps")
 
@@ -146,15 +129,14 @@ def measure_checkpoints(
         ('tuned', True)
     """
     output = Path(output)
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; the output is a CSV file.")
+    check_table_path(output)
     if not checkpoints:
         raise InputError("there is no checkpoint to measure.")
     if flatness_on not in FLATNESS_ON:
-        raise InputError(f"flatness_on={flatness_on!r} is none of {', '.join(FLATNESS_ON)}.")
+        raise InputError(f"{as_typed('flatness_on', flatness_on)} is none of {', '.join(FLATNESS_ON)}.")
     if load_options.adapter != "merge":
         raise InputError(f"adapter={load_options.adapter!r}: adapters are merged into their base to be measured.")
-    chosen = _chosen(DEFAULT_METRICS if metrics is None else metrics)
+    chosen = chosen_metrics(DEFAULT_METRICS if metrics is None else metrics, SHARPNESS_METRICS)
     comparison = open_comparison(
         [str(base), *map(str, checkpoints)],
         (f"old={old}", f"new={new}"),
@@ -173,9 +155,7 @@ def measure_checkpoints(
         "device": comparison.load_options.device,
         "seed": seed,
     }
-    folder = output.with_name(f"{output.name}.cells")
-    if output.exists() and not (folder / "settings.json").exists():
-        raise InputError(f"{output} exists and was not made by this command; choose another --output.")
+    folder = cells_folder(output)
     columns = _columns(halves, chosen, FLATNESS_ON[flatness_on], seed, Run(progress=progress))
     with results_folder(folder, settings):
         _warn_of_checkpoints(comparison)
@@ -188,51 +168,6 @@ def measure_checkpoints(
 def details_path(output: Path | str) -> Path:
     """Return where `measure_checkpoints` says how sure each number of the table `output` is."""
     return Path(output).with_name(f"{Path(output).stem}.details.csv")
-
-
-# --- metrics ------------------------------------------------------------------------------------------------
-
-
-def _chosen(metrics: Metrics) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return name and all options of each metric, by its column: options are in the column where two differ in them."""
-    asked: list[tuple[str, dict[str, Any]]] = []
-    for given in metrics:
-        name, options = (given, {}) if isinstance(given, str) else given
-        one = (name, _checked(name, dict(options)))
-        if one not in asked:
-            asked.append(one)
-    if not asked:
-        raise InputError("there is no metric to measure.")
-    columns = {}
-    for name, options in asked:
-        others = [o for n, o in asked if n == name]
-        apart = [option for option, value in options.items() if any(other[option] != value for other in others)]
-        columns["-".join([name, *(f"{option}_{str(options[option]).lower()}" for option in apart)])] = (name, options)
-    return columns
-
-
-def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return all options of a metric. Raises InputError for names, options and values that it does not have."""
-    if name not in FLATNESS_METRICS:
-        raise InputError(f"metric={name!r} is none of {', '.join(FLATNESS_METRICS)}.{nearest(name, FLATNESS_METRICS)}")
-    if name != "surface":
-        return check_metric(name, options, has_base=True)[1]
-    unknown = [option for option in options if option not in SURFACE_OPTIONS]
-    if unknown:
-        raise InputError(
-            f"metric='surface' has no option {unknown[0]}; it has {', '.join(SURFACE_OPTIONS)}."
-            f"{nearest(unknown[0], SURFACE_OPTIONS)}"
-        )
-    dim, points, span, normalize = (SURFACE_OPTIONS | options).values()
-    for option, is_valid, rule in (
-        ("dim", dim in (1, 2), "1 or 2"),
-        ("points", isinstance(points, int) and points >= 3, "a whole number of at least 3"),
-        ("span", isinstance(span, (int, float)) and 0 < span < math.inf, "one positive number for all checkpoints"),
-        ("normalize", normalize in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
-    ):
-        if not is_valid:
-            raise InputError(f"{option}={options[option]!r} of metric 'surface' must be {rule}.")
-    return SURFACE_OPTIONS | options
 
 
 # --- cells --------------------------------------------------------------------------------------------------

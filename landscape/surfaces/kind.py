@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.surfaces.options import parse_points, parse_span
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class SurfaceKind(abc.ABC):
         >>> plane.check_count(2)
         Traceback (most recent call last):
         ...
-        landscape.errors.InputError: --kind plane takes 3 checkpoints, got 2. The surface is the plane through three \
+        landscape.errors.InputError: kind='plane' takes 3 checkpoints, got 2. The surface is the plane through three \
 checkpoints.
     """
 
@@ -94,7 +94,8 @@ checkpoints.
     def __post_init__(self) -> None:
         if self.dim not in self.dims:
             raise InputError(
-                f"dim={self.dim}; a surface of kind {self.name} has {' or '.join(map(str, self.dims))} dimensions."
+                f"{as_typed('dim', self.dim)}; a surface of kind {self.name} has {' or '.join(map(str, self.dims))} "
+                "dimensions."
             )
         _ = self.counts
 
@@ -127,7 +128,7 @@ checkpoints.
         if cls.is_of_each() or cls.fewest <= count <= (count if cls.most is None else cls.most):
             return
         wanted = f"{cls.fewest} checkpoints" if cls.most else f"at least {cls.fewest} checkpoints, in order"
-        raise InputError(f"--kind {cls.name} takes {wanted}, got {count}. {cls.help}")
+        raise InputError(f"{as_typed('kind', cls.name)} takes {wanted}, got {count}. {cls.help}")
 
     @classmethod
     def sources(cls, checkpoints: Sequence[str | Path]) -> list[str]:
@@ -370,7 +371,9 @@ class AroundCheckpoints(SurfaceKind):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.margin < math.inf:
-            raise InputError(f"margin={self.margin} is no fraction of the checkpoints' extent; it must be at least 0.")
+            raise InputError(
+                f"{as_typed('margin', self.margin)} is no fraction of the checkpoints' extent; it must be at least 0."
+            )
 
     def settings(self) -> dict[str, Any]:
         """The settings that the provenance of a surface holds, as far as they are known before it is measured."""

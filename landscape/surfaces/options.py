@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
+
+MOST_POINTS = 250_000  # of a grid: 500 by 500, four times the finest that any picture shows
+MOST_LEVELS = 1000  # of contour lines: a picture of 2000 pixels has no room for more
 
 
 def parse_numbers(text: str, option: str) -> list[float]:
@@ -39,7 +43,22 @@ def parse_points(text: str, dim: int) -> list[int]:
         counts *= dim
     if len(counts) != dim or min(counts) < 3:
         raise InputError(f"--points {text} is not {'a number' if dim == 1 else 'N or N,M'} with at least 3 an axis.")
+    check_points(counts)
     return counts
+
+
+def check_points(counts: Sequence[int]) -> None:
+    """Check that a grid with that many points along each axis is not larger than any run could measure.
+
+    Raises:
+        InputError: It has more than `MOST_POINTS` points.
+    """
+    if math.prod(counts) > MOST_POINTS:
+        given = ",".join(map(str, counts)) if len(set(counts)) > 1 else counts[0]
+        raise InputError(
+            f"{as_typed('points', given)} makes {math.prod(counts):,} points, each of which takes a pass over the "
+            f"data; a surface has at most {MOST_POINTS:,}."
+        )
 
 
 def parse_span(text: str, kind: str, *, single: bool, auto: bool) -> float | tuple[float, float] | Literal["auto"]:

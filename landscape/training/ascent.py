@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.parallel.sharding import own_part, placed_like, summed_over_all
 from landscape.weights.perturbation import EXACT, Fidelity
 from landscape.weights.vectors import wide_dtype
@@ -42,7 +42,7 @@ class Ascent:
 def check_radius(rho: float) -> None:
     """Raise InputError unless `rho` is a radius: at least 0 and finite."""
     if not 0 <= rho < math.inf:
-        raise InputError(f"rho={rho} is not a radius; it must be at least 0 and finite.")
+        raise InputError(f"{as_typed('rho', rho)} is not a radius; it must be at least 0 and finite.")
 
 
 @torch.no_grad()

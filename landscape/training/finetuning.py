@@ -25,7 +25,7 @@ from landscape.checkpoints import (
     save_checkpoint,
 )
 from landscape.data.tokens import DataOptions, TokenData, check_vocabulary, load_data
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.objective.identity import describe_data
 from landscape.objective.objective import Objective
 from landscape.results import installed_versions, read_json, results_folder, to_plain
@@ -122,7 +122,7 @@ def finetune(
         True
     """
     if not 0 <= seed < 2**32:
-        raise InputError(f"seed={seed} is not in [0, 2**32).")
+        raise InputError(f"{as_typed('seed', seed)} is not in [0, 2**32).")
     _check_load_options(load_options)
     _require_accelerate()
     trusted = load_options.trust_remote_code
@@ -267,7 +267,8 @@ def _check_load_options(options: LoadOptions) -> None:
     place = resolve_device(options.device)
     if place.type not in ("cpu", "cuda", "mps") or place.index not in (None, 0):
         raise InputError(
-            f"device={options.device!r}: fine-tuning runs on the first visible GPU; set CUDA_VISIBLE_DEVICES."
+            f"{as_typed('device', options.device)}: fine-tuning runs on the first visible GPU; set "
+            "CUDA_VISIBLE_DEVICES."
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 
 RADIUS = {"sam": 0.05, "asam": 0.5}  # The default radii, of Foret et al. 2021 and of Kwon et al. 2021.
 OPTIMIZERS = ("adamw", *RADIUS)
@@ -56,16 +56,17 @@ class Optimization:
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
-            raise InputError(f"optimizer={self.optimizer!r} is none of {', '.join(OPTIMIZERS)}.")
+            raise InputError(f"{as_typed('optimizer', self.optimizer)} is none of {', '.join(OPTIMIZERS)}.")
         if self.rho is not None and not 0 <= self.rho < math.inf:
-            raise InputError(f"rho={self.rho} is not a radius; it must be at least 0 and finite.")
+            raise InputError(f"{as_typed('rho', self.rho)} is not a radius; it must be at least 0 and finite.")
         _check_positive("lr", self.lr)
         _check_positive("epochs", self.epochs)
         for name in ("steps", "batch_size", "accumulate", "lora"):
             _check_count(name, getattr(self, name))
         if self.batch_size % self.accumulate:
             raise InputError(
-                f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} equal parts."
+                f"{as_typed('batch_size', self.batch_size)} does not divide into "
+                f"{as_typed('accumulate', self.accumulate)} equal parts."
             )
 
     @property
@@ -140,7 +141,7 @@ class Saving:
 def _check_positive(name: str, value: float) -> None:
     """Raise InputError unless the value is positive and finite."""
     if not 0 < value < math.inf:
-        raise InputError(f"{name}={value} must be positive and finite.")
+        raise InputError(f"{as_typed(name, value)} must be positive and finite.")
 
 
 def _check_count(name: str, value: int | None) -> None:
@@ -150,4 +151,4 @@ def _check_count(name: str, value: int | None) -> None:
     try:
         _check_positive(name, index(value))
     except TypeError as error:
-        raise InputError(f"{name}={value!r} is not a whole number.") from error
+        raise InputError(f"{as_typed(name, value)} is not a whole number.") from error

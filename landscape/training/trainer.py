@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from landscape.checkpoints import Checkpoint, save_checkpoint
 from landscape.data.tokens import Example, pad_examples
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.training.sam_trainer import SAMTrainer
 
 TRAJECTORY = "trajectory"  # The folder of the checkpoints along a run.
@@ -47,7 +47,7 @@ def with_lora(start: Checkpoint, rank: int, seed: int) -> Any:
     try:
         import peft
     except ImportError as error:
-        raise InputError("lora needs peft: pip install 'landscape-lm[train]'.") from error
+        raise InputError(f"{as_typed('lora')} needs peft: pip install 'landscape-lm[train]'.") from error
     if start.files.base is not None:
         raise InputError(f"{start.source} is an adapter; merge it into its base before another is trained on it.")
     local = Path(start.source).expanduser().exists()
@@ -199,7 +199,9 @@ class KeepTrajectory(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **inputs: Any) -> None:
         """Save the model of step 0, if it is not there yet."""
         if state.max_steps < self._count:
-            raise InputError(f"keep_trajectory={self._count} checkpoints of a run of {state.max_steps} steps.")
+            raise InputError(
+                f"{as_typed('keep_trajectory', self._count)} checkpoints of a run of {state.max_steps} steps."
+            )
         self.on_step_end(args, state, control, **inputs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from landscape.errors import InputError, first_line
+from landscape.errors import InputError, as_typed, first_line
 from landscape.parallel.sharding import cut_like, whole
 from landscape.results import replacing
 from landscape.weights.filters import NORMALIZATIONS
@@ -108,7 +108,7 @@ def random_directions(
         True
     """
     if normalize not in NORMALIZATIONS:
-        raise InputError(f"normalize={normalize!r} is none of {', '.join(NORMALIZATIONS)}.")
+        raise InputError(f"{as_typed('normalize', normalize)} is none of {', '.join(NORMALIZATIONS)}.")
     if count < 1:
         raise InputError(f"count={count} is too small: at least one direction is needed.")
     selected = Parameters(model, parameters)

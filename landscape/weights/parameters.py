@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.parallel.sharding import check_sharding, own_part, settle
 from landscape.weights.filters import Filters, filters_of, head_dimension_of
 
@@ -65,7 +65,7 @@ class Parameters:
         if globs is not None:
             entries = [e for e in entries if e.matches(globs)]
             if not entries:
-                raise InputError(f"parameters={patterns!r} matches no trainable parameter of the model.")
+                raise InputError(f"{as_typed('parameters', patterns)} matches no trainable parameter of the model.")
         for entry in entries:
             if entry.tensor.is_meta:
                 raise InputError(

@@ -217,10 +217,13 @@ def _move_tensor(
             piece = slice(start, start + _chunk(target))
             origin = base[piece].to(target.device).to(wide)
             place = base_coefficient * origin
+            intended = (base_coefficient - 1) * origin  # summed apart: beside the base, a tiny step would vanish
             for coefficient, vector in active:
-                place += coefficient * vector[piece].to(target.device).to(wide)
+                term = coefficient * vector[piece].to(target.device).to(wide)
+                place += term
+                intended += term
             flat[piece] = place.to(target.dtype)
-            intended, realized = place.sub_(origin), flat[piece].to(wide) - origin
+            realized = flat[piece].to(wide) - origin
             sums += [intended.dot(intended), realized.dot(realized), intended.dot(realized)]
     return sums
 

@@ -22,6 +22,22 @@ SMALL = ("--points", "3", "--device", "cpu")
 LINE = (*SMALL, "--dim", "1")  # quicker to draw, where the picture is not the point
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_a_reader_that_has_had_enough_changes_nothing(both, tmp_path, save_checkpoint_folder, records):
+    """As `landscape plot ... | head -1`: all files are written, and the exit code is that of the work."""
+    options = [*LINE, "--json", "-o", tmp_path / "out"]
+    arguments = ["plot", save_checkpoint_folder("llama"), "--data", records, *options]
+    command = [sys.executable, "-m", "landscape", *map(str, arguments)]
+    errors = subprocess.STDOUT if both else subprocess.PIPE
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+    process.stdout.close()  # before a line is written, so that every write fails
+    err = "" if both else process.stderr.read()
+    assert process.wait() == 0, err
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+    assert {"surface.png", "surface.html", "summary.json"} <= set(os.listdir(tmp_path / "out"))
+
+
 # --- plot ---------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +192,7 @@ def test_a_killed_plot_continues_and_ends_with_the_same_result(forks, tmp_path, 
     done = forks.run(*arguments, "-o", tmp_path / "killed")
     assert done.returncode == 0, done.stderr
     (name,) = (path.name for path in (tmp_path / "whole").glob("surface-*.json"))
+    assert f"{known - 1} points or probes of an earlier run are kept" in done.stderr
     one, other = Surface.load(tmp_path / "whole" / name), Surface.load(tmp_path / "killed" / name)
     assert np.array_equal(one.loss, other.loss)
     assert one.identity() == other.identity()
@@ -363,7 +380,7 @@ def test_checkpoints_whose_tokenizers_differ(refused, damaged, save_checkpoint_f
         (("--normalize", "rows"), "rows"),
         (("--levels", "3,1"), "--levels 3,1"),
         (("--limit", "0"), "limit"),
-        (("--max-length", "0"), "max_length"),
+        (("--max-length", "0"), "--max-length"),
         (("--device", "abacus"), "abacus"),
         (("--dtype", "int4"), "int4"),
         (("--data", "x=builtin:docs", "--data", "x=builtin:code"), "two data sets are named x"),

@@ -13,8 +13,8 @@ import typer
 
 import landscape
 import landscape.results
-from landscape.cli import options
 from landscape.cli.app import COMMANDS, app
+from landscape.cli.options import declaring, measurement, model, statistics, surfaces, training
 from landscape.errors import nearest
 
 NAMES = [function.__name__ for functions in COMMANDS.values() for function in functions]
@@ -91,15 +91,15 @@ def test_choices_are_those_of_the_modules_that_take_them():
     from landscape.training.options import OPTIMIZERS
     from landscape.weights.filters import NORMALIZATIONS
 
-    assert get_args(options.NormalizationName) == NORMALIZATIONS
-    assert get_args(options.WeightingName) == WEIGHTINGS
-    assert get_args(options.CurvatureName) == CURVATURES
-    assert get_args(options.HvpName) == HVPS
-    assert get_args(options.OptimizerName) == OPTIMIZERS
-    assert get_args(options.CorrelationName) == METHODS
-    assert get_args(options.FlatnessOnName) == tuple(FLATNESS_ON)
-    assert get_args(options.DeviceMapName) == loading._DEVICE_MAPS
-    assert get_args(options.DtypeName) == (*loading._DTYPES, "auto")
+    assert get_args(surfaces.NormalizationName) == NORMALIZATIONS
+    assert get_args(measurement.WeightingName) == WEIGHTINGS
+    assert get_args(measurement.CurvatureName) == CURVATURES
+    assert get_args(measurement.HvpName) == HVPS
+    assert get_args(training.OptimizerName) == OPTIMIZERS
+    assert get_args(statistics.CorrelationName) == METHODS
+    assert get_args(measurement.FlatnessOnName) == tuple(FLATNESS_ON)
+    assert get_args(model.DeviceMapName) == loading._DEVICE_MAPS
+    assert get_args(model.DtypeName) == (*loading._DTYPES, "auto")
 
 
 # --- typing errors ------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_the_glossary_names_options_arguments_and_fields_that_exist():
 
 
 def test_every_option_that_carries_a_concept_of_measurement_is_in_the_glossary():
-    measured = (options.MEASUREMENT, options.SURFACE)
+    measured = (declaring.MEASUREMENT, declaring.SURFACE)
     missing = {
         option
         for _, parameter in parameters_of_commands()

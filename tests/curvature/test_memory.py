@@ -41,7 +41,7 @@ def test_fewer_vectors_are_kept_where_there_is_no_room_for_more(monkeypatch):
 def test_memory_that_does_not_fit_is_refused_with_a_way_out():
     assert available_memory(torch.device("cpu")) > 2**20
     graph = MemoryEstimate(weights=10, graph=2000, vectors=100, vectors_on_device=True, available=1000)
-    with pytest.raises(InputError, match="batch-tokens"):
+    with pytest.raises(InputError, match=r"lower batch_tokens, which"):
         graph.require()
     vectors = MemoryEstimate(weights=10, graph=100, vectors=2000, vectors_on_device=True, available=1000)
     with pytest.raises(InputError, match="basis_device"):

@@ -395,7 +395,7 @@ def test_an_offloaded_model_has_a_loss_and_says_why_it_has_no_surface(single):
 
 
 def test_a_device_map_of_another_word_is_refused(save_checkpoint_folder):
-    with pytest.raises(InputError, match="device_map 'everywhere' is none of auto"):
+    with pytest.raises(InputError, match="device_map='everywhere' is none of auto"):
         load_checkpoint(save_checkpoint_folder("llama"), device_map="everywhere")
 
 

@@ -349,3 +349,16 @@ def test_a_file_from_elsewhere_is_not_overwritten(tmp_path):
 def test_digests_do_not_depend_on_the_order_of_keys():
     assert digest_of({"a": 1, "b": (1.5, None)}) == digest_of({"b": [1.5, None], "a": 1})
     assert digest_of({"a": 1}) != digest_of({"a": 2})
+
+
+def test_a_folder_with_other_files_is_not_written_into_without_a_word(tmp_path, caplog):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    (folder / "thesis.tex").touch()
+    with results_folder(folder, {"seed": 0}, ["result.json"]):
+        (folder / "result.json").touch()
+    assert caplog.messages == [f"{folder} is not empty: results are written beside notes.txt and 1 more."]
+    with results_folder(folder, {"seed": 0}, ["result.json"]):  # it is ours by now
+        pass
+    assert len(caplog.messages) == 1

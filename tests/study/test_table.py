@@ -33,8 +33,9 @@ from landscape import (
 )
 from landscape.data.tokens import Example, TokenData
 from landscape.objective.scope import Run
+from landscape.sharpness import SHARPNESS_METRICS
 from landscape.study.halves import disjoint_halves
-from landscape.study.table import FLATNESS_METRICS, details_path, measure_checkpoints
+from landscape.study.table import details_path, measure_checkpoints
 
 METRICS = (
     ("worst_case", {"steps": 1, "rho": 0.1}),
@@ -272,13 +273,13 @@ def test_the_command_prints_what_the_table_holds(study, sources, run):
     assert [row["forgetting"] for row in printed["rows"]] == pytest.approx(list(table["forgetting"]), rel=1e-12)
     assert {"checkpoint", "column", "stderr", "converged"} <= printed["details"][0].keys()
     code, out, _ = run("measure", base, sam, "--old", "x", "--new", "y", "--metric", "help")
-    assert all(name in out for name in FLATNESS_METRICS)
+    assert all(name in out for name in (*SHARPNESS_METRICS, "surface"))
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"--metric": "flat"}, "'flat' is none of"),
+        ({"--metric": "flat"}, "--metric flat is none of"),
         ({"--metric": "surface:size=3"}, "no option size"),
         ({"--metric": "surface:points=2"}, "points=2"),
         ({"--metric": "surface:span=auto"}, "span='auto'"),

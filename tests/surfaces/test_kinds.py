@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from conftest import Quadratic, quadratic_loss
 
 import landscape.weights.vectors
-from landscape import Checkpoint, InputError, Run, Scope, measure_surface
+from landscape import Checkpoint, InputError, MeasurementWarning, Run, Scope, measure_surface
 from landscape.plotting import caption_for
 from landscape.surfaces.kind import SURFACE_KINDS, SurfaceKind, register
 from landscape.surfaces.kinds.eigen import EigenSurface
@@ -29,6 +30,30 @@ def models_of(quadratic, count):
     start = torch.cat([quadratic.first.flatten(), quadratic.second.flatten()]).detach()
     moves = torch.tensor([[0.0, 0, 0, 0], [1, -0.5, 0, 2], [0, 1, 0.5, -1]])[:count]
     return [Quadratic(quadratic.matrix, quadratic.center, start + move) for move in moves]
+
+
+# --- what is said rather than measured without a word -------------------------------------------------------
+
+
+def test_a_span_at_which_no_weight_changes_is_said(quadratic):
+    model = quadratic.float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.ones_like(parameter))
+    tiny = RandomSurface(dim=1, points=3, span=1e-30, normalize="none")
+    with pytest.warns(MeasurementWarning, match=r"no weight changes at any point of the surface.*; widen the span\."):
+        surface = measure_surface(tiny, [model], DATA, scope=SCOPE, run=Run())
+    assert surface.fidelity.norm_ratio == 0
+    assert len(set(surface.loss)) == 1
+
+
+def test_the_line_between_equal_weights_is_said_to_be_one_point(quadratic):
+    models = [models_of(quadratic, 1)[0] for _ in range(2)]
+    with pytest.warns(MeasurementWarning, match="have the same weights: every point of the line"):
+        measure_surface(SURFACE_KINDS["interpolate"](points=3), models, DATA, scope=SCOPE, run=Run())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure_surface(SURFACE_KINDS["interpolate"](points=3), models_of(quadratic, 2), DATA, scope=SCOPE, run=Run())
 
 
 # --- a new kind ---------------------------------------------------------------------------------------------
@@ -157,7 +182,7 @@ def test_a_kind_says_how_many_checkpoints_it_takes(name, count, quadratic):
         lambda: SURFACE_KINDS[name].check_count(count),
         lambda: measure_surface(SURFACE_KINDS[name](), models_of(quadratic, count), DATA, scope=SCOPE),
     ):
-        with pytest.raises(InputError, match=rf"--kind {name} takes .*\d checkpoints.*, got {count}\."):
+        with pytest.raises(InputError, match=rf"kind='{name}' takes .*\d checkpoints.*, got {count}\."):
             attempt()
     with pytest.raises(InputError, match="one surface of kind random is of one model, got 2"):
         measure_surface(RandomSurface(), models_of(quadratic, 2), DATA, scope=SCOPE)

@@ -406,7 +406,7 @@ def test_the_command_passes_everything_on_and_refuses_what_does_not_go_together(
         (("--rehearse-ratio", 0.1), "rehearse names none"),
         (("--batch-size", 4, "--accumulate", 3), "does not divide"),
         (("--rehearse", records, "--rehearse-ratio", 1), "between 0 and 1"),
-        (("--lora", 0), "lora=0 must be positive"),
+        (("--lora", 0), "--lora 0 must be at least 1"),
     ):
         code, _, err = run(*common, *more)
         assert (code, err.count("\n")) == (2, 1)

@@ -323,6 +323,19 @@ def test_fidelity_of_steps_whose_squares_underflow():
         assert trip.move([(1e-100, {"weight": torch.ones(3, 4)})]).faithful
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e-18, 1e-30, 1e-60])
+@pytest.mark.parametrize("base_coefficient", [1.0, 0.5])
+def test_a_step_far_below_the_rounding_of_the_weights_is_lost_and_not_exact(size, base_coefficient):
+    """Float32 weights of 1 take no step below 6e-8, however small: it was reported as exact below about 1e-10."""
+    model = nn.Linear(3, 1, bias=False)
+    nn.init.ones_(model.weight)
+    step = {"weight": torch.tensor([[1.0, -1.0, 1.0]], dtype=torch.float64)}
+    half = [(0.5, {"weight": torch.ones(1, 3)})] if base_coefficient == 0.5 else []
+    with excursion(Parameters(model)) as trip:
+        assert trip.move([*half, (size, step)], base_coefficient) == Fidelity(0.0, 0.0)
+        assert bool((model.weight == 1).all())
+
+
 def test_only_what_moves_is_copied():
     model = build_model("llama")
     parameters = Parameters(model)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
 from landscape.parallel.sharding import own_part
@@ -121,9 +121,10 @@ class MemoryEstimate:
         if self.available is None or self.needed <= self.available:
             return
         if self.vectors_on_device and self.vectors > self.graph:
-            cure = "keep the vectors on the host (basis_device='cpu'), or ask for fewer eigenvalues or probes"
+            on_host = as_typed("basis_device", "cpu")
+            cure = f"keep the vectors on the host ({on_host}), or ask for fewer eigenvalues or probes"
         else:
-            cure = "lower batch_tokens (--batch-tokens), which changes memory and not results"
+            cure = f"lower {as_typed('batch_tokens')}, which changes memory and not results"
         raise InputError(f"{self.describe()}; {cure}.")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from landscape.curvature.operators.curvature import CurvatureOperator
 from landscape.curvature.operators.trial import tried
-from landscape.errors import InputError, MeasurementWarning, first_line
+from landscape.errors import InputError, MeasurementWarning, as_typed, first_line
 from landscape.objective.loss_functions import OutputLoss
 from landscape.objective.objective import Objective
 from landscape.objective.scope import CURVATURES
@@ -53,9 +53,9 @@ def curvature_of(
         InputError: A name is unknown, or the model or the loss does not allow that way of taking products.
     """
     if hvp not in HVPS:
-        raise InputError(f"hvp={hvp!r} is none of {', '.join(HVPS)}.")
+        raise InputError(f"{as_typed('hvp', hvp)} is none of {', '.join(HVPS)}.")
     if curvature not in CURVATURES:
-        raise InputError(f"curvature={curvature!r} is none of {', '.join(CURVATURES)}.")
+        raise InputError(f"{as_typed('curvature', curvature)} is none of {', '.join(CURVATURES)}.")
     model = objective.model
     with preserved(model):
         chosen = {id(tensor) for tensor in parameters.tensors}
@@ -109,8 +109,8 @@ def _open(
         if curvature == "ggn" or hvp not in ("auto", "finite_difference"):
             what = "Gauss-Newton products" if curvature == "ggn" else f"products by hvp={hvp!r}"
             raise InputError(
-                f"a sharded model (fully_shard) has no {what}, as FSDP2 has no second derivative; curvature='hessian' "
-                "and hvp='auto' take differences of gradients."
+                f"a sharded model (fully_shard) has no {what}, as FSDP2 has no second derivative; "
+                f"{as_typed('curvature', 'hessian')} and {as_typed('hvp', 'auto')} take differences of gradients."
             )
         differences = CurvatureOperator(objective, parameters, "finite_difference")
         differences.reason = "FSDP2 has no second derivative"
@@ -118,11 +118,11 @@ def _open(
     if curvature == "ggn":
         if not isinstance(objective.loss_fn, OutputLoss):
             raise InputError(
-                "curvature='ggn' needs to know the model's outputs: use the default loss, "
+                f"{as_typed('curvature', 'ggn')} needs to know the model's outputs: use the default loss, "
                 "supervised_loss(criterion), or a loss_fn with outputs(), of_outputs() and output_hessian()."
             )
         if hvp not in ("auto", "exact"):
-            raise InputError(f"hvp={hvp!r} has no Gauss-Newton products; leave it at 'auto'.")
+            raise InputError(f"{as_typed('hvp', hvp)} has no Gauss-Newton products; leave it at 'auto'.")
         return tried(CurvatureOperator(objective, parameters, "ggn", keep_graphs))
     differences = CurvatureOperator(objective, parameters, "finite_difference")
     if hvp == "finite_difference":
@@ -130,7 +130,9 @@ def _open(
     if compiled:
         differences.reason = "a compiled module has no trustworthy second derivative (pytorch#91469)"
         if hvp != "auto":
-            raise InputError(f"{differences.reason}; use hvp='finite_difference', or the module before torch.compile.")
+            raise InputError(
+                f"{differences.reason}; use {as_typed('hvp', 'finite_difference')}, or the module before torch.compile."
+            )
         return differences
     try:
         return tried(CurvatureOperator(objective, parameters, "exact" if hvp == "auto" else hvp, keep_graphs))
@@ -138,6 +140,6 @@ def _open(
         if isinstance(error, torch.OutOfMemoryError):
             raise
         if hvp != "auto":
-            raise InputError(f"hvp={hvp!r} does not work for this model: {first_line(error)}") from error
+            raise InputError(f"{as_typed('hvp', hvp)} does not work for this model: {first_line(error)}") from error
         differences.reason = f"exact products do not work for this model: {first_line(error)}"
     return differences

@@ -11,7 +11,7 @@ from landscape.curvature.operators.curvature import CurvatureOperator
 from landscape.curvature.operators.differences import central_difference
 from landscape.curvature.operators.memory import available_memory, counting_saved_bytes
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.objective.loss_functions import OutputLoss
 from landscape.objective.objective import Objective
 from landscape.weights.parameters import Parameters
@@ -57,7 +57,8 @@ def _check_outputs(objective: Objective, row: Batch) -> None:
         part, _ = loss_fn.of_outputs(loss_fn.outputs(objective.model, row), row)
     if not torch.isclose(whole, part.to(whole), rtol=1e-2, equal_nan=True):
         raise InputError(
-            "curvature='ggn': the model's loss is more than the cross-entropy of its logits; pass loss_fn."
+            f"{as_typed('curvature', 'ggn')}: the model's loss is more than the cross-entropy of its logits; "
+            "pass loss_fn."
         )
 
 

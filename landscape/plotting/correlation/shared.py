@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landscape.correlation import group_levels, numbers_of, usable_rows
-from landscape.errors import InputError
+from landscape.errors import InputError, nearest
 from landscape.plotting.basics import COLORS, clean, listing, shorten, with_minus_sign
 from landscape.plotting.ticks import linear_ticks, log_ticks
 
@@ -218,7 +218,10 @@ def scatter_of(result: pandas.DataFrame, table: pandas.DataFrame, color: str | N
     column = {str(name): name for name in table.columns}
     for name in [outcome, *controls, *metrics, *([color] if color else []), *labels]:
         if str(name) not in column:
-            raise InputError(f"the table has no column {name!r} to draw; take the one the correlations are of.")
+            raise InputError(
+                f"the table has no column {name!r} to draw; take the one the correlations are of."
+                f"{nearest(str(name), column)}"
+            )
     y = numbers_of(table, column[outcome])
     panels = []
     for row in forest.rows:

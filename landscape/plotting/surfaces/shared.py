@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
 from landscape.plotting.basics import (
     Places,
     amount,
@@ -24,6 +24,7 @@ from landscape.plotting.basics import (
     with_minus_sign,
 )
 from landscape.plotting.ticks import linear_ticks, log_ticks
+from landscape.surfaces.options import MOST_LEVELS
 
 if TYPE_CHECKING:  # a picture needs no more of a result than its fields, so importing this stays cheap
     from landscape.surfaces.result import Surface
@@ -200,17 +201,23 @@ def loss_scale(surfaces: Sequence[Surface], log: bool, levels: int | Sequence[fl
         pad = 0.05 * max(abs(low), 1.0 if log or low == 0 else 0.0)
         low, high = low - pad, high + pad
     if isinstance(levels, int):
-        if levels < 2:
-            raise InputError(f"levels={levels} is too few; give at least 2, or an increasing list of losses.")
+        if not 2 <= levels <= MOST_LEVELS:
+            raise InputError(
+                f"{as_typed('levels', levels)} is neither a count from 2 to {MOST_LEVELS:,} nor an increasing list of "
+                "losses."
+            )
         heights = np.linspace(low, high, levels)
     else:
         heights = np.asarray(levels, dtype=np.float64)
-        is_list = heights.ndim == 1 and len(heights) >= 2 and bool(np.isfinite(heights).all())
+        is_list = heights.ndim == 1 and 2 <= len(heights) <= MOST_LEVELS and bool(np.isfinite(heights).all())
         if not is_list or (np.diff(heights) <= 0).any():
-            raise InputError(f"levels={levels!r} is neither a number nor an increasing list of losses.")
+            raise InputError(
+                f"{as_typed('levels', levels)} is neither a number nor an increasing list of at most {MOST_LEVELS:,} "
+                "losses."
+            )
         if log:
             if heights[0] <= 0:
-                raise InputError(f"levels={levels!r} do not fit a logarithmic scale; give losses above 0.")
+                raise InputError(f"{as_typed('levels', levels)} do not fit a logarithmic scale; give losses above 0.")
             heights = np.log10(heights)
     return LossScale(low, high, heights, not isinstance(levels, int), log, empty)
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.surfaces.kind import Span, SurfaceKind, register
 from landscape.surfaces.options import parse_span
 
@@ -52,7 +52,9 @@ class LineSurface(SurfaceKind):
         import numpy as np
 
         if np.ndim(self.span) == 0:
-            raise InputError(f"span={self.span!r} is no pair (low, high); model a lies at 0 and model b at 1.")
+            raise InputError(
+                f"{as_typed('span', self.span)} is no pair (low, high); model a lies at 0 and model b at 1."
+            )
         _ = self.ends
         super().__post_init__()
 
@@ -86,6 +88,7 @@ class LineSurface(SurfaceKind):
         check_distinct(members)
         a, b = members
         check_same_tensors(a.weights, b.weights)
+        _warn_of_equals(a, b)
         _warn_of_buffers(a.module, b.module)
         name_a, name_b = (a.name, b.name) if a.name != b.name else (f"{a.name} (a)", f"{b.name} (b)")
 
@@ -101,6 +104,19 @@ class LineSurface(SurfaceKind):
             axis_labels=(f"{name_a} (0) to {name_b} (1)",),
             markers=((name_a, (0.0,)), (name_b, (1.0,))),
             other_digests=lambda: [b.digest],
+        )
+
+
+def _warn_of_equals(a: Member, b: Member) -> None:
+    """Warn where both ends are the same weights: the line between them is a single point."""
+    from landscape.parallel.sharding import own_part
+
+    pairs = ((own_part(tensor), own_part(b.weights[name])) for name, tensor in a.weights.items())
+    if all(bool((mine == theirs.to(mine.device)).all()) for mine, theirs in pairs):
+        warnings.warn(
+            f"{a.name} and {b.name} have the same weights: every point of the line between them is the same model.",
+            MeasurementWarning,
+            stacklevel=5,
         )
 
 

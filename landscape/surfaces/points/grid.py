@@ -8,7 +8,8 @@ from operator import index
 
 import numpy as np
 
-from landscape.errors import InputError
+from landscape.errors import InputError, as_typed
+from landscape.surfaces.options import check_points
 
 
 def grid_axis(low: float, high: float, points: int) -> np.ndarray:
@@ -50,7 +51,7 @@ def ends(span: float | tuple[float, float] | str) -> tuple[float, float]:
     Raises:
         InputError: The span is neither, or it is empty or not finite.
     """
-    wrong = InputError(f"span={span!r} is neither a number, a pair (low, high) nor 'auto'.")
+    wrong = InputError(f"{as_typed('span', span)} is neither a number, a pair (low, high) nor 'auto'.")
     if isinstance(span, str):
         raise wrong
     try:
@@ -58,7 +59,7 @@ def ends(span: float | tuple[float, float] | str) -> tuple[float, float]:
     except (TypeError, ValueError) as error:
         raise wrong from error
     if not (math.isfinite(high - low) and low < high):
-        raise InputError(f"span={span} is empty or not finite; it needs low < high, or a positive number.")
+        raise InputError(f"{as_typed('span', span)} is empty or not finite; it needs low < high, or a positive number.")
     return low, high
 
 
@@ -71,9 +72,10 @@ def per_axis(points: int | Sequence[int], dim: int) -> list[int]:
     try:
         counts = [index(points)] * dim if np.ndim(points) == 0 else [index(n) for n in points]  # type: ignore
     except (TypeError, ValueError) as error:
-        raise InputError(f"points={points!r} is neither a whole number nor one for each axis.") from error
+        raise InputError(f"{as_typed('points', points)} is neither a whole number nor one for each axis.") from error
     if len(counts) != dim:
-        raise InputError(f"points={tuple(counts)} for {dim} axes.")
+        raise InputError(f"{as_typed('points', tuple(counts))} for {dim} axes.")
     if min(counts) < 2:
-        raise InputError(f"points={points}; an axis takes at least 2.")
+        raise InputError(f"{as_typed('points', points)}; an axis takes at least 2.")
+    check_points(counts)
     return counts

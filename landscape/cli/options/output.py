@@ -1,0 +1,25 @@
+"""Options that say where results go and how they are printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from landscape.cli.options.declaring import OUTPUT, flag, value
+
+OutputFolder = Annotated[Path, value(OUTPUT, "--output -o", "FOLDER", "Folder for the results.")]
+OutputCheckpoint = Annotated[Path, value(OUTPUT, "--output -o", "FOLDER", "Folder for the new checkpoint.")]
+OutputTable = Annotated[Path, value(OUTPUT, "--output -o", "FILE", "CSV file for the table.")]
+Color = Annotated[
+    str | None,
+    value(
+        OUTPUT,
+        "--color",
+        "COLUMN",
+        "Column that colours the points of scatter plots. Default: optimizer, if the table has that column.",
+    ),
+]
+Json = Annotated[
+    bool, flag(OUTPUT, "--json", "Print one JSON document to standard output in place of text and tables.")
+]
+Quiet = Annotated[bool, flag(OUTPUT, "--quiet -q", "Show no progress bars.")]
