@@ -372,11 +372,15 @@ class LayerCurvature(Result):
     def rows(self) -> list[tuple[str, str]]:
         """Return what a person wants to see first, as names and values."""
         rows = [("curvature by layer", f"{self.name} on {self.data}, {self.curvature}")]
-        return rows + [
-            (
-                row.name,
-                f"trace {row.trace:.5g} +- {row.trace_stderr:.2g}, top {row.top:.5g} +- {row.residual:.1g}"
-                + ("" if row.converged else "  NOT CONVERGED"),
-            )
-            for row in self.layers
-        ] + [("+-", "of each layer alone; the layers share their probes, and so their errors depend on each other")]
+        return (
+            rows
+            + [
+                (
+                    row.name,
+                    f"trace {row.trace:.5g} +- {row.trace_stderr:.2g}, top {row.top:.5g} +- {row.residual:.1g}"
+                    + ("" if row.converged else "  NOT CONVERGED"),
+                )
+                for row in self.layers
+            ]
+            + [("+-", "of each layer alone; the layers share their probes, and so their errors depend on each other")]
+        )

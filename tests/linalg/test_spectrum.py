@@ -189,7 +189,10 @@ def test_the_interval_covers_and_converged_means_what_it_says(shape, spread):
 def sources_of_samples(generator):
     """What samples look like: symmetric, and v'Av of an indefinite matrix and of one that one eigenvalue dominates."""
     found = {"symmetric": (lambda n: 1 + generator.standard_normal(n), 1.0)}
-    for name, values in (("indefinite", (-1.0) ** np.arange(40) / np.arange(1, 41) + 0.05), ("one", 1 / np.arange(1, 41))):
+    for name, values in (
+        ("indefinite", (-1.0) ** np.arange(40) / np.arange(1, 41) + 0.05),
+        ("one", 1 / np.arange(1, 41)),
+    ):
         matrix = with_spectrum(values).numpy()
 
         def draw(n, matrix=matrix):
