@@ -31,8 +31,9 @@ def hessian_layers(
     """Estimate the trace and the largest eigenvalue of every layer's diagonal block of the Hessian.
 
     The block of layer l is H_ll = d2 L / dw_l2. The traces come from one set of probes over all layers together, as in
-    `hessian_trace`. Layers share each probe, so the errors of their traces go together, and a `trace_interval` is so wide
-    that those of all layers hold at once with 95% confidence. The eigenvalues are one Lanczos run per layer, as in `hessian_eigenvalues`.
+    `hessian_trace`. Layers share each probe, so the errors of their traces go together, and a `trace_interval` is so
+    wide that those of all layers hold at once with 95% confidence. The eigenvalues are one Lanczos run per layer, as in
+    `hessian_eigenvalues`.
 
     Args:
         model: A module or a loaded checkpoint.

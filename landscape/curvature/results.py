@@ -12,13 +12,13 @@ from landscape.weights.directions import Direction
 
 # What a change of the weights that preserves the model's function does to each number.
 INVARIANCE = {
-    "eigenvalues": "unchanged by rotations of the weights only; rescaled units and heads move it",
-    "trace": "unchanged by rotations of the weights only; rescaled units and heads move it",
-    "adaptive": "unchanged by rescaling single weights",
-    "filter": "unchanged by rescaling a tensor",
-    "unit": "unchanged by rescaling units",
-    "head": "unchanged by rescaling heads",
-    "layer": "unchanged by rescaling a tensor",
+    "eigenvalues": "unchanged by rotations and shifts of the weights only; rescaled units and heads move it",
+    "trace": "unchanged by rotations and shifts of the weights only; rescaled units and heads move it",
+    "adaptive": "unchanged by rescaling and permuting single weights",
+    "filter": "unchanged by rescaling and permuting rows, and rotations within them",
+    "unit": "unchanged by rescaling and permuting units, and rotations within them",
+    "head": "unchanged by rescaling and permuting heads, and rotations within them",
+    "layer": "unchanged by rescaling tensors, and rotations within them",
 }
 
 
@@ -144,8 +144,8 @@ class TraceEstimate(Result):
         hvp: How products were taken; "loss differences" for method="forward".
         hvp_error: The relative error of finite differences; 0 for exact products.
         samples: v'Hv of each probe, shape (probes,). Each weighting has probes of its own.
-        layers: The trace by layer; empty for method="forward". The layers share their probes, and so their errors depend
-            on each other.
+        layers: The trace by layer; empty for method="forward". The layers share their probes, and so their errors
+            depend on each other.
         parameters: The number of weights.
         weight: The number of loss terms (supervised tokens).
         provenance: Where the numbers come from.

@@ -48,8 +48,8 @@ def hessian_trace(
 
     tr H = E[v'Hv] for probes v of independent random signs. With a weighting D it is tr(D H D). How many probes are
     drawn is planned from the spread of the first ones, and the bias that such a plan has is taken out by the weights of
-    the probes in the mean; see `sampling.sample_mean`. Every weighting draws probes of its own, so that the intervals of
-    several weightings miss independently of each other. Layers share each probe, and `LayerTrace` says what follows.
+    the probes in the mean; see `sampling.sample_mean`. Every weighting draws probes of its own, so that the intervals
+    of several weightings miss independently of each other. Layers share each probe, and `LayerTrace` says what follows.
 
     Args:
         model: A module or a loaded checkpoint.

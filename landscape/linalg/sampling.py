@@ -87,7 +87,7 @@ def stopping_weights(samples: np.ndarray) -> np.ndarray:
     """Return the weights for which the mean of samples has no bias from the rule that decided their number.
 
     Sampling that ends once the interval is short relative to the mean ends earlier where the mean happens to be high:
-    the number N is in proportion to s^2 / m^2. The plain mean then has the bias Cov(m, 1 / N) N to first order, which is
+    the number N is in proportion to s^2 / m^2. The plain mean then has the bias N Cov(m, 1 / N), to first order
     (2 s^2 / m - u / s^2) / N with the third central moment u: 2% of the mean for rtol = 0.2 and symmetric samples. It
     is linear in the samples, and so can be taken out by weights. The same weights take it out of the mean of anything
     else that was measured along, such as the parts of each layer, and the parts still add up.

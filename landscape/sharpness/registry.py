@@ -20,7 +20,9 @@ class Metric:
         measure: The function: `measure(site, *, option=default, ...)` returns a `Measurement`.
         formula: The value as a formula in the loss L, its gradient g, its Hessian H and the weights w.
         cost: What it takes, in losses, gradients or products with the Hessian over the data.
-        invariance: Which changes of the weights that preserve the model's function leave the value alone.
+        invariance: Which changes of the weights that preserve the model's function leave the value alone: rotations
+            are orthogonal maps (permutations are among them), and shifts add a vector, as the softmax allows for the
+            rows of an output head. Parts for different options are separated by semicolons.
         source: The authors and the year of its definition.
         needs_base: Whether it measures at the base checkpoint, along the step to the tuned one.
 

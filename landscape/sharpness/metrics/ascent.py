@@ -22,7 +22,6 @@ from landscape.sharpness.result import Measurement
 from landscape.sharpness.site import Site, check_positive, dot, norm_of, same
 from landscape.weights.perturbation import Fidelity
 
-
 STARTS = 3  # of a search that takes more than one step, unless asked otherwise
 
 
@@ -86,7 +85,8 @@ class Climb:
     "worst_case",
     formula="max of L(w + d) - L(w) over |d / c| <= rho, c = 1 or |w|",
     cost="steps times restarts gradients: 60 by default, 2 for steps=1",
-    invariance="l2: rotations of the weights only; adaptive: also rescaling single weights",
+    invariance="l2: rotations and shifts of the weights; linf: permutations and shifts of the weights; "
+    "adaptive: rescaling and permuting single weights",
     source="Foret et al. 2021 (arXiv 2010.01412), eq. 2; adaptive: Kwon et al. 2021 (arXiv 2102.11600)",
 )
 def worst_case(
@@ -181,13 +181,10 @@ def highest_rise(site: Site, ball: Ball, steps: int, starts: int) -> Measurement
 
 def _bound(starts: int, random_starts: int) -> str:
     """Return in words what a search from so many starts shows, and what it does not."""
-    searched = "one start" if starts == 1 else f"the best of {starts} starts"
-    if random_starts == 0:
-        return f"a lower bound of the maximum, from {searched}; other starts may end higher"
-    return (
-        f"a lower bound of the maximum, {'from ' if starts == 1 else ''}{searched}; one more random start would end higher "
-        f"with a chance of up to 1 in {random_starts + 1}"
-    )
+    searched = "from one start" if starts == 1 else f"the best of {starts} starts"
+    chance = f"a chance of up to 1 in {random_starts + 1}"
+    more = f"one more random start would end higher with {chance}" if random_starts else "other starts may end higher"
+    return f"a lower bound of the maximum, {searched}; {more}"
 
 
 def _ascend(site: Site, ball: Ball, u: Tensor, loss: float, gradient: Tensor, steps: int) -> Climb:
@@ -265,7 +262,7 @@ def _mean_over_groups(site: Site, ball: Ball, steps: int, starts: int, m: int) -
         "starts": starts,
         "gain_of_restarts": gain if starts > 1 else None,
         "spread_of_starts": spread if starts > 1 else None,
-        "bound": f"a lower bound of the mean of the groups' maxima, each from {starts} start{'s' if starts > 1 else ''}",
+        "bound": f"a lower bound of the mean of the groups' maxima; number of starts in each: {starts}",
     }
     return Measurement(value, perturbed_loss=perturbed, details=details)
 
@@ -289,13 +286,14 @@ def _groups(objective: Objective, m: int) -> Iterator[Iterable[Batch]]:
     "keskar",
     formula="100 (max L - L(w)) / (1 + L(w)) over |d_i| <= epsilon (|w_i| + 1)",
     cost="steps times restarts gradients: 30 by default",
-    invariance="none: the box is |w| + 1, between absolute and relative",
+    invariance="permutations of the weights",
     source="Keskar et al. 2017 (arXiv 1609.04836), eq. 4 with A = identity",
 )
 def keskar(site: Site, *, epsilon: float = 1e-3, steps: int = 10, restarts: int | None = None) -> Measurement:
     """The highest relative rise of the loss within a box around the weights, in percent.
 
-    The maximum is sought as for `worst_case`, with as many starts, and not by L-BFGS-B as in the source.
+    The box is between an absolute and a relative one, and so neither rotations nor rescalings leave it as it is. The
+    maximum is sought as for `worst_case`, with as many starts, and not by L-BFGS-B as in the source.
     """
     check_positive(epsilon=epsilon)
     ball = Ball(epsilon, "linf", site.weights().abs() + 1)
