@@ -25,6 +25,7 @@ class Metric:
             rows of an output head. Parts for different options are separated by semicolons.
         source: The authors and the year of its definition.
         needs_base: Whether it measures at the base checkpoint, along the step to the tuned one.
+        resolve: A function that fills in options whose default depends on other options; None where there is none.
 
     Example:
         >>> from landscape import SHARPNESS_METRICS
@@ -39,6 +40,7 @@ class Metric:
     invariance: str
     source: str
     needs_base: bool
+    resolve: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     @property
     def description(self) -> str:
@@ -58,7 +60,14 @@ SHARPNESS_METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    name: str, *, formula: str, cost: str, invariance: str, source: str, needs_base: bool = False
+    name: str,
+    *,
+    formula: str,
+    cost: str,
+    invariance: str,
+    source: str,
+    needs_base: bool = False,
+    resolve: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Callable[[Callable[..., Measurement]], Any]:
     """Register a function `measure(site, *, option=default, ...) -> Measurement` as a sharpness metric.
 
@@ -72,10 +81,11 @@ def metric(
         invariance: Which changes of the weights that preserve the model's function leave the value alone.
         source: The authors and the year of its definition.
         needs_base: The site is then at the base checkpoint, and `site.displacement` leads to the tuned one.
+        resolve: Fills in options whose default depends on other options, so that results say what was done.
     """
 
     def register(measure: Callable[..., Measurement]) -> Callable[..., Measurement]:
-        SHARPNESS_METRICS[name] = Metric(name, measure, formula, cost, invariance, source, needs_base)
+        SHARPNESS_METRICS[name] = Metric(name, measure, formula, cost, invariance, source, needs_base, resolve)
         return measure
 
     return register
@@ -113,4 +123,5 @@ def check_metric(metric: str, options: dict[str, Any], *, has_base: bool) -> tup
             raise InputError(f"{name}={value!r} of metric {metric!r} must be like its default, {default!r}.")
     if chosen.needs_base and not has_base:
         raise InputError(f"metric={metric!r} measures along the step from a base checkpoint; give base.")
-    return chosen, own | options
+    settings = own | options
+    return chosen, chosen.resolve(settings) if chosen.resolve else settings

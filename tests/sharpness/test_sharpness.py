@@ -163,7 +163,7 @@ def test_one_start_falls_short_on_a_transformer_and_three_say_so():
 @pytest.mark.parametrize("metric", ["worst_case", "keskar"])
 def test_one_step_has_one_start_unless_told_otherwise(metric, options, starts):
     found = measure(at([1.0, 1, 1, 1]), metric, **options)
-    assert found.details["starts"] == starts
+    assert found.details["starts"] == found.options["restarts"] == starts
     grouped = compute_sharpness(
         nn.Linear(3, 1).double(),
         [(torch.ones(4, 3).double(), torch.arange(4.0).double().view(4, 1))],

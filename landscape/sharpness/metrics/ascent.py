@@ -81,6 +81,20 @@ class Climb:
     gap: float
 
 
+def _resolved(options: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the number of starts: one for SAM's one step, three for a longer search."""
+    if options["restarts"] is not None:
+        return options
+    return options | {"restarts": 1 if options["steps"] == 1 else STARTS}
+
+
+def _starts(steps: int, restarts: int | None) -> int:
+    """Return the checked number of starts."""
+    starts = _resolved({"steps": steps, "restarts": restarts})["restarts"]
+    _check_count(steps=steps, restarts=starts)
+    return int(starts)
+
+
 @metric(
     "worst_case",
     formula="max of L(w + d) - L(w) over |d / c| <= rho, c = 1 or |w|",
@@ -88,6 +102,7 @@ class Climb:
     invariance="l2: rotations and shifts of the weights; linf: permutations and shifts of the weights; "
     "adaptive: rescaling and permuting single weights",
     source="Foret et al. 2021 (arXiv 2010.01412), eq. 2; adaptive: Kwon et al. 2021 (arXiv 2102.11600)",
+    resolve=_resolved,
 )
 def worst_case(
     site: Site,
@@ -135,12 +150,6 @@ def _check_count(**numbers: Any) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
-
-
-def _starts(steps: int, restarts: int | None) -> int:
-    """Return the number of starts that two options ask for: one for SAM's one step, three for a longer search."""
-    _check_count(steps=steps, restarts=1 if restarts is None else restarts)
-    return (1 if steps == 1 else STARTS) if restarts is None else restarts
 
 
 def highest_rise(site: Site, ball: Ball, steps: int, starts: int) -> Measurement:
@@ -288,6 +297,7 @@ def _groups(objective: Objective, m: int) -> Iterator[Iterable[Batch]]:
     cost="steps times restarts gradients: 30 by default",
     invariance="permutations of the weights",
     source="Keskar et al. 2017 (arXiv 1609.04836), eq. 4 with A = identity",
+    resolve=_resolved,
 )
 def keskar(site: Site, *, epsilon: float = 1e-3, steps: int = 10, restarts: int | None = None) -> Measurement:
     """The highest relative rise of the loss within a box around the weights, in percent.
@@ -297,7 +307,8 @@ def keskar(site: Site, *, epsilon: float = 1e-3, steps: int = 10, restarts: int 
     """
     check_positive(epsilon=epsilon)
     ball = Ball(epsilon, "linf", site.weights().abs() + 1)
-    rise = highest_rise(site, ball, steps, _starts(steps, restarts))
+    starts = _starts(steps, restarts)
+    rise = highest_rise(site, ball, steps, starts)
     return dataclasses.replace(
         rise, value=100 * rise.value / (1 + site.center), details=rise.details | {"rise": rise.value}
     )
