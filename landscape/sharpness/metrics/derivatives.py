@@ -16,7 +16,7 @@ from landscape.sharpness.site import Site, dot, norm_of
     "gradient_norm",
     formula="|g|, or |w * g| with adaptive",
     cost="1 gradient",
-    invariance="rotations of the weights; adaptive: rescaling single weights",
+    invariance="plain: rotations and shifts of the weights; adaptive: rescaling and permuting single weights",
     source="Zhao, Zhang and Hu 2022 (arXiv 2202.03599)",
 )
 def gradient_norm(site: Site, *, adaptive: bool = False) -> Measurement:
@@ -29,7 +29,7 @@ def gradient_norm(site: Site, *, adaptive: bool = False) -> Measurement:
     "fisher_rao",
     formula="w'Fw",
     cost="1 gradient, 1 product with the Hessian and 1 with the Gauss-Newton matrix",
-    invariance="every linear rescaling or mixing that preserves the function",
+    invariance="every linear map and shift of the weights that preserves the function",
     source="Liang, Poggio, Rakhlin and Stokes 2019 (arXiv 1711.01530), Definition 2",
 )
 def fisher_rao(site: Site) -> Measurement:
@@ -51,7 +51,7 @@ def fisher_rao(site: Site) -> Measurement:
     "top_eigenvalue",
     formula="max over v of v'Hv / v'v",
     cost="about 10 to 25 products with the Hessian; at most max_matvecs",
-    invariance="rotations of the weights only",
+    invariance="rotations and shifts of the weights",
     source="Lanczos with thick restart: Wu and Simon 2000",
 )
 def top_eigenvalue(
@@ -91,7 +91,7 @@ def _trace(site: Site, weighting: str | None, rtol: float, max_probes: int, curv
     "trace",
     formula="tr H = sum_i H_ii",
     cost="32 to 140 products with the Hessian, or about twice as many losses; at most max_probes probes",
-    invariance="rotations of the weights only",
+    invariance="rotations and shifts of the weights",
     source="Hutchinson 1990",
 )
 def trace(
@@ -105,7 +105,7 @@ def trace(
     "adaptive_trace",
     formula="sum_i w_i^2 H_ii",
     cost="as trace",
-    invariance="rescaling single weights",
+    invariance="rescaling and permuting single weights",
     source="Andriushchenko et al. 2023 (arXiv 2302.07011)",
 )
 def adaptive_trace(
@@ -119,7 +119,7 @@ def adaptive_trace(
     "filter_trace",
     formula="sum_f |w_f|^2 / n_f tr H_ff over the filters f of n_f weights",
     cost="as trace",
-    invariance="rescaling the filters of its normalization",
+    invariance="rescaling and permuting whole filters, and rotations within them",
     source="the mean over the random directions of Li et al. 2018 (arXiv 1712.09913)",
 )
 def filter_trace(

@@ -36,7 +36,8 @@ def _along(site: Site, direction: Any) -> tuple[Tensor, str]:
     "critical",
     formula="2 / eta for the smallest eta > 0 with L(w + eta d) > L(w)",
     cost="1 gradient and about 10 losses",
-    invariance="that of its direction",
+    invariance="along the gradient: rotations and shifts of the weights; "
+    "along the displacement: every linear map and shift of both checkpoints that preserves their functions",
     source="Kalra et al. 2026 (arXiv 2601.16979)",
 )
 def critical(site: Site, *, direction: Any = "gradient", tolerance: float = 1 / 16) -> Measurement:
@@ -82,7 +83,8 @@ def critical(site: Site, *, direction: Any = "gradient", tolerance: float = 1 / 
     "budget_radius",
     formula="min |s| with L(w + s d / |d|) - L(w) = tau, over both signs of s",
     cost="1 gradient and about 25 losses",
-    invariance="that of its direction, and of its length",
+    invariance="along the gradient: rotations and shifts of the weights; "
+    "along the displacement: rotations and shifts of both checkpoints",
     source="the finite form of relative critical sharpness, Kalra et al. 2026 (arXiv 2601.16979)",
 )
 def budget_radius(site: Site, *, direction: Any = "gradient", tau: float = 0.1, tolerance: float = 0.01) -> Measurement:

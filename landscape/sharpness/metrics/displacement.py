@@ -14,7 +14,7 @@ from landscape.sharpness.site import Site, dot, norm_of
     "displacement_curvature",
     formula="D'HD, D = w - w_base, H at w_base",
     cost="2 losses, 1 gradient and 1 product with the Hessian",
-    invariance="every symmetry that acts on both checkpoints",
+    invariance="every linear map and shift of both checkpoints that preserves their functions",
     source="second-order Taylor expansion of the loss at the base",
     needs_base=True,
 )
@@ -45,7 +45,7 @@ def displacement_curvature(site: Site) -> Measurement:
     "displacement_fisher",
     formula="D'FD, D = w - w_base, F at w_base",
     cost="1 loss and 1 product with the Gauss-Newton matrix",
-    invariance="every symmetry that acts on both checkpoints",
+    invariance="every linear map and shift of both checkpoints that preserves their functions",
     source="second-order Taylor expansion of the KL divergence at the base",
     needs_base=True,
 )

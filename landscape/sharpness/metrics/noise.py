@@ -30,7 +30,8 @@ def _weighting(adaptive: bool, normalize: str | None) -> str | None:
     "average_case",
     formula="E[L(w + d)] - L(w), d ~ N(0, rho^2 diag(c^2)), c = 1 or |w|",
     cost="samples + 1 losses",
-    invariance="isotropic: rotations only; adaptive: rescaling single weights; normalize: rescaling its filters",
+    invariance="isotropic: rotations and shifts of the weights; adaptive: rescaling and permuting single weights; "
+    "normalize: rescaling and permuting whole filters, and rotations within them",
     source="Andriushchenko et al. 2023 (arXiv 2302.07011)",
 )
 def average_case(
@@ -93,7 +94,7 @@ def _pair(site: Site, stream: str, index: int, rho: float, weighting: str | None
     "low_pass",
     formula="E[L(w + z)], z ~ N(0, sigma^2 I)",
     cost="samples + 1 losses",
-    invariance="rotations of the weights only",
+    invariance="rotations and shifts of the weights",
     source="Bisla, Wang and Choromanska 2022 (arXiv 2201.08025), eq. 2",
 )
 def low_pass(site: Site, *, sigma: float = 0.01, samples: int = 32) -> Measurement:
@@ -120,7 +121,7 @@ def low_pass(site: Site, *, sigma: float = 0.01, samples: int = 32) -> Measureme
     "pac_bayes",
     formula="1 / sigma^2 for the largest sigma with E[L(w + sigma c z)] - L(w) <= target, z ~ N(0, I)",
     cost="about 10 to 20 times samples losses",
-    invariance="magnitude-aware: rescaling single weights; else rotations only",
+    invariance="adaptive: rescaling and permuting single weights; isotropic: rotations and shifts of the weights",
     source="Jiang et al. 2020 (arXiv 1912.02178)",
 )
 def pac_bayes(

@@ -25,7 +25,7 @@ from landscape.weights.parameters import NamedParameter, Parameters
     "relative_flatness",
     formula="sum over output units s, s' of <w_s, w_s'> tr H_ss' for one layer",
     cost="1 forward pass for an untied linear head, else as trace by products, in one layer",
-    invariance="mixing the inputs of the layer, and scaling the whole layer",
+    invariance="mixing the outputs of the layer, rotating its inputs and scaling them all alike",
     source="Petzka et al. 2021 (arXiv 2001.00939), Definition 3",
 )
 def relative_flatness(site: Site, *, layer: str = "head", rtol: float = 0.05, max_probes: int = 1000) -> Measurement:
