@@ -22,6 +22,11 @@ INVARIANCE = {
 }
 
 
+def verdict(converged: bool | None) -> str:
+    """Return what to print after a value that has not, or not for sure, met its tolerance."""
+    return {True: "", False: "  NOT CONVERGED", None: "  CONVERGENCE UNKNOWN"}[converged]
+
+
 @dataclasses.dataclass(frozen=True)
 class Eigenvalues(Result):
     """Eigenvalues of the Hessian or the Gauss-Newton matrix; each is within its residual of a true one.
@@ -32,14 +37,17 @@ class Eigenvalues(Result):
         curvature: "hessian" or "ggn".
         which: "LA", "SA", "LM" or "BE"; see `hessian_eigenvalues`.
         values: The eigenvalues in nats per unit of squared distance, shape (k,), the most wanted first.
-        residuals: |H v - value v| for the unit vectors v, shape (k,).
-        converged: Whether each residual is at most rtol * |value|.
+        residuals: |H v - value v| for the unit vectors v, shape (k,), with the errors of products. Of weights in half
+            precision H v is measured in float32.
+        converged: Whether each residual is at most rtol * |value|. None where that cannot be shown: products could not
+            be compared with differences of gradients, or what rounding does to them could not be measured.
         rtol: The relative tolerance that was asked for.
         matvecs: The number of Hessian-vector products taken.
         method: "lanczos" or "pyhessian".
         hvp: How products were taken.
         hvp_reason: Why, where that was chosen because another way failed.
-        hvp_error: The largest relative discrepancy of finite differences; 0 for exact products.
+        hvp_error: The largest relative discrepancy of finite differences, or error by rounding where that was measured;
+            0 for exact products otherwise.
         parameters: The number of weights.
         weight: The number of loss terms (supervised tokens).
         provenance: Where the numbers come from.
@@ -66,7 +74,7 @@ class Eigenvalues(Result):
     which: str
     values: np.ndarray
     residuals: np.ndarray
-    converged: tuple[bool, ...]
+    converged: tuple[bool | None, ...]
     rtol: float
     matvecs: int
     method: str
@@ -88,7 +96,7 @@ class Eigenvalues(Result):
         pairs = zip(self.values, self.residuals, self.converged, strict=True)
         rows = [("eigenvalues", f"{self.name} on {self.data}, {self.curvature}, {self.which}")]
         rows += [
-            (f"{i}", f"{value:.6g} +- {residual:.1g}" + ("" if good else "  NOT CONVERGED"))
+            (f"{i}", f"{value:.6g} +- {residual:.1g}" + verdict(good))
             for i, (value, residual, good) in enumerate(pairs, start=1)
         ]
         if self.ratio is not None:
@@ -294,7 +302,7 @@ class LayerRow:
         trace_stderr: The standard error of the trace over probes.
         top: The largest eigenvalue of the block.
         residual: Its residual norm; a true eigenvalue is within it.
-        converged: Whether the residual met its tolerance.
+        converged: Whether the residual met its tolerance; None where that cannot be shown.
     """
 
     name: str
@@ -303,7 +311,7 @@ class LayerRow:
     trace_stderr: float
     top: float
     residual: float
-    converged: bool
+    converged: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,7 +360,7 @@ class LayerCurvature(Result):
             (
                 row.name,
                 f"trace {row.trace:.5g} +- {row.trace_stderr:.2g}, top {row.top:.5g} +- {row.residual:.1g}"
-                + ("" if row.converged else "  NOT CONVERGED"),
+                + verdict(row.converged),
             )
             for row in self.layers
         ]
