@@ -143,6 +143,7 @@ def eigenvalues_of(
                     progress=_shown_in(bar),
                     save_state=kept.save,
                     resume=kept.resume,
+                    fresh=lambda i: operator.layout.random(seed, f"lanczos again {i}"),
                 )
         shown = certificate(operator, pairs, rtol)
     return Eigenvalues(
@@ -154,6 +155,7 @@ def eigenvalues_of(
         rtol=rtol,
         matvecs=pairs.matvecs + shown.matvecs,
         method=method,
+        complete=pairs.complete,
         hvp=operator.hvp,
         hvp_reason=operator.reason,
         hvp_error=shown.error,

@@ -51,6 +51,9 @@ class Eigenvalues(Result):
         parameters: The number of weights.
         weight: The number of loss terms (supervised tokens).
         provenance: Where the numbers come from.
+        complete: Whether a search with fresh random vectors showed, with probability 0.99, that no eigenvalue beyond the
+            last of these was overlooked, further copies of repeated ones included. None where that was not shown, and
+            where one eigenvalue of an end is wanted, to which a further copy would not matter.
         vectors: The eigenvectors as directions, where they were asked for. They are not saved.
 
     Example:
@@ -84,6 +87,7 @@ class Eigenvalues(Result):
     parameters: int
     weight: float
     provenance: Provenance
+    complete: bool | None = None
     vectors: tuple[Direction, ...] | None = dataclasses.field(default=None, metadata={"stored": False}, repr=False)
 
     @property
@@ -99,6 +103,10 @@ class Eigenvalues(Result):
             (f"{i}", f"{value:.6g} +- {residual:.1g}" + verdict(good))
             for i, (value, residual, good) in enumerate(pairs, start=1)
         ]
+        if self.complete:
+            rows.append(("complete", "none overlooked, copies of repeated ones included, with probability 0.99"))
+        elif len(self.values) > (2 if self.which == "BE" else 1):
+            rows.append(("not excluded", "further copies of repeated eigenvalues, of which one start sees one each"))
         if self.ratio is not None:
             rows.append(("lowest / highest", f"{self.ratio:.4g}"))
         rows.append(("matvecs", f"{self.matvecs}, {self.method}, hvp={self.hvp} {self.hvp_reason}".rstrip()))
