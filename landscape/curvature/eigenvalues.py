@@ -155,7 +155,7 @@ def eigenvalues_of(
         rtol=rtol,
         matvecs=pairs.matvecs + shown.matvecs,
         method=method,
-        complete=pairs.complete,
+        complete=None if pairs.complete is None else tuple(bool(shown) for shown in pairs.complete),
         hvp=operator.hvp,
         hvp_reason=operator.reason,
         hvp_error=shown.error,

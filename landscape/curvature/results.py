@@ -51,9 +51,9 @@ class Eigenvalues(Result):
         parameters: The number of weights.
         weight: The number of loss terms (supervised tokens).
         provenance: Where the numbers come from.
-        complete: Whether a search with fresh random vectors showed, with probability 0.99, that no eigenvalue beyond the
-            last of these was overlooked, further copies of repeated ones included. None where that was not shown, and
-            where one eigenvalue of an end is wanted, to which a further copy would not matter.
+        complete: Whether a search with a fresh random vector showed, with probability 0.99, that no eigenvalue beyond
+            each of these was overlooked, further copies of repeated ones included. None where nothing was searched
+            for, as where one eigenvalue of an end is wanted: a further copy would not matter to it.
         vectors: The eigenvectors as directions, where they were asked for. They are not saved.
 
     Example:
@@ -87,7 +87,7 @@ class Eigenvalues(Result):
     parameters: int
     weight: float
     provenance: Provenance
-    complete: bool | None = None
+    complete: tuple[bool, ...] | None = None
     vectors: tuple[Direction, ...] | None = dataclasses.field(default=None, metadata={"stored": False}, repr=False)
 
     @property
@@ -103,15 +103,23 @@ class Eigenvalues(Result):
             (f"{i}", f"{value:.6g} +- {residual:.1g}" + verdict(good))
             for i, (value, residual, good) in enumerate(pairs, start=1)
         ]
-        if self.complete:
-            rows.append(("complete", "none overlooked, copies of repeated ones included, with probability 0.99"))
-        elif len(self.values) > (2 if self.which == "BE" else 1):
-            rows.append(("not excluded", "further copies of repeated eigenvalues, of which one start sees one each"))
+        if self.complete is not None:
+            rows.append(("overlooked", self._overlooked(self.complete)))
         if self.ratio is not None:
             rows.append(("lowest / highest", f"{self.ratio:.4g}"))
         rows.append(("matvecs", f"{self.matvecs}, {self.method}, hvp={self.hvp} {self.hvp_reason}".rstrip()))
         rows.append(("invariance", INVARIANCE["eigenvalues"]))
         return rows
+
+    @staticmethod
+    def _overlooked(complete: tuple[bool, ...]) -> str:
+        """Say what the certificate excludes: it is on each value, and not on their being the only ones."""
+        if all(complete):
+            return "none beyond these, copies of repeated ones included, with probability 0.99"
+        shown = [f"{i}" for i, excluded in enumerate(complete, start=1) if excluded]
+        not_shown = [f"{i}" for i, excluded in enumerate(complete, start=1) if not excluded]
+        said = f"none beyond {', '.join(shown)}, with probability 0.99; " if shown else ""
+        return f"{said}not excluded beyond {', '.join(not_shown)}, such as a further copy of a repeated one"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,9 +27,9 @@ class RitzPairs:
         converged: Whether each residual is at most rtol * |value|, shape (k,).
         vectors: The unit Ritz vectors as orthonormal rows, shape (k, size), or None where they were not asked for.
         matvecs: The number of operator-vector products taken.
-        complete: Whether a search with fresh random vectors showed, with the probability `overlooked.SURE`, that no
-            eigenvalue beyond the last of these was overlooked, further copies of repeated ones included. None where
-            that was not searched for, or not shown within the products and vectors that were left.
+        complete: Whether a search with a fresh random vector showed, with the probability `overlooked.SURE`, that no
+            eigenvalue beyond each of these was overlooked, further copies of repeated ones included, shape (k,). None
+            where nothing was searched for.
     """
 
     values: np.ndarray
@@ -37,7 +37,7 @@ class RitzPairs:
     converged: np.ndarray
     vectors: Tensor | None
     matvecs: int
-    complete: bool | None = None
+    complete: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its c
     space = KrylovSpace(operator, m, start.to(home, operator.dtype) / operator.norm(start))
     matvecs, searches = 0, 0
     search: Search | None = None
-    complete: bool | None = None
+    complete: np.ndarray | None = None
     settled: RitzPairs | None = None
     if resume is not None:
         matvecs = resume.matvecs
@@ -145,19 +145,18 @@ def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its c
         pairs = RitzPairs(space.values[chosen], residuals, converged, None, matvecs)
         progress(pairs)
         done = space.size >= k and bool(converged.all())
-        if space.size == n:
-            complete = True
-        elif search is not None and search.found(space.matrix):
-            search = None
-        elif search is not None and search.excluded(space.matrix, space.last_length):
-            complete = True
-        out_of_room = search is not None and space.size == m
-        if complete or out_of_room or matvecs >= max_matvecs:
+        if search is not None and search.found(space.matrix):
+            search = complete = None
+        if search is not None:
+            complete = np.array(search.excluded(space.matrix, space.last_length))
+            if complete.all() or space.size == m or search.hopeless(space.matrix, space.last_length, m - space.size):
+                break
+        if matvecs >= max_matvecs or space.size == n:
             break
         if search is None and (done or not space.tails):
-            bounds = _bounds(space, chosen, residuals, which, ends, rtol)
-            if fresh is None or (done and not bounds):
+            if fresh is None or (done and max(ends) < 2):  # a further copy of the only one wanted changes nothing
                 break
+            bounds = _bounds(pairs, which, ends, np.maximum(rtol * np.abs(pairs.values), space.negligible))
             space.restart(order[: k + (m - k) // 3])
             search, settled = Search(n, space.matrix.copy(), space.spill(), bounds) if done else None, pairs
             space.add_tail(fresh(searches))
@@ -169,6 +168,10 @@ def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its c
                 space.turn_to(chosen[np.argmin(converged)])
             else:
                 save_state(LanczosState(space.rows(), space.matrix.copy(), matvecs))
+    if space.size == n and complete is None and fresh is not None:
+        complete = np.ones(len(pairs.values), dtype=bool)
+    elif complete is not None and which == "LM":  # two bounds for each
+        complete = complete.reshape(-1, 2).all(1)
     turned = None
     if search is not None and settled is not None:  # nothing was found; the space begins with the Ritz vectors before
         pairs = settled
@@ -221,22 +224,12 @@ def _wanted(values: np.ndarray, which: str, ends: tuple[int, int]) -> np.ndarray
     return np.array(list(dict.fromkeys(first + both)))
 
 
-def _bounds(
-    space: KrylovSpace, chosen: np.ndarray, residuals: np.ndarray, which: str, ends: tuple[int, int], rtol: float
-) -> list[tuple[int, float]]:
-    """Return the bounds beyond which nothing may be overlooked; see `Search`.
-
-    Of an end of which one eigenvalue is wanted, a further copy would change nothing.
-    """
-    values = space.values[chosen]
+def _bounds(pairs: RitzPairs, which: str, ends: tuple[int, int], tolerance: np.ndarray) -> list[tuple[int, float]]:
+    """Return for each value the bound beyond which nothing may be overlooked; see `Search`."""
+    beyond = np.maximum(tolerance, pairs.residuals)
     if which == "LM":
-        lasts = [(sign, len(values) - 1) for sign in (1, -1)] if len(values) > 1 else []
-    else:
-        signs = {"LA": (1, 1), "SA": (-1, -1), "BE": (1, -1)}[which]
-        counts = [(signs[0], ends[0], ends[0] - 1), (signs[1], ends[1], sum(ends) - 1)]
-        lasts = [(sign, last) for sign, count, last in counts if count > 1]
-    bounds = []
-    for sign, last in lasts:
-        beyond = max(rtol * abs(values[last]), residuals[last], space.negligible)
-        bounds.append((sign, (abs(values[last]) if which == "LM" else sign * values[last]) + beyond))
-    return bounds
+        sizes = np.abs(pairs.values) + beyond
+        return [(sign, float(size)) for size in sizes for sign in (1, -1)]
+    signs = {"LA": (1, 1), "SA": (-1, -1), "BE": (1, -1)}[which]
+    of_each = np.repeat(signs, ends)[: len(pairs.values)]
+    return [(int(sign), float(bound)) for sign, bound in zip(of_each, of_each * pairs.values + beyond, strict=True)]

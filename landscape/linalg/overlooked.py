@@ -25,7 +25,7 @@ class Search:
         dimension: The number of rows of the operator.
         projected: T, shape (size, size).
         spill: s s', shape (size, size): the Gram matrix of A Q - Q T.
-        bounds: Pairs of a sign, +1 for the high and -1 for the low end, and of the bound t times that sign.
+        bounds: Pairs of a sign, +1 for the high and -1 for the low end, and of a bound t times that sign.
 
     Source:
         The bound on the part: N. Akhiezer 1965, "The Classical Moment Problem", section 2.5 (the Christoffel function).
@@ -39,11 +39,10 @@ class Search:
         (True, False)
     """
 
-    def __init__(
-        self, dimension: int, projected: np.ndarray, spill: np.ndarray, bounds: Sequence[tuple[int, float]]
-    ):
-        self._dimension, self._projected, self._spill, self._bounds = dimension, projected, spill, bounds
-        self.size = len(projected)
+    def __init__(self, dimension: int, projected: np.ndarray, spill: np.ndarray, bounds: Sequence[tuple[int, float]]):
+        self._projected, self._spill, self._bounds = projected, spill, bounds
+        self._size = len(projected)
+        self._least = math.log(2 * dimension / (math.pi * (1 - SURE) ** 2))
 
     def found(self, projected: np.ndarray) -> bool:
         """Return whether the operator in all vectors, the chain's included, has more eigenvalues beyond a bound."""
@@ -51,25 +50,43 @@ class Search:
             _beyond(sign * projected, bound) > _beyond(sign * self._projected, bound) for sign, bound in self._bounds
         )
 
-    def excluded(self, projected: np.ndarray, beta: float) -> bool:
-        """Return whether it is sure enough that no eigenvalue was overlooked.
+    def excluded(self, projected: np.ndarray, beta: float) -> list[bool]:
+        """Return for each bound whether it is sure enough that no eigenvalue beyond it was overlooked.
 
         Args:
             projected: The operator in all vectors, of which those after the first `size` are the chain.
             beta: The length by which the operator leaves the chain.
         """
-        chain = projected[self.size :, self.size :]
-        return all(self._excluded_at(sign, bound, sign * chain, beta) for sign, bound in self._bounds)
+        chain = projected[self._size :, self._size :]
+        return [self._excluded_at(sign, bound, sign * chain, beta) for sign, bound in self._bounds]
+
+    def hopeless(self, projected: np.ndarray, beta: float, room: int) -> bool:
+        """Return whether `room` products more will exclude no more, at the rate of the last of them.
+
+        The rate falls as the chain grows, because its eigenvalues come closer to the bounds. It falls, too, where there
+        is something to find. So this gives up the last value of an end only, whose neighbors are close in any case.
+        """
+        chain = projected[self._size :, self._size :]
+        lowest = {sign: min(bound for other, bound in self._bounds if other == sign) for sign, _ in self._bounds}
+        for (sign, bound), shown in zip(self._bounds, self.excluded(projected, beta), strict=True):
+            if shown:
+                continue
+            if len(chain) < 2 or bound > lowest[sign] + 0.01 * abs(lowest[sign]):
+                return False
+            now = _log_inverse_part(sign * chain, beta, bound)
+            rate = now - _log_inverse_part(sign * chain[:-1, :-1], chain[-2, -1], bound)
+            if now + room * rate >= self._least:
+                return False
+        return True
 
     def _excluded_at(self, sign: int, bound: float, chain: np.ndarray, beta: float) -> bool:
         top = float(np.linalg.eigvalsh(chain)[-1])
         if top >= bound:
             return False
         before = _beyond(sign * self._projected, bound)
-        least = 2 * self._dimension / (math.pi * (1 - SURE) ** 2)
         for fraction in np.linspace(0.05, 0.95, 19):
             mu = bound - fraction * (bound - top)
-            if _inverse_part(chain, beta, mu) < least:
+            if _log_inverse_part(chain, beta, mu) < self._least:
                 return False  # and less so at a smaller mu
             if _beyond(sign * self._projected + self._spill / (bound - mu), bound) == before:
                 return True
@@ -81,14 +98,14 @@ def _beyond(matrix: np.ndarray, bound: float) -> int:
     return int((np.linalg.eigvalsh(matrix) >= bound).sum())
 
 
-def _inverse_part(chain: np.ndarray, beta: float, mu: float) -> float:
-    """Return sum_i p_i(mu)^2 of the orthonormal polynomials of a tridiagonal matrix and the length that follows it."""
-    lengths = [*np.abs(np.diagonal(chain, 1)), beta]
+def _log_inverse_part(chain: np.ndarray, beta: float, mu: float) -> float:
+    """Return log sum_i p_i(mu)^2 of the orthonormal polynomials of a tridiagonal matrix and the length after it."""
+    lengths = [*np.abs(np.diagonal(chain, 1)), abs(beta)]
     before, current, total, length_before = 0.0, 1.0, 1.0, 0.0
     for middle, length in zip(np.diagonal(chain), lengths, strict=True):
         following = (mu - middle) * current - length_before * before
-        if length == 0 or not math.isfinite(total):
+        if length == 0 or total > 1e200:
             return math.inf  # the chain has seen all that its first vector has a part in
         before, current, length_before = current, following / length, length
         total += current**2
-    return total
+    return math.log(total)
