@@ -201,6 +201,7 @@ def _summary(results: dict[str, dict[Key, Any]]) -> list[dict]:
             "eigenvalues": eigenvalues.values,
             "residuals": eigenvalues.residuals,
             "converged": eigenvalues.converged,
+            "complete": eigenvalues.complete,
             "lowest_over_highest": eigenvalues.ratio,
             "matvecs": eigenvalues.matvecs,
             "hvp": eigenvalues.hvp,
@@ -274,9 +275,12 @@ def _print_results(results: dict[str, dict[Key, Any]]) -> None:
         console,
         f"{matrix} of the token-weighted mean loss in {first.parameters:,} parameters; eigenvalues by Lanczos with "
         f"{first.hvp} products, each within its residual of a true one; traces by {trace.method} with "
-        f"{trace.confidence:.0%} intervals; * not converged, ? not known whether. Rescaling units or heads moves all of these, though the "
-        "function stays.",
+        f"{trace.confidence:.0%} intervals; * not converged, ? not known whether. "
+        "Rescaling units or heads moves all of these, though the function stays.",
     )
+    for key, eigenvalues in results["eigenvalues"].items():
+        if eigenvalues.overlooked is not None:
+            print_note(console, f"{key[0]} on {key[1]}: eigenvalues overlooked: {eigenvalues.overlooked}")
     print_adapters(console, (e.provenance.checkpoint for e in results["eigenvalues"].values()))
     for key, density in results.get("density", {}).items():
         mean, spread = density.moment(1)

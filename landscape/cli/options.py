@@ -316,7 +316,7 @@ Check = Annotated[
     _flag(
         MEASUREMENT,
         "--check",
-        "Check the matrix-vector products, and measure nothing else: symmetry, agreement with differences of gradients, "
+        "Check the matrix-vector products, and measure nothing else: symmetry, agreement with differences of gradients "
         "and the exact result for the output layer. The exit code is 1 if a product is shown to be wrong.",
     ),
 ]

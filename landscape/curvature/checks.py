@@ -22,7 +22,6 @@ from landscape.results import Provenance, Result
 from landscape.weights.parameters import Parameters
 from landscape.weights.preservation import preserved
 
-
 UNDECIDED = (
     "the loss is not smooth at any step that rounding leaves, so that differences of gradients can neither confirm nor "
     "refute the products; eigenvalues will say that their convergence is unknown"

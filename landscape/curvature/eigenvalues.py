@@ -179,8 +179,9 @@ def warn_unless_converged(eigenvalues: Eigenvalues, k: int | tuple[int, int], *,
         )
     if missing and eigenvalues.hvp_error > eigenvalues.rtol:
         warnings.warn(
-            f"{eigenvalues.name}: {missing} of {count} eigenvalues are not within rtol={eigenvalues.rtol:g}, because "
-            f"products are off by {eigenvalues.hvp_error:.1e} of them; load the model in a wider dtype or raise rtol.",
+            f"{eigenvalues.name}: {missing} of {count} eigenvalues have not converged to rtol={eigenvalues.rtol:g}; "
+            f"products are off by up to {eigenvalues.hvp_error:.1e} of a value, so load the model in a wider dtype, or "
+            "raise rtol.",
             MeasurementWarning,
             stacklevel=stacklevel,
         )

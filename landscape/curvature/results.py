@@ -103,21 +103,23 @@ class Eigenvalues(Result):
             (f"{i}", f"{value:.6g} +- {residual:.1g}" + verdict(good))
             for i, (value, residual, good) in enumerate(pairs, start=1)
         ]
-        if self.complete is not None:
-            rows.append(("overlooked", self._overlooked(self.complete)))
+        if self.overlooked is not None:
+            rows.append(("overlooked", self.overlooked))
         if self.ratio is not None:
             rows.append(("lowest / highest", f"{self.ratio:.4g}"))
         rows.append(("matvecs", f"{self.matvecs}, {self.method}, hvp={self.hvp} {self.hvp_reason}".rstrip()))
         rows.append(("invariance", INVARIANCE["eigenvalues"]))
         return rows
 
-    @staticmethod
-    def _overlooked(complete: tuple[bool, ...]) -> str:
-        """Say what the certificate excludes: it is on each value, and not on their being the only ones."""
-        if all(complete):
+    @property
+    def overlooked(self) -> str | None:
+        """What the search for overlooked eigenvalues showed, in words; None where there was no search."""
+        if self.complete is None:
+            return None
+        shown = [f"{i}" for i, excluded in enumerate(self.complete, start=1) if excluded]
+        not_shown = [f"{i}" for i, excluded in enumerate(self.complete, start=1) if not excluded]
+        if not not_shown:
             return "none beyond these, copies of repeated ones included, with probability 0.99"
-        shown = [f"{i}" for i, excluded in enumerate(complete, start=1) if excluded]
-        not_shown = [f"{i}" for i, excluded in enumerate(complete, start=1) if not excluded]
         said = f"none beyond {', '.join(shown)}, with probability 0.99; " if shown else ""
         return f"{said}not excluded beyond {', '.join(not_shown)}, such as a further copy of a repeated one"
 

@@ -1,4 +1,4 @@
-"""The orthonormal vectors that Lanczos's method builds, with the operator in them and the ways that lead out of them."""
+"""The orthonormal vectors that Lanczos's method builds, the operator in them, and the ways that lead out of them."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its c
     if space.size == n and complete is None and fresh is not None:
         complete = np.ones(len(pairs.values), dtype=bool)
     elif complete is not None and which == "LM":  # two bounds for each
-        complete = complete.reshape(-1, 2).all(1)
+        complete = np.asarray(complete.reshape(-1, 2).all(axis=1))
     turned = None
     if search is not None and settled is not None:  # nothing was found; the space begins with the Ritz vectors before
         pairs = settled

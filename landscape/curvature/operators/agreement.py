@@ -29,7 +29,7 @@ class Agreement:
         right: True where the product was shown to be right and False where it was shown to be wrong. None where the
             differences do not agree with themselves, so that nothing was shown.
         apart: |product - difference| / |the longer of the two|, at the step where the two are closest.
-        error: How far differences at two neighbouring steps are from each other, at the best, in the same units.
+        error: How far differences at two neighbouring steps are from each other, at the best, relative to their length.
         gradients: The number of gradients taken.
         dtype: The type in which the differences were taken.
     """
@@ -116,7 +116,8 @@ def _compared(objective: Objective, parameters: Parameters, vector: Tensor, prod
         aparts.append(_norm(slope - product) / size)
         closest = min(closest, aparts[-1])
         if before is not None:
-            selves.append(_norm(slope - before) / size)
+            # in their own units: next to a product that is far too long, any two differences look alike
+            selves.append(_norm(slope - before) / (max(_norm(slope), _norm(before)) or 1.0))
             extrapolated = (slope * ratio - before) / (ratio - 1)  # Richardson 1911
             closest = min(closest, _norm(extrapolated - product) / size)
         before = slope

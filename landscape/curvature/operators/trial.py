@@ -64,12 +64,12 @@ def _check_outputs(objective: Objective, row: Batch) -> None:
 
 
 def _check_against_differences(operator: CurvatureOperator, samples: Sequence[Sequence[Batch]]) -> None:
-    """Set `operator.verified`, and raise RuntimeError where a product is not the derivative of the gradient.
+    """Set `operator.unverified`, and raise RuntimeError where a product is not the derivative of the gradient.
 
-    Custom functions with a backward that autograd cannot see through lose second derivatives in silence. Two vectors are
-    compared, each on a row or two: one that moves every tensor in proportion to its weights, and its product, which
-    leans towards the sharpest directions. The vectors live in the smallest tensors, up to ten million weights: gains and
-    biases sit at every depth, and with them come the smaller matrices.
+    Custom functions with a backward that autograd cannot see through lose second derivatives in silence. Two vectors
+    are compared, each on a row or two: one that moves every tensor in proportion to its weights, and its product, which
+    leans towards the sharpest directions. The vectors live in the smallest tensors, up to ten million weights: gains
+    and biases sit at every depth, and with them come the smaller matrices.
 
     Weights in half precision have no difference to compare with. Their model is compared in a float32 copy, and what
     rounding does to it afterwards is another matter.
@@ -101,9 +101,7 @@ def _check_against_differences(operator: CurvatureOperator, samples: Sequence[Se
         if found.right is False:
             raise RuntimeError(f"second derivatives disagree with differences of gradients ({found.words})")
         if found.right is None:
-            operator.unverified = (
-                f"the loss is not smooth at any step that rounding leaves: {found.words}"
-            )
+            operator.unverified = f"the loss is not smooth at any step that rounding leaves: {found.words}"
 
 
 def _in_proportion(parameters: Parameters, layout: Layout) -> Tensor:
@@ -155,7 +153,8 @@ def _survey(objective: Objective) -> _Survey:
         if not any(lists):
             found = (on_device(batch, objective.device) for batch in objective.data)
             lists = [[batch] for batch in found if float(objective.evaluate(batch)[1]) > 0][:1]
-    return _Survey(row, most / max(length, 1), total / max(length, 1), [parts for parts in lists if parts])
+    lists = [parts for parts in lists if parts]
+    return _Survey(row, most / max(length, 1), total / max(length, 1), (lists * 2)[:2])
 
 
 def _row_of(objective: Objective, batch: Batch, index: int) -> Batch:
