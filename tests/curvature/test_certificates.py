@@ -36,6 +36,7 @@ def warned(call):
 
 def opened(model, data=BATCHES, **options):
     """The operator that `curvature_of` opens, and the warnings that it gives."""
+
     def enter():
         with curvature_of(Objective(model, data), Parameters(model), **options) as operator:
             return operator
@@ -126,7 +127,7 @@ def test_what_cannot_be_shown_is_unknown(tmp_path):
 
 
 def test_a_product_that_is_shown_to_be_wrong_fails_its_check(monkeypatch):
-    """Where the trial lets a wrong product through, as one of a function that is in none of its rows, the check does not."""
+    """Where the trial lets a wrong product through, as of a function that none of its rows uses, the check does not."""
     monkeypatch.setattr(trial, "_check_against_differences", lambda *_: None)
     checked = check_curvature(gpt2(), BATCHES)
     assert [check.name for check in checked.checks if check.passed is False] == ["step halving"]
@@ -151,7 +152,9 @@ def test_residuals_in_half_precision_cover_the_true_distances(seed, dtype):
     distances = np.array([np.abs(truth - value).min() for value in found.values])
     assert (distances <= found.residuals).all()
     assert found.hvp_error > 1e-4
-    assert found.converged == tuple(bool(r <= 1e-4 * abs(v)) for r, v in zip(found.residuals, found.values, strict=True))
+    assert found.converged == tuple(
+        bool(r <= 1e-4 * abs(v)) for r, v in zip(found.residuals, found.values, strict=True)
+    )
 
 
 def test_without_a_wider_copy_half_precision_converges_to_nothing_known(monkeypatch):
