@@ -39,7 +39,7 @@ from landscape.cli.tables import (
     quiet_libraries,
     with_interval,
 )
-from landscape.errors import typed_as
+from landscape.errors import InputError, typed_as
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from landscape.curvature.results import Eigenvalues, LayerCurvature, TraceEstimate
 
 Key = tuple[str, str]  # checkpoint, data set
+_OUTPUT = Path("landscape-hessian")
 
 
 def hessian(
@@ -73,16 +74,23 @@ def hessian(
     basis_device: BasisDevice = None,
     adapter: Adapter = "merge",
     trust_remote_code: Trust = False,
-    output: OutputFolder = Path("landscape-hessian"),
+    output: OutputFolder = _OUTPUT,
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure the curvature of the loss: top eigenvalues with residuals and the trace with its interval.
 
-    On request the command also measures single layers and the density of all eigenvalues.
+    On request the command also measures single layers and the density of all eigenvalues. With --check it measures
+    nothing, and says instead whether the products that all of this is made of are right.
 
         landscape hessian runs/adamw runs/sam --density --per-layer
     """
+    extra = {"--per-layer": per_layer, "--density": density, "--weighting": weighting}
+    if check and any(extra.values()):
+        named = ", ".join(option for option, given in extra.items() if given)
+        raise InputError(f"--check measures nothing else; leave {named} out, and measure in a second run.")
+    if check and output == _OUTPUT:
+        output = Path("landscape-check")  # so that a measurement afterwards finds its own folder empty
     check_inputs(checkpoints, data, output)
     quiet_libraries()
     from landscape.checkpoints import LoadOptions, resolve_device
@@ -136,11 +144,13 @@ def hessian(
     def spectral_density(models: Any, tokens: Any, journal: Path) -> SpectralDensity:
         return hessian_density(models[0], tokens, **common(journal))
 
-    tasks = [Task("check", CurvatureCheck, check_products)] if check else []
-    tasks.append(Task("eigenvalues", Eigenvalues, eigenvalues, effort=eigenvalues_effort(top + 1, max_matvecs)))
-    for name in [None, *dict.fromkeys(weighting or ())]:
-        named = "trace" if name is None else f"trace-{name}"
-        tasks.append(Task(named, TraceEstimate, functools.partial(trace, name), effort=trace_effort(max_probes)))
+    if check:
+        tasks = [Task("check", CurvatureCheck, check_products)]
+    else:
+        tasks = [Task("eigenvalues", Eigenvalues, eigenvalues, effort=eigenvalues_effort(top + 1, max_matvecs))]
+        for name in [None, *dict.fromkeys(weighting or ())]:
+            named = "trace" if name is None else f"trace-{name}"
+            tasks.append(Task(named, TraceEstimate, functools.partial(trace, name), effort=trace_effort(max_probes)))
     if per_layer:
         depth = max(getattr(f.config.get_text_config(), "num_hidden_layers", 1) for f in comparison.files)
         tasks.append(Task("layers", LayerCurvature, layers, effort=effort_of_defaults(hessian_layers, depth)))
@@ -160,14 +170,16 @@ def hessian(
             from landscape.plotting import write_density_figures
 
             write_density_figures(list(results["density"].values()), output / "density")
-        summary = {"settings": settings, "rows": _summary(results)}
+        summary = {"settings": settings, "rows": _summary_of_checks(results) if check else _summary(results)}
         write_json(output / "summary.json", summary)
     if json_output:
         print_json(summary)
+    elif check:
+        _print_checks(results)
     else:
         _print_results(results)
     print_written(*(output / name for name in files))
-    if check and not all(result.passed for result in results["check"].values()):
+    if check and any(result.passed is False for result in results["check"].values()):
         raise typer.Exit(1)
 
 
@@ -181,6 +193,7 @@ def _summary(results: dict[str, dict[Key, Any]]) -> list[dict]:
             "eigenvalues": eigenvalues.values,
             "residuals": eigenvalues.residuals,
             "converged": eigenvalues.converged,
+            "complete": eigenvalues.complete,
             "lowest_over_highest": eigenvalues.ratio,
             "matvecs": eigenvalues.matvecs,
             "hvp": eigenvalues.hvp,
@@ -195,10 +208,27 @@ def _summary(results: dict[str, dict[Key, Any]]) -> list[dict]:
                 "probes": trace.probes,
                 "method": trace.method,
             }
-        if "check" in results:
-            row["checks_passed"] = results["check"][key].passed
         rows.append(row)
     return rows
+
+
+def _summary_of_checks(results: dict[str, dict[Key, Any]]) -> list[dict]:
+    """A row per checkpoint and data set, with the outcome of every check; null where it is undecided."""
+    return [
+        {
+            "checkpoint": key[0],
+            "data": key[1],
+            "checks_passed": result.passed,
+            "checks": {check.name: {"passed": check.passed, "said": check.said} for check in result.checks},
+        }
+        for key, result in results["check"].items()
+    ]
+
+
+def _print_checks(results: dict[str, dict[Key, Any]]) -> None:
+    console = open_console()
+    for result in results["check"].values():
+        console.print(str(result), markup=False, highlight=False)
 
 
 def _traces(results: dict[str, dict[Key, Any]]) -> list[str]:
@@ -237,9 +267,12 @@ def _print_results(results: dict[str, dict[Key, Any]]) -> None:
         console,
         f"{matrix} of the token-weighted mean loss in {first.parameters:,} parameters; eigenvalues by Lanczos with "
         f"{first.hvp} products, each within its residual of a true one; traces by {trace.method} with "
-        f"{trace.confidence:.0%} intervals; * not converged. Rescaling units or heads moves all of these, though the "
-        "function stays.",
+        f"{trace.confidence:.0%} intervals; * not converged, ? not known whether. "
+        "Rescaling units or heads moves all of these, though the function stays.",
     )
+    for key, eigenvalues in results["eigenvalues"].items():
+        if eigenvalues.overlooked is not None:
+            print_note(console, f"{key[0]} on {key[1]}: eigenvalues overlooked: {eigenvalues.overlooked}")
     print_adapters(console, (e.provenance.checkpoint for e in results["eigenvalues"].values()))
     for key, density in results.get("density", {}).items():
         mean, spread = density.moment(1)
@@ -251,9 +284,6 @@ def _print_results(results: dict[str, dict[Key, Any]]) -> None:
             f"{key[0]} on {key[1]}: the density's own trace is {mean * density.parameters:.5g} +- "
             f"{spread * density.parameters:.2g}, {distance / error:.1f} standard errors from the trace above",
         )
-    for result in results.get("check", {}).values():
-        console.print()
-        console.print(str(result), markup=False, highlight=False)
     for result in results.get("layers", {}).values():
         console.print()
         _print_layers(console, result)
@@ -261,7 +291,12 @@ def _print_results(results: dict[str, dict[Key, Any]]) -> None:
 
 def _eigenvalue_cells(result: Eigenvalues) -> list[str]:
     triples = zip(result.values, result.residuals, result.converged, strict=True)
-    return [f"{value:.5g} ({residual:.1g}){'' if good else '*'}" for value, residual, good in triples]
+    return [f"{value:.5g} ({residual:.1g}){_mark(good)}" for value, residual, good in triples]
+
+
+def _mark(converged: bool | None) -> str:
+    """What follows a number that has not, or not for sure, met its tolerance."""
+    return {True: "", False: "*", None: "?"}[converged]
 
 
 def _trace_cell(result: TraceEstimate) -> str:
@@ -275,7 +310,7 @@ def _print_layers(console: Console, result: LayerCurvature) -> None:
             row.name,
             f"{row.parameters:,}",
             f"{row.trace:.4g} +- {row.trace_stderr:.2g}",
-            f"{row.top:.4g} ({row.residual:.1g}){'' if row.converged else '*'}",
+            f"{row.top:.4g} ({row.residual:.1g}){_mark(row.converged)}",
         ]
         for row in result.layers
     ]

@@ -11,6 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from landscape.checkpoints import Checkpoint
+from landscape.curvature.certificates import certificate, needs_wider
 from landscape.curvature.operators.curvature import CurvatureOperator
 from landscape.curvature.operators.memory import WORKING_VECTORS, require_memory, vectors_that_fit
 from landscape.curvature.operators.opening import curvature_of
@@ -137,38 +138,54 @@ def eigenvalues_of(
                     rtol=rtol,
                     max_matvecs=max_matvecs,
                     basis_size=kept.basis_size,
-                    vectors=vectors,
+                    vectors=vectors or needs_wider(operator, rtol),
                     basis_device=run.basis_device,
                     progress=_shown_in(bar),
                     save_state=kept.save,
                     resume=kept.resume,
+                    fresh=lambda i: operator.layout.random(seed, f"lanczos again {i}"),
                 )
-    # a finite difference's error is part of what separates H v from value v
-    residuals = pairs.residuals + operator.error * np.abs(pairs.values)
-    converged = pairs.converged & (operator.error <= rtol)
+        shown = certificate(operator, pairs, rtol)
     return Eigenvalues(
         curvature=curvature,
         which=which,
         values=pairs.values.astype(np.float64),
-        residuals=residuals.astype(np.float64),
-        converged=tuple(bool(c) for c in converged),
+        residuals=shown.residuals,
+        converged=shown.converged,
         rtol=rtol,
-        matvecs=pairs.matvecs,
+        matvecs=pairs.matvecs + shown.matvecs,
         method=method,
+        complete=None if pairs.complete is None else tuple(bool(shown) for shown in pairs.complete),
         hvp=operator.hvp,
         hvp_reason=operator.reason,
-        hvp_error=operator.error,
+        hvp_error=shown.error,
         parameters=selected.numel,
         **subject.result_fields(settings, seed),
-        vectors=_directions_of(pairs, residuals, operator, curvature) if vectors else None,
+        vectors=_directions_of(pairs, shown.residuals, operator, curvature) if vectors else None,
     )
 
 
 def warn_unless_converged(eigenvalues: Eigenvalues, k: int | tuple[int, int], *, stacklevel: int) -> None:
     """Warn, on behalf of the caller `stacklevel` levels up, where fewer than the wanted eigenvalues have converged."""
     count = k if isinstance(k, int) else sum(k)
-    missing = count - sum(eigenvalues.converged)
-    if missing:
+    missing = count - sum(done is not False for done in eigenvalues.converged)
+    unknown = sum(done is None for done in eigenvalues.converged)
+    if unknown:
+        warnings.warn(
+            f"{eigenvalues.name}: of {unknown} of {count} eigenvalues it cannot be shown whether they are within "
+            f"rtol={eigenvalues.rtol:g}; load the model in float32 or float64.",
+            MeasurementWarning,
+            stacklevel=stacklevel,
+        )
+    if missing and eigenvalues.hvp_error > eigenvalues.rtol:
+        warnings.warn(
+            f"{eigenvalues.name}: {missing} of {count} eigenvalues have not converged to rtol={eigenvalues.rtol:g}; "
+            f"products are off by up to {eigenvalues.hvp_error:.1e} of a value, so load the model in a wider dtype, or "
+            "raise rtol.",
+            MeasurementWarning,
+            stacklevel=stacklevel,
+        )
+    elif missing:
         warnings.warn(
             f"{eigenvalues.name}: {missing} of {count} eigenvalues have not converged to "
             f"{as_typed('rtol', eigenvalues.rtol)} after {eigenvalues.matvecs} matvecs; raise "

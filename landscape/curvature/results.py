@@ -22,6 +22,11 @@ INVARIANCE = {
 }
 
 
+def verdict(converged: bool | None) -> str:
+    """Return what to print after a value that has not, or not for sure, met its tolerance."""
+    return {True: "", False: "  NOT CONVERGED", None: "  CONVERGENCE UNKNOWN"}[converged]
+
+
 @dataclasses.dataclass(frozen=True)
 class Eigenvalues(Result):
     """Eigenvalues of the Hessian or the Gauss-Newton matrix; each is within its residual of a true one.
@@ -32,17 +37,23 @@ class Eigenvalues(Result):
         curvature: "hessian" or "ggn".
         which: "LA", "SA", "LM" or "BE"; see `hessian_eigenvalues`.
         values: The eigenvalues in nats per unit of squared distance, shape (k,), the most wanted first.
-        residuals: |H v - value v| for the unit vectors v, shape (k,).
-        converged: Whether each residual is at most rtol * |value|.
+        residuals: |H v - value v| for the unit vectors v, shape (k,), with the errors of products. Of weights in half
+            precision H v is measured in float32.
+        converged: Whether each residual is at most rtol * |value|. None where that cannot be shown: products could not
+            be compared with differences of gradients, or what rounding does to them could not be measured.
         rtol: The relative tolerance that was asked for.
         matvecs: The number of Hessian-vector products taken.
         method: "lanczos" or "pyhessian".
         hvp: How products were taken.
         hvp_reason: Why, where that was chosen because another way failed.
-        hvp_error: The largest relative discrepancy of finite differences; 0 for exact products.
+        hvp_error: The largest relative discrepancy of finite differences, or error by rounding where that was measured;
+            0 for exact products otherwise.
         parameters: The number of weights.
         weight: The number of loss terms (supervised tokens).
         provenance: Where the numbers come from.
+        complete: Whether a search with a fresh random vector showed, with probability 0.99, that no eigenvalue beyond
+            each of these was overlooked, further copies of repeated ones included. None where nothing was searched
+            for, as where one eigenvalue of an end is wanted: a further copy would not matter to it.
         vectors: The eigenvectors as directions, where they were asked for. They are not saved.
 
     Example:
@@ -66,7 +77,7 @@ class Eigenvalues(Result):
     which: str
     values: np.ndarray
     residuals: np.ndarray
-    converged: tuple[bool, ...]
+    converged: tuple[bool | None, ...]
     rtol: float
     matvecs: int
     method: str
@@ -76,6 +87,7 @@ class Eigenvalues(Result):
     parameters: int
     weight: float
     provenance: Provenance
+    complete: tuple[bool, ...] | None = None
     vectors: tuple[Direction, ...] | None = dataclasses.field(default=None, metadata={"stored": False}, repr=False)
 
     @property
@@ -88,14 +100,28 @@ class Eigenvalues(Result):
         pairs = zip(self.values, self.residuals, self.converged, strict=True)
         rows = [("eigenvalues", f"{self.name} on {self.data}, {self.curvature}, {self.which}")]
         rows += [
-            (f"{i}", f"{value:.6g} +- {residual:.1g}" + ("" if good else "  NOT CONVERGED"))
+            (f"{i}", f"{value:.6g} +- {residual:.1g}" + verdict(good))
             for i, (value, residual, good) in enumerate(pairs, start=1)
         ]
+        if self.overlooked is not None:
+            rows.append(("overlooked", self.overlooked))
         if self.ratio is not None:
             rows.append(("lowest / highest", f"{self.ratio:.4g}"))
         rows.append(("matvecs", f"{self.matvecs}, {self.method}, hvp={self.hvp} {self.hvp_reason}".rstrip()))
         rows.append(("invariance", INVARIANCE["eigenvalues"]))
         return rows
+
+    @property
+    def overlooked(self) -> str | None:
+        """What the search for overlooked eigenvalues showed, in words; None where there was no search."""
+        if self.complete is None:
+            return None
+        shown = [f"{i}" for i, excluded in enumerate(self.complete, start=1) if excluded]
+        not_shown = [f"{i}" for i, excluded in enumerate(self.complete, start=1) if not excluded]
+        if not not_shown:
+            return "none beyond these, copies of repeated ones included, with probability 0.99"
+        said = f"none beyond {', '.join(shown)}, with probability 0.99; " if shown else ""
+        return f"{said}not excluded beyond {', '.join(not_shown)}, such as a further copy of a repeated one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +341,7 @@ class LayerRow:
         trace_stderr: The standard error of the trace over probes, of this layer alone; see `LayerTrace`.
         top: The largest eigenvalue of the block.
         residual: Its residual norm; a true eigenvalue is within it.
-        converged: Whether the residual met its tolerance.
+        converged: Whether the residual met its tolerance; None where that cannot be shown.
         trace_interval: (low, high) of the trace, so wide that the intervals of all layers hold together with 95%
             confidence. None in files that older versions wrote.
     """
@@ -326,7 +352,7 @@ class LayerRow:
     trace_stderr: float
     top: float
     residual: float
-    converged: bool
+    converged: bool | None
     trace_interval: tuple[float, ...] | None = None
 
 
@@ -372,15 +398,16 @@ class LayerCurvature(Result):
     def rows(self) -> list[tuple[str, str]]:
         """Return what a person wants to see first, as names and values."""
         rows = [("curvature by layer", f"{self.name} on {self.data}, {self.curvature}")]
-        return (
-            rows
-            + [
+        shared = "of each layer alone; the layers share their probes, and so their errors depend on each other"
+        return [
+            *rows,
+            *(
                 (
                     row.name,
                     f"trace {row.trace:.5g} +- {row.trace_stderr:.2g}, top {row.top:.5g} +- {row.residual:.1g}"
-                    + ("" if row.converged else "  NOT CONVERGED"),
+                    + verdict(row.converged),
                 )
                 for row in self.layers
-            ]
-            + [("+-", "of each layer alone; the layers share their probes, and so their errors depend on each other")]
-        )
+            ),
+            ("+-", shared),
+        ]

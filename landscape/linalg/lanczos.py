@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError, as_typed
-from landscape.linalg.operator import SymmetricOperator, finite_product
+from landscape.linalg.krylov import KrylovSpace
+from landscape.linalg.operator import SymmetricOperator
+from landscape.linalg.overlooked import Search
 
 WHICH = ("LA", "SA", "LM", "BE")
 
@@ -26,6 +27,9 @@ class RitzPairs:
         converged: Whether each residual is at most rtol * |value|, shape (k,).
         vectors: The unit Ritz vectors as orthonormal rows, shape (k, size), or None where they were not asked for.
         matvecs: The number of operator-vector products taken.
+        complete: Whether a search with a fresh random vector showed, with the probability `overlooked.SURE`, that no
+            eigenvalue beyond each of these was overlooked, further copies of repeated ones included, shape (k,). None
+            where nothing was searched for.
     """
 
     values: np.ndarray
@@ -33,6 +37,7 @@ class RitzPairs:
     converged: np.ndarray
     vectors: Tensor | None
     matvecs: int
+    complete: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +69,7 @@ def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its c
     progress: Callable[[RitzPairs], None] = lambda _: None,
     save_state: Callable[[LanczosState], None] = lambda _: None,
     resume: LanczosState | None = None,
+    fresh: Callable[[int], Tensor] | None = None,
 ) -> RitzPairs:
     """Compute `k` extreme eigenvalues by the Lanczos method with full reorthogonalization and thick restart.
 
@@ -71,13 +77,15 @@ def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its c
     it. The eigenvalues of the small matrix T = Q' A Q approximate extreme eigenvalues of A, and |A y - value y| is
     known without a further product.
 
-    This departs from the textbook in two points. T is formed from the orthogonalization coefficients themselves
+    This departs from the textbook in three points. T is formed from the orthogonalization coefficients themselves
     (Gram-Schmidt applied twice), which covers the coupling terms that a restart leaves. Convergence is checked after
-    every product, where ARPACK checks at restarts only and so takes at least ncv + 1 products.
+    every product, where ARPACK checks at restarts only and so takes at least ncv + 1 products. Where two or more
+    eigenvalues of an end are wanted, a fresh random vector then looks for what the first one could not see (see
+    `overlooked.Search`), which takes a few products more. What it finds is computed as the others are.
 
     Args:
         operator: The symmetric operator A.
-        start: Any random vector, shape (size,). One starting vector sees one copy of a repeated eigenvalue.
+        start: Any random vector, shape (size,). Alone it sees one copy of a repeated eigenvalue.
         k: The number of eigenvalues. For "BE" either a pair (from the high end, from the low end), or their sum, of
             which the high end gets the larger half.
         which: "LA" for the largest, "SA" for the smallest, "LM" for the largest in magnitude, "BE" for both ends.
@@ -91,6 +99,8 @@ def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its c
         save_state: A function that is called after every product but the last with the state, whose basis is a view.
         resume: A state to continue from. With the same arguments the call takes only the products that were left, to
             the same result bit for bit, as far as the operator's products are the same.
+        fresh: A function that returns the i-th further random vector, i = 0, 1, ... None searches for nothing that the
+            first vector could not see.
 
     Returns:
         The pairs, the most wanted first, each with its residual norm.
@@ -117,44 +127,58 @@ def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its c
     if max_matvecs < 1:
         raise InputError(f"{as_typed('max_matvecs', max_matvecs)} leaves nothing to compute with.")
     home = torch.device(basis_device) if basis_device is not None else operator.device
-    first = start.to(home, operator.dtype) / operator.norm(start)
-    basis = torch.stack([torch.zeros_like(first)] * (m + 1))  # like the start: what is sharded stays sharded
-    basis[0] = first
-    projected = np.zeros((m, m))
-    tiny = 10 * torch.finfo(operator.dtype).eps
-    size, matvecs = 0, 0
+    space = KrylovSpace(operator, m, start.to(home, operator.dtype) / operator.norm(start))
+    matvecs, searches = 0, 0
+    search: Search | None = None
+    complete: np.ndarray | None = None
+    settled: RitzPairs | None = None
     if resume is not None:
-        size, matvecs = len(resume.projected), resume.matvecs
-        basis[: size + 1] = resume.basis.to(home, operator.dtype)
-        projected[:size, :size] = resume.projected
+        matvecs = resume.matvecs
+        space.recall(resume.basis, resume.projected)
     while True:
-        product = finite_product(operator, basis[size : size + 1].to(operator.device))[0].to(home)
+        space.expand()
         matvecs += 1
-        size += 1
-        column, remainder = _orthogonalize(operator, product, basis[:size])
-        projected[:size, size - 1] = projected[size - 1, :size] = column
-        beta = float(operator.norm(remainder))
-        values, rotation = np.linalg.eigh(projected[:size, :size])
-        order = _wanted(values, which, ends)
-        chosen = order[: min(k, size)]
-        residuals = beta * np.abs(rotation[-1, chosen])
-        scale = float(np.abs(values).max())
-        exhausted = size == n or beta <= tiny * scale
-        converged = residuals <= rtol * np.abs(values[chosen])
-        if exhausted:  # the Krylov space is invariant: its Ritz values are eigenvalues, to rounding
-            converged |= residuals <= tiny * scale * math.sqrt(size)
-        pairs = RitzPairs(values[chosen], residuals, converged, None, matvecs)
+        order = _wanted(space.values, which, ends)
+        chosen = order[: min(k, space.size)]
+        residuals = space.residuals(chosen)
+        converged = residuals <= np.maximum(rtol * np.abs(space.values[chosen]), space.negligible)
+        pairs = RitzPairs(space.values[chosen], residuals, converged, None, matvecs)
         progress(pairs)
-        if (size >= k and converged.all()) or matvecs >= max_matvecs or exhausted:
+        done = space.size >= k and bool(converged.all())
+        if search is not None and search.found(space.matrix):
+            search = complete = None
+        if search is not None:
+            complete = np.array(search.excluded(space.matrix, space.last_length))
+            if complete.all() or space.size == m or search.hopeless(space.matrix, space.last_length, m - space.size):
+                break
+        if matvecs >= max_matvecs or space.size == n:
             break
-        basis[size] = remainder / beta
-        if size == m:
-            size = _restart(operator, basis, projected, values, rotation, order, k)
-        save_state(LanczosState(basis[: size + 1], projected[:size, :size].copy(), matvecs))
-    if vectors:
-        turn = _on_device_of(basis, rotation[:, chosen].T)
-        pairs = dataclasses.replace(pairs, vectors=operator.combine(turn, basis[:size]))
-    return pairs
+        if search is None and (done or not space.tails):
+            if fresh is None or (done and max(ends) < 2):  # a further copy of the only one wanted changes nothing
+                break
+            bounds = _bounds(pairs, which, ends, np.maximum(rtol * np.abs(pairs.values), space.negligible))
+            space.restart(order[: k + (m - k) // 3])
+            search, settled = Search(n, space.matrix.copy(), space.spill(), bounds) if done else None, pairs
+            space.add_tail(fresh(searches))
+            searches += 1
+        elif search is None:
+            if space.size == m:
+                space.restart(order[: min(m - 1, k + (m - k) // 2)])
+            if searches:
+                space.turn_to(chosen[np.argmin(converged)])
+            else:
+                save_state(LanczosState(space.rows(), space.matrix.copy(), matvecs))
+    if space.size == n and complete is None and fresh is not None:
+        complete = np.ones(len(pairs.values), dtype=bool)
+    elif complete is not None and which == "LM":  # two bounds for each
+        complete = np.asarray(complete.reshape(-1, 2).all(axis=1))
+    turned = None
+    if search is not None and settled is not None:  # nothing was found; the space begins with the Ritz vectors before
+        pairs = settled
+        turned = space.first(len(pairs.values)) if vectors else None
+    elif vectors:
+        turned = space.combined(chosen)
+    return dataclasses.replace(pairs, vectors=turned, matvecs=matvecs, complete=complete)
 
 
 def default_basis_size(k: int) -> int:
@@ -185,18 +209,6 @@ def check_wanted(size: int, k: int | tuple[int, int], which: str, rtol: float) -
     return ends
 
 
-def _orthogonalize(operator: SymmetricOperator, vector: Tensor, basis: Tensor) -> tuple[np.ndarray, Tensor]:
-    """Return the coefficients of `vector` in the rows of `basis`, and the rest of it.
-
-    Classical Gram-Schmidt is applied twice: once leaves errors as large as the cancellation.
-    """
-    first = operator.inner(basis, vector)
-    remainder = vector - operator.combine(first, basis)
-    second = operator.inner(basis, remainder)
-    remainder -= operator.combine(second, basis)
-    return (first + second).double().cpu().numpy(), remainder
-
-
 def _wanted(values: np.ndarray, which: str, ends: tuple[int, int]) -> np.ndarray:
     """Return the indices of `values` (increasing) in the order in which `which` wants them."""
     ascending = np.arange(len(values))
@@ -212,26 +224,12 @@ def _wanted(values: np.ndarray, which: str, ends: tuple[int, int]) -> np.ndarray
     return np.array(list(dict.fromkeys(first + both)))
 
 
-def _restart(
-    operator: SymmetricOperator,
-    basis: Tensor,
-    projected: np.ndarray,
-    values: np.ndarray,
-    rotation: np.ndarray,
-    order: np.ndarray,
-    k: int,
-) -> int:
-    """Keep the wanted Ritz vectors and some more, in place, and return how many. The next vector follows them."""
-    m = len(projected)
-    kept = order[: min(m - 1, k + (m - k) // 2)]
-    turn = _on_device_of(basis, rotation[:, kept].T)
-    basis[: len(kept)] = operator.combine(turn, basis[:m])
-    basis[len(kept)] = basis[m].clone()
-    projected[:] = 0
-    projected[range(len(kept)), range(len(kept))] = values[kept]
-    return len(kept)
-
-
-def _on_device_of(basis: Tensor, rotation: np.ndarray) -> Tensor:
-    """Return `rotation` as a tensor on the device and in the type of `basis`."""
-    return torch.from_numpy(rotation.copy()).to(basis.device, basis.dtype)
+def _bounds(pairs: RitzPairs, which: str, ends: tuple[int, int], tolerance: np.ndarray) -> list[tuple[int, float]]:
+    """Return for each value the bound beyond which nothing may be overlooked; see `Search`."""
+    beyond = np.maximum(tolerance, pairs.residuals)
+    if which == "LM":
+        sizes = np.abs(pairs.values) + beyond
+        return [(sign, float(size)) for size in sizes for sign in (1, -1)]
+    signs = {"LA": (1, 1), "SA": (-1, -1), "BE": (1, -1)}[which]
+    of_each = np.repeat(signs, ends)[: len(pairs.values)]
+    return [(int(sign), float(bound)) for sign, bound in zip(of_each, of_each * pairs.values + beyond, strict=True)]

@@ -129,8 +129,8 @@ Check = Annotated[
     flag(
         MEASUREMENT,
         "--check",
-        "First check the matrix-vector products: symmetry, agreement with differences of gradients, and the exact "
-        "result for the output layer. The exit code is 1 if a check fails.",
+        "Check the matrix-vector products, and measure nothing else: symmetry, agreement with differences of gradients "
+        "and the exact result for the output layer. The exit code is 1 if a product is shown to be wrong.",
     ),
 ]
 Tasks = Annotated[

@@ -55,6 +55,9 @@ class CurvatureOperator(SymmetricOperator):
         matvecs: The number of vectors multiplied so far.
         step: The longer step of finite differences, as the last product left it.
         error: The largest discrepancy of finite differences so far, relative to the product's norm; 0 for the others.
+        unverified: Why second derivatives could not be compared with differences of gradients; "" where they could,
+            and where products take none.
+        checking_gradients: The number of gradients, of a row or two, that the comparison took.
         fidelity: What rounding left of the steps of finite differences, at the worst.
         graph_bytes: The memory of the graph of the largest micro-batch, or of all where graphs are kept, where known.
         keeps_graphs: Whether graphs are kept.
@@ -67,6 +70,8 @@ class CurvatureOperator(SymmetricOperator):
         self.matvecs = 0
         self.error = 0.0
         self.reason = ""
+        self.unverified = ""
+        self.checking_gradients = 0
         self.fidelity = EXACT
         self.graph_bytes = 0
         self.keeps_graphs = keep_graphs

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from landscape.curvature.operators.agreement import agreement, widened
 from landscape.curvature.operators.curvature import CurvatureOperator
-from landscape.curvature.operators.differences import central_difference
 from landscape.curvature.operators.memory import available_memory, counting_saved_bytes
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError, as_typed
 from landscape.objective.loss_functions import OutputLoss
 from landscape.objective.objective import Objective
+from landscape.weights.flat import Layout
 from landscape.weights.parameters import Parameters
 
 _KEPT_SHARE = 0.4  # of the available memory may hold kept graphs
-_CHECKED = 1_000_000  # weights in which second derivatives are compared with differences
+_CHECKED = 10_000_000  # weights in which second derivatives are compared with differences
 
 
 def tried(operator: CurvatureOperator) -> CurvatureOperator:
@@ -28,16 +30,16 @@ def tried(operator: CurvatureOperator) -> CurvatureOperator:
         RuntimeError: Products cannot be taken, or they are not the derivatives of the gradient.
     """
     objective, layout = operator.objective, operator.layout
-    row, rows, all_rows = _longest_row(objective)
+    row, rows, all_rows, samples = _survey(objective)
     views = layout.views(layout.random(0, "probe"))
     with counting_saved_bytes(objective.model.parameters()) as count:
-        graph, weight = operator.build(row)
+        graph, _ = operator.build(row)
         graph([v.to(t.device, t.dtype) for v, t in zip(views, operator.parameters.tensors, strict=True)], False)
     del graph, views
     if operator.hvp == "ggn":
         _check_outputs(objective, row)
-    elif weight > 0:
-        _check_against_differences(operator, row)
+    else:
+        _check_against_differences(operator, samples)
     operator.graph_bytes = int(count[0] * rows)
     available = available_memory(operator.device)
     operator.keeps_graphs &= (
@@ -62,49 +64,107 @@ def _check_outputs(objective: Objective, row: Batch) -> None:
         )
 
 
-def _check_against_differences(operator: CurvatureOperator, row: Batch) -> None:
-    """Raise RuntimeError where a product is not the derivative of the gradient.
+def _check_against_differences(operator: CurvatureOperator, samples: Sequence[Sequence[Batch]]) -> None:
+    """Set `operator.unverified`, and raise RuntimeError where a product is not the derivative of the gradient.
 
-    Custom functions with a backward that autograd cannot see through lose second derivatives in silence. The comparison
-    is over one row of data, in the smallest tensors: gains and biases sit at every depth, and vectors of them cost
-    nothing.
+    Custom functions with a backward that autograd cannot see through lose second derivatives in silence. Two vectors
+    are compared, each on a row or two: one that moves every tensor in proportion to its weights, and its product, which
+    leans towards the sharpest directions. The vectors live in the smallest tensors, up to ten million weights: gains
+    and biases sit at every depth, and with them come the smaller matrices.
+
+    Weights in half precision have no difference to compare with. Their model is compared in a float32 copy, and what
+    rounding does to it afterwards is another matter.
     """
-    model = operator.objective.model
+    objective, selected = operator.objective, operator.parameters
     names: list[str] = []
-    for entry in sorted(operator.parameters, key=lambda e: e.tensor.numel()):
-        if names and sum(operator.parameters[name].numel() for name in names) + entry.tensor.numel() > _CHECKED:
+    for entry in sorted(selected, key=lambda e: e.tensor.numel()):
+        if names and sum(selected[name].numel() for name in names) + entry.tensor.numel() > _CHECKED:
             break
         names.append(entry.name)
-    small = Parameters(model, names)
-    if any(t.dtype.itemsize < 4 for t in small.tensors):
-        return  # half precision has no difference to compare with
-    single = operator.objective.restricted([row])
-    checked = CurvatureOperator(single, small, operator.hvp)
-    vector = checked.layout.random(0, "probe")
-    product = checked(vector[None])[0]
-    difference = central_difference(single, small, vector, 0.1)
-    larger = max(float(torch.linalg.vector_norm(v)) for v in (product, difference.product))
-    apart = float(torch.linalg.vector_norm(product - difference.product))
-    if difference.error < 0.05 and apart > 0.2 * larger:
-        raise RuntimeError("second derivatives disagree with differences of gradients")
+    small = Parameters(objective.model, names)
+    half = any(tensor.dtype.itemsize < 4 for tensor in small.tensors)
+    vector = None
+    for sample in samples:
+        single, chosen = objective.restricted(sample), small
+        if half:
+            twin = widened(single, small, torch.float32)
+            if twin is None:
+                operator.unverified = "no float32 copy of the model could be had to compare second derivatives in"
+                return
+            single, chosen = twin
+        checked = CurvatureOperator(single, chosen, operator.hvp)
+        vector = _in_proportion(chosen, checked.layout) if vector is None else checked(vector[None])[0]
+        product = checked(vector[None])[0]
+        if not (product.any() or vector.any()) or not torch.isfinite(product).all():
+            return  # nothing to compare; what is not finite is refused where it is used
+        found = agreement(single, chosen, vector, product)
+        operator.checking_gradients += found.gradients
+        if found.right is False:
+            raise RuntimeError(f"second derivatives disagree with differences of gradients ({found.words})")
+        if found.right is None:
+            operator.unverified = f"the loss is not smooth at any step that rounding leaves: {found.words}"
 
 
-def _longest_row(objective: Objective) -> tuple[Batch, float, float]:
-    """Return the longest row of the data, and the largest batch and all batches counted in rows of that length.
+def _in_proportion(parameters: Parameters, layout: Layout) -> Tensor:
+    """Return a random vector in which every tensor has a length in proportion to that of its weights."""
+    vector = layout.random(0, "probe")
+    total = 0.0
+    for tensor in parameters.tensors:
+        total += float(tensor.detach().float().square().sum())
+    typical = (total / layout.size) ** 0.5 or 1.0
+    for part, tensor in zip(layout.views(vector), parameters.tensors, strict=True):
+        own = float(tensor.detach().float().square().mean()) ** 0.5
+        part.mul_(max(own, 0.1 * typical))
+    return vector
 
-    A graph of so many such rows holds at least what the batch's does: what attention keeps grows faster than a row.
+
+class _Survey(NamedTuple):
+    """What one reading of the data says of it.
+
+    A graph of so many rows as long as the longest holds at least what the data's does: what attention keeps grows
+    faster than a row.
+
+    Attributes:
+        longest: The longest row.
+        largest: The largest batch, counted in rows of that length.
+        total: All batches, counted in rows of that length.
+        samples: A few rows with a loss, in two lists: the longest, and one from each end of the data.
     """
-    longest, length, most, total = None, -1.0, 0, 0
+
+    longest: Batch
+    largest: float
+    total: float
+    samples: list[list[Batch]]
+
+
+def _survey(objective: Objective) -> _Survey:
+    """Read the data once and return what a trial needs to know of it."""
+    longest, first, last, length, most, total = None, None, None, -1.0, 0, 0
     for batch in objective.data:
+        first, last = batch if first is None else first, batch
         elements = _elements(batch)
         most, total = max(most, elements), total + elements
         of_row = elements / (rows_of(batch) or 1)
         if of_row > length:
             longest, length = batch, of_row
-    batch = on_device(longest, objective.device)
+    row = _row_of(objective, longest, 0)
+    lists = [[row], [_row_of(objective, first, 0), _row_of(objective, last, -1)]]
+    with torch.no_grad():
+        lists = [[part for part in parts if float(objective.evaluate(part)[1]) > 0] for parts in lists]
+        if not any(lists):
+            found = (on_device(batch, objective.device) for batch in objective.data)
+            lists = [[batch] for batch in found if float(objective.evaluate(batch)[1]) > 0][:1]
+    lists = [parts for parts in lists if parts]
+    return _Survey(row, most / max(length, 1), total / max(length, 1), (lists * 2)[:2])
+
+
+def _row_of(objective: Objective, batch: Batch, index: int) -> Batch:
+    """Return the first (0) or the last (-1) row of a batch, on the device; all of a batch that has no rows."""
+    batch = on_device(batch, objective.device)
     rows = rows_of(batch)
-    row = batch if rows is None else take_rows(batch, slice(0, 1), rows)
-    return row, most / max(length, 1), total / max(length, 1)
+    if not rows:
+        return batch
+    return take_rows(batch, slice(0, 1) if index == 0 else slice(rows - 1, rows), rows)
 
 
 def _elements(batch: Batch) -> int:

@@ -180,7 +180,7 @@ def layer_bars(table: LayerCurvature) -> tuple[Bars, Bars]:
     """The traces and the largest eigenvalues of a table, with NaN for those that are not finite."""
     fields = [(r.trace, r.trace_stderr, r.top, r.residual) for r in table.layers]
     trace, stderr, top, residual = (_finite(column) for column in zip(*fields, strict=True))
-    converged = np.array([row.converged for row in table.layers])
+    converged = np.array([row.converged is True for row in table.layers])
     return (
         Bars(trace, np.nan_to_num(stderr), np.zeros(len(trace), dtype=bool)),
         Bars(top, np.nan_to_num(residual), ~converged),
@@ -231,7 +231,7 @@ def eigenvalues_caption(result: Eigenvalues) -> str:
         f"Eigenvalues ({which or clean(result.which)}) of the {_subject(places_of([result], 'results'))}",
         "Error bars: residual norms, within which a true eigenvalue lies",
     ]
-    if missing := len(result.converged) - sum(result.converged):
+    if missing := sum(done is not True for done in result.converged):
         sentences.append(f"Hollow: {missing} of {len(result.values)} not converged to {result.rtol:g}")
     sentences.append(f"{_count(result.matvecs, 'product')} ({clean(result.method)})")
     return ". ".join([*sentences, *_ending([result], "eigenvalues")]) + "."

@@ -1,0 +1,201 @@
+"""Whether a product with the Hessian is the derivative of the gradient: compared with differences at many steps."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from landscape.curvature.operators.memory import available_memory
+from landscape.data.batches import Batch
+from landscape.objective.objective import Objective
+from landscape.parallel.sharding import is_sharded, whole
+from landscape.weights.flat import Layout
+from landscape.weights.parameters import Parameters
+from landscape.weights.perturbation import excursion
+
+_COPY_SHARE = 0.4  # of the available memory may hold a wider copy of the model
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """What differences of gradients say of a product H v.
+
+    Attributes:
+        right: True where the product was shown to be right and False where it was shown to be wrong. None where the
+            differences do not agree with themselves, so that nothing was shown.
+        apart: |product - difference| / |the longer of the two|, at the step where the two are closest.
+        error: How far differences at two neighbouring steps are from each other, at the best, relative to their length.
+        gradients: The number of gradients taken.
+        dtype: The type in which the differences were taken.
+    """
+
+    right: bool | None
+    apart: float
+    error: float
+    gradients: int
+    dtype: torch.dtype
+
+    @property
+    def words(self) -> str:
+        """The comparison in words."""
+        said = f"differences of gradients in {str(self.dtype).removeprefix('torch.')} are {self.apart:.1e} from Hv"
+        return said if self.right else f"{said} and {self.error:.1e} from each other at the next step"
+
+
+def agreement(objective: Objective, parameters: Parameters, vector: Tensor, product: Tensor) -> Agreement:
+    """Compare `product` with central differences of gradients along `vector`, in a wider type where that is needed.
+
+    A vector of many elements does not agree with another one by chance: agreement at any step shows that the product is
+    right. It is shown to be wrong where differences at three neighbouring steps agree with each other ten times as well
+    as with the product, and at no step come near it. Kinks and jumps (of ReLU, or of a router of experts) give
+    differences that change with the step until the step is shorter than the way to the nearest of them. Rounding
+    may not leave such a step in float32, but does in float64.
+
+    Args:
+        objective: The loss whose gradient is taken.
+        parameters: The weights that move, in float32 or wider.
+        vector: The vector v, shape (size,).
+        product: The product H v, shape (size,).
+
+    Returns:
+        The verdict, with the numbers behind it.
+
+    Source:
+        The error of central differences falls with the square of the step until rounding, which grows as the step
+        falls: W. Press et al. 2007, "Numerical Recipes", section 5.7.
+    """
+    found = _compared(objective, parameters, vector, product)
+    if found.apart <= found.floor:
+        return found.verdict(True)
+    twin = None
+    if found.dtype != torch.float64:
+        twin = widened(objective, parameters, torch.float64)
+    if twin is not None:
+        wide = _compared(*twin, vector.double(), product)
+        found = dataclasses.replace(wide, gradients=wide.gradients + found.gradients)
+    # in float32 a great many kinks look like curvature at every step that rounding leaves, up to some size
+    least = found.floor if found.dtype == torch.float64 else 0.05
+    if found.apart <= max(found.floor, 3 * min(found.error, 0.01)):
+        return found.verdict(True)
+    return found.verdict(False if found.settled and found.apart > least else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compared:
+    """The numbers behind an `Agreement`; `settled` where differences agree with each other and not with the product."""
+
+    apart: float
+    error: float
+    floor: float
+    settled: bool
+    gradients: int
+    dtype: torch.dtype
+
+    def verdict(self, right: bool | None) -> Agreement:
+        return Agreement(right, self.apart, self.error, self.gradients, self.dtype)
+
+
+def _compared(objective: Objective, parameters: Parameters, vector: Tensor, product: Tensor) -> _Compared:
+    """Compare a product with differences in the weights' own type, at ever smaller steps until they agree."""
+    dtype = Layout(parameters).dtype
+    steps = [1e-2 / 8**i for i in range(8)] if dtype == torch.float64 else [0.1 / 4**i for i in range(7)]
+    ratio = (steps[0] / steps[1]) ** 2
+    # what a right product is allowed to be off by: the rounding of its own type through a deep model
+    floor = 1e-4 if product.dtype == torch.float64 else 1e-3
+    product = product.to(dtype)
+    aparts: list[float] = []  # from the product, at each step
+    selves: list[float] = []  # from the difference at the step before
+    closest, before = math.inf, None
+    for slope in _slopes(objective, parameters, vector, steps):
+        size = max(_norm(product), _norm(slope)) or 1.0
+        aparts.append(_norm(slope - product) / size)
+        closest = min(closest, aparts[-1])
+        if before is not None:
+            # in their own units: next to a product that is far too long, any two differences look alike
+            selves.append(_norm(slope - before) / (max(_norm(slope), _norm(before)) or 1.0))
+            extrapolated = (slope * ratio - before) / (ratio - 1)  # Richardson 1911
+            closest = min(closest, _norm(extrapolated - product) / size)
+        before = slope
+        if closest <= floor:
+            break
+    triples = [(min(aparts[i : i + 3]), max(selves[i : i + 2])) for i in range(len(aparts) - 2)]
+    settled = any(10 * own <= apart < 2 * closest for apart, own in triples)
+    error = min(selves, default=closest)
+    return _Compared(closest, error, floor, settled, 2 * len(aparts), dtype)
+
+
+def _slopes(objective: Objective, parameters: Parameters, vector: Tensor, steps: list[float]) -> Iterator[Tensor]:
+    """Yield (g(w + h v) - g(w - h v)) |v| / 2h for the unit vector along `vector`, for each step h."""
+    layout = Layout(parameters)
+    norm = _norm(vector)
+    unit = layout.named(vector.to(layout.dtype) / norm)
+    with excursion(parameters) as moved:
+        for h in steps:
+            moved.move([(h, unit)])
+            ahead = layout.flat(objective.gradient(parameters)[1])
+            moved.move([(-h, unit)])
+            yield ahead.sub_(layout.flat(objective.gradient(parameters)[1])).mul_(norm / (2 * h))
+
+
+def widened(objective: Objective, parameters: Parameters, dtype: torch.dtype) -> tuple[Objective, Parameters] | None:
+    """Return the same loss of a copy of the model in a wider type, and the same parameters of that copy.
+
+    Returns:
+        None where the copy does not fit in memory, cannot be made or evaluated, or does not have the gradient of the
+        model (a loss function that looks at another model than the one that it is given).
+    """
+    model = objective.model
+    if is_sharded(model) or any(tensor.is_meta for tensor in model.parameters()):
+        return None
+    needed = sum(tensor.numel() for tensor in model.parameters()) * dtype.itemsize
+    available = available_memory(objective.device)
+    if available is None or needed > _COPY_SHARE * available:
+        return None
+    try:
+        twin = copy.deepcopy(model).to(dtype)
+        wide = objective.restricted(_Widened(objective.data, dtype))
+        wide.model, wide.autocast = twin, None
+        selected = Parameters(twin, parameters.names)
+        loss, narrow = objective.gradient(parameters)
+        wide_loss, gradient = wide.gradient(selected)
+    except torch.OutOfMemoryError:
+        return None
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
+    before, after = Layout(parameters).flat(narrow).to(dtype), Layout(selected).flat(gradient)
+    if any(tensor.dtype.itemsize < 4 for tensor in parameters.tensors):  # whose gradient may be rounding alone
+        same = abs(loss.mean - wide_loss.mean) <= 0.02 * abs(wide_loss.mean) and (bool(after.any()) or not before.any())
+    else:
+        same = _norm(before - after) <= 1e-2 * max(_norm(before), _norm(after))
+    return (wide, selected) if same else None
+
+
+class _Widened:
+    """Batches whose floating-point tensors are in another type."""
+
+    def __init__(self, data: object, dtype: torch.dtype):
+        self._data, self._dtype = data, dtype
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._data:  # type: ignore[attr-defined]
+            yield _as_type(batch, self._dtype)
+
+
+def _as_type(batch: Batch, dtype: torch.dtype) -> Batch:
+    if isinstance(batch, Tensor):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    if isinstance(batch, Mapping):
+        return {key: _as_type(value, dtype) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        parts = [_as_type(value, dtype) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
+def _norm(vector: Tensor) -> float:
+    return float(whole(torch.linalg.vector_norm(vector)))
