@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from landscape.checkpoints.kinds import check_causal_adapter, check_causal_kind
 from landscape.errors import InputError, first_line
 from landscape.results import digest_of, read_json
 from landscape.weights.vectors import tensor_bytes
@@ -110,8 +111,8 @@ def inspect_checkpoint(
         trust_remote_code: Whether the code of the checkpoint's configuration may run.
 
     Raises:
-        InputError: The source is no checkpoint, is damaged or incomplete, or holds only pickled weights; the message
-            names what is wrong.
+        InputError: The source is no checkpoint or none of a causal language model, is damaged or incomplete, or holds
+            only pickled weights; the message names what is wrong.
 
     Example:
         >>> import tempfile
@@ -148,8 +149,10 @@ def _inspect_model(source: str, folder: Path, parts: tuple[str, ...], trust_remo
     written = read_json(path)  # read here for a message of one sentence; transformers' own is a page
     if "transformers_weights" in written:
         raise InputError(f"{path} names a weight file of its own (transformers_weights); only the usual are read.")
-    stored, own = _read_tensors(_shards(source, folder, "model"))
+    shards = _shards(source, folder, "model")
     config = _load_config(source, folder, trust_remote_code)
+    check_causal_kind(source, config)  # before gigabytes of weights are read
+    stored, own = _read_tensors(shards)
     computes = {key: value for key, value in written.items() if key not in _VOLATILE}
     digest = hashlib.sha256(f"{own} {digest_of(computes)}".encode()).hexdigest()
     files = CheckpointFiles(source, folder, parts, stored, digest, _metadata(folder), config)
@@ -169,6 +172,7 @@ def _inspect_adapter(source: str, folder: Path, parts: tuple[str, ...], trust_re
         raise InputError("adapters need peft: pip install 'landscape-lm[train]'.") from error
     shards = _shards(source, folder, "adapter_model")
     written = read_json(path)
+    check_causal_adapter(source, written)
     named, revision = written.get("base_model_name_or_path"), written.get("revision")
     if not isinstance(named, str) or not named:
         raise InputError(f"{path} does not name its base model.")

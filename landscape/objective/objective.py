@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError
+from landscape.objective.causal import CausalLoss
+from landscape.objective.checks import check_batching, check_causality
 from landscape.objective.gradients import differentiable, gradients_of_shards, gradients_of_whole, preserved_gradients
 from landscape.objective.identity import describe_data
 from landscape.objective.loss_functions import LossFunction, default_loss
@@ -55,7 +57,8 @@ class Objective:
 
     Raises:
         InputError: The data cannot be read twice, is empty or has no supervised token; it has token ids or lengths that
-            the model does not have; or weights or data are not those of the other processes.
+            the model does not have; weights or data are not those of the other processes; the loss of examples depends
+            on how they are batched; or without `loss_fn`, the model of tokens is not causal.
 
     Example:
         The mean is over rows, whatever batches they are in:
@@ -95,7 +98,12 @@ class Objective:
         first = next(iter(data), None)
         if first is None:
             raise InputError("the data holds no batch.")
-        self.loss_fn = loss_fn or default_loss(model, data, on_device(first, self.device))
+        first = on_device(first, self.device)
+        self.loss_fn = loss_fn or default_loss(model, data, first)
+        if loss_fn is None and isinstance(self.loss_fn, CausalLoss):
+            check_causality(model, first)
+        low = any(tensor.dtype.itemsize < 4 for tensor in model.parameters())
+        check_batching(model, data, self.evaluate, self.device, low or autocast is not None)
         self.rows_limit: int | None = None  # Maximum rows per micro-batch, once memory ran out.
         self._weights_digest: str | None = None
         self._data_description: dict | None = None
