@@ -204,6 +204,7 @@ def load_files(
         model = _with_adapter(model, files, merge=adapter == "merge")
         adapter_state = "merged" if adapter == "merge" else "kept"
     model = (model if place is None else model.to(place)).eval()
+    _use_experts_of(model)
     held_dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     for name, tensor in model.named_parameters():
         # The stored values are finite, but need not be in another type.
@@ -211,6 +212,17 @@ def load_files(
             raise InputError(f"{files.source}: tensor {name} has values that are not finite in {held_dtype}.")
     devices = str(place) if place is not None else ",".join(dict.fromkeys(str(t.device) for t in model.parameters()))
     return Checkpoint(model, files, files.name, adapter_state, held_dtype, devices, trust_remote_code)
+
+
+def _use_experts_of(model: Any) -> None:
+    """Let a mixture of experts in float64 multiply expert by expert; torch multiplies in groups up to float32 only."""
+    if any(tensor.dtype == torch.float64 for tensor in model.parameters()) and grouped_experts(model):
+        model.set_experts_implementation("eager")
+
+
+def grouped_experts(model: Any) -> bool:
+    """Whether a mixture of experts multiplies its experts in groups."""
+    return getattr(getattr(model, "config", None), "_experts_implementation", None) == "grouped_mm"
 
 
 def _has_accelerate() -> bool:

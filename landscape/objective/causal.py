@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landscape.checkpoints.loading import grouped_experts
 from landscape.data.batches import Batch
 from landscape.data.tokens import IGNORED
 from landscape.errors import InputError, MeasurementWarning
@@ -35,6 +36,11 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError("an encoder-decoder model has no causal language-model loss; pass loss_fn.")
+    if grouped_experts(model) and any(tensor.dtype == torch.float64 for tensor in model.parameters()):
+        raise InputError(
+            f"the experts of {type(model).__name__} are multiplied in groups, which torch cannot in float64; call "
+            'model.set_experts_implementation("eager") first.'
+        )
     classes = getattr(model_part(model, "get_output_embeddings"), "out_features", vocabulary)
     supervised = 0
     for number, batch in enumerate(data, start=1):

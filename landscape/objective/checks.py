@@ -58,8 +58,9 @@ def check_batching(
 
     def differ(parts: Sequence[Measured], others: Sequence[Measured]) -> bool:
         ours, theirs = _mean(parts), _mean(others)
-        finite = math.isfinite(ours) and math.isfinite(theirs)
-        return finite and not math.isclose(ours, theirs, rel_tol=rtol, abs_tol=atol)
+        if not (math.isfinite(ours) and math.isfinite(theirs)):
+            return math.isfinite(ours) != math.isfinite(theirs)
+        return not math.isclose(ours, theirs, rel_tol=rtol, abs_tol=atol)
 
     with preserved(model):
         try:
