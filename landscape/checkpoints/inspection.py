@@ -66,7 +66,8 @@ class CheckpointFiles:
     @property
     def max_positions(self) -> int | None:
         """Maximum number of positions of the model, where its configuration says it."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return positions if positions is None or positions > 0 else None  # -1 of an XLNet: it has no limit
 
 
 def distinct_names(checkpoints: Sequence[CheckpointFiles]) -> list[str]:
@@ -158,7 +159,8 @@ def _inspect_model(source: str, folder: Path, parts: tuple[str, ...], trust_remo
     files = CheckpointFiles(source, folder, parts, stored, digest, _metadata(folder), config)
     for key in ("vocab_size", "max_position_embeddings", "num_hidden_layers"):
         value = getattr(config.get_text_config(), key, None)
-        if value is not None and not (isinstance(value, int) and value > 0):
+        unlimited = key == "max_position_embeddings" and value == -1
+        if value is not None and not unlimited and not (isinstance(value, int) and value > 0):
             raise InputError(f"{source} has an unusable config.json: {key} is {value!r}.")
     return files
 

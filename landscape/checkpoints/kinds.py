@@ -55,10 +55,8 @@ def check_causal_kind(source: str, config: Any) -> None:
     shown = f" ({', '.join(map(str, named))})" if named else ""
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{source} is an encoder-decoder model{shown}, not a causal language model.")
-    if any(name in CAUSAL.values() for name in named):
-        return
     for name in named:
-        for end, words in _OTHER_KINDS.items():
+        for end, words in _OTHER_KINDS.items() if name not in CAUSAL.values() else ():
             if re.search(rf"(?:{end})$", str(name)):
                 raise InputError(f"{source} is a {words}{shown}, not a causal language model.")
     own_code = getattr(config, "auto_map", None) or {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from landscape.checkpoints.loading import grouped_experts
 from landscape.data.batches import Batch
 from landscape.data.tokens import IGNORED
-from landscape.errors import InputError, MeasurementWarning
+from landscape.errors import InputError, MeasurementWarning, first_line
 from landscape.objective.head import linear_cross_entropy
 from landscape.parallel.sharding import is_sharded
 from landscape.weights.vectors import wide_dtype
@@ -66,7 +66,7 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
             )
         if ids.numel() and int(ids.min()) < 0:
             raise InputError(f"token id {int(ids.min())} in the data is negative.")
-        if positions is not None and ids.shape[1] > positions:
+        if positions is not None and 0 < positions < ids.shape[1]:
             raise InputError(
                 f"an example of {ids.shape[1]} tokens is longer than the model's {positions} positions; "
                 "lower max_length."
@@ -140,7 +140,7 @@ class CausalLoss:
         model.eval()  # Dropout would make the values differ.
         try:
             with torch.no_grad():
-                expected, weight = plain(model, small)
+                expected, weight = _first_of(plain, model, small)
                 for form in (cls(True, True, auxiliary), cls(True, False, auxiliary)):
                     try:
                         total, form_weight = form(model, small)
@@ -225,6 +225,19 @@ class CausalLoss:
             return _summed_cross_entropy(logits[:, :-1][kept], targets[kept]), weight
         total = own.to(wide_dtype(own.device)) * weight
         return torch.where(weight > 0, total, torch.zeros_like(total)), weight  # The mean over no token is NaN.
+
+
+def _first_of(loss_fn: CausalLoss, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the loss of the first batch; raise InputError where the model does not compute on it."""
+    try:
+        return loss_fn(model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise InputError(
+            f"{type(model).__name__} in {dtype} does not compute on the first batch: {first_line(error)}"
+        ) from error
 
 
 def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:

@@ -46,14 +46,12 @@ def measure(family: str) -> Row:
         tiny_model(family).save_pretrained(folder)
         try:
             model = load_checkpoint(folder, dtype="float64", device="cpu").model
-            Objective(model, batches_of(4))
+            check_loss(model)
+            check_filters(model)
+            check_restoring(model)
+            row.products = check_products(model)
         except InputError as error:
             row.refused = f"refused: {str(error).replace(folder, 'it')}"
-            return row
-    check_loss(model)
-    check_filters(model)
-    check_restoring(model)
-    row.products = check_products(model)
     return row
 
 
@@ -65,7 +63,7 @@ def batches_of(rows: int) -> list[dict[str, torch.Tensor]]:
 def check_loss(model: Any) -> None:
     """The loss is the model's own, one example at a time without padding, and the same in every batching."""
     alone = plain_loss(model, batches_of(4))
-    for rows in (1, 3, 4):
+    for rows in (1, 4):
         found = Objective(model, batches_of(rows)).loss().mean
         # Rounding of float64; norms and softmax are float32 in many models, 6e-8 for each number, 5e-7 at the most here.
         # A mean over batches instead of tokens would be off by 1e-2, an auxiliary loss of a router by 1e-3.
@@ -75,20 +73,26 @@ def check_loss(model: Any) -> None:
 def check_filters(model: Any) -> None:
     """Every tensor is one parameter, and the filters of a matrix hold each of its numbers once."""
     parameters = Parameters(model)
-    assert sorted(map(id, parameters.tensors)) == sorted({id(tensor) for tensor in model.parameters()})
+    trained = {id(tensor) for tensor in model.parameters() if tensor.requires_grad}
+    assert sorted(map(id, parameters.tensors)) == sorted(trained)
     for entry in parameters:
         if entry.tensor.ndim < 2:
             continue
         filters = parameters.filters(entry.name, "filter")
         norms, others = filters.norms(entry.tensor.detach()), math.prod(entry.tensor.shape)
         assert norms.ndim == entry.tensor.ndim
-        # Cut twice or left out, a number would change the sum of squares. Float64 adds up to 1e-12.
-        assert math.isclose(float(norms.square().sum()), float(entry.tensor.detach().square().sum()), rel_tol=1e-10)
+        # Cut twice or left out, a number would change the sum of squares by about 1e-3. Rounding is that of float32 in
+        # routers, which some models keep in it.
+        assert math.isclose(float(norms.square().sum()), float(entry.tensor.detach().square().sum()), rel_tol=1e-5), (
+            entry.name
+        )
         assert 1 < norms.numel() < others or 1 in entry.tensor.shape, (entry.name, tuple(entry.tensor.shape))
-        leaf = entry.name.rsplit(".", 1)[-1]
-        if entry.tensor.ndim == 3 and leaf in ("gate_up_proj", "down_proj"):  # stacked experts: 16 wide inside
-            out = norms.shape[1:].numel()
-            assert (out == 16) == (leaf == "down_proj"), (entry.name, tuple(entry.tensor.shape), tuple(norms.shape))
+        leaf, widths = entry.name.rsplit(".", 1)[-1], entry.tensor.shape[1:]
+        if entry.tensor.ndim == 3 and leaf in ("gate_up_proj", "down_proj") and widths[0] != widths[1]:
+            # Stacked experts: what they give to the model is as wide as it is (16, or a latent width), unlike their inside.
+            width = getattr(model.config, "moe_latent_size", None) or 16
+            assert norms.shape[0] == len(entry.tensor)
+            assert (norms.shape[1:].numel() == width) == (leaf == "down_proj"), (entry.name, tuple(widths))
 
 
 def check_restoring(model: Any) -> None:
@@ -115,18 +119,26 @@ def check_products(model: Any) -> str:
         kind, reason = "differences", str(error)
         product = hessian_vector_product(model, batches, vector)
     found = torch.cat([part.flatten() for part in product.values()])
-    steps = {step: _difference(model, batches[0], parameters, vector, step) for step in (1e-4, 3e-5, 1e-5)}
-    apart = {step: float((found - value).norm() / value.norm()) for step, value in steps.items()}
-    closest = min(apart.values())
-    # Truncation and the float32 inside of many models leave 1e-3 between differences and the truth. A backward pass
-    # that loses a term is off by 1e-1.
-    assert closest < 3e-3, (kind, reason, apart)
-    return kind
+    apart = {}
+    for step in (1e-5, 1e-4, 1e-6):
+        difference, slope_apart = _difference(model, batches[0], parameters, vector, step)
+        apart[step] = float((found - difference).norm() / difference.norm())
+        # Truncation and the float32 inside of many models leave up to 1e-3 between differences and the truth. A backward
+        # pass that loses a term is off by 1e-1.
+        if apart[step] < 3e-3:
+            assert slope_apart < 3e-3, slope_apart
+            return kind
+    raise AssertionError((kind, reason, apart))
 
 
-def _difference(model: Any, batch: dict, parameters: Parameters, vector: dict, step: float) -> torch.Tensor:
-    """The central difference of the gradients of `model(**batch).loss`, which knows nothing of this package."""
-    gradients = []
+def _difference(
+    model: Any, batch: dict, parameters: Parameters, vector: dict, step: float
+) -> tuple[torch.Tensor, float]:
+    """The central difference of the gradients of `model(**batch).loss`, which knows nothing of this package.
+
+    Also returned is how far the mean of the two gradients is from the difference of the losses, as a part of it.
+    """
+    gradients, losses = [], []
     originals = [tensor.detach().clone() for tensor in parameters.tensors]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -134,15 +146,23 @@ def _difference(model: Any, batch: dict, parameters: Parameters, vector: dict, s
             with torch.no_grad():
                 for name, tensor in zip(parameters.names, parameters.tensors, strict=True):
                     tensor.add_(vector[name], alpha=sign * step)
-            loss = model(**batch).loss
+            loss = model(**batch, use_cache=False).loss
+            losses.append(float(loss))
             parts = torch.autograd.grad(loss, parameters.tensors, allow_unused=True)
             gradients.append(
-                torch.cat([
-                    (torch.zeros_like(tensor) if part is None else part).flatten()
-                    for part, tensor in zip(parts, parameters.tensors, strict=True)
-                ])
+                torch.cat(
+                    [
+                        (torch.zeros_like(tensor) if part is None else part).flatten()
+                        for part, tensor in zip(parts, parameters.tensors, strict=True)
+                    ]
+                )
             )
             with torch.no_grad():
                 for tensor, original in zip(parameters.tensors, originals, strict=True):
                     tensor.copy_(original)
-    return (gradients[0] - gradients[1]) / (2 * step)
+    along = torch.cat([vector[name].flatten() for name in parameters.names])
+    slope = (losses[0] - losses[1]) / (2 * step)
+    mean = (gradients[0] + gradients[1]) / 2
+    return (gradients[0] - gradients[1]) / (2 * step), abs(float(mean @ along) - slope) / float(
+        mean.norm() * along.norm()
+    )

@@ -26,14 +26,14 @@ _SIZES: dict[str, Any] = {
     "intermediate_size": 24, "ffn_dim": 24, "n_inner": 24, "decoder_ffn_dim": 24, "encoder_ffn_dim": 24, "d_ff": 24,
     "ffn_hidden_size": 24, "shared_intermediate_size": 24, "dff": 24, "d_inner": 24, "block_ff_dim": 24,
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
-    "moe_top_k": 2, "moe_k": 2, "moe_intermediate_size": 16, "expert_ffn_hidden_size": 16,
+    "moe_top_k": 2, "moe_k": 2, "moe_intermediate_size": 12, "expert_ffn_hidden_size": 12,
     "shared_expert_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16, "n_group": 1, "topk_group": 1,
     "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
     "first_k_dense_replace": 1, "num_dense_layers": 1,
     "state_size": 4, "time_step_rank": 2, "mamba_d_state": 4, "mamba_d_head": 8, "mamba_n_heads": 4,
     "mamba_n_groups": 1, "mamba_d_ssm": 32, "mamba_expand": 2, "mamba_dt_rank": 2, "chunk_size": 8, "mamba_chunk_size": 8, "n_groups": 1,
     "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "sliding_window": 8, "initializer_range": 0.2, "init_std": 0.2,
+    "sliding_window": 12, "initializer_range": 0.2, "init_std": 0.2,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1,
     "hidden_dropout": 0.1, "attention_dropout": 0.1,
 }  # fmt: skip
@@ -68,7 +68,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "bamba": {"attn_layer_indices": [1]},
-    "mamba2": {"num_heads": 4}, 
+    "mamba2": {"num_heads": 4},
     "zamba": {"num_hidden_layers": 3, "layer_types": ["linear_attention", "hybrid", "hybrid"],
               "attention_head_dim": 16, "head_dim": None, "n_mamba_heads": 2, "mamba_dt_rank": 4},
     "zamba2": {"num_hidden_layers": 3, "layer_types": ["linear_attention", "hybrid", "hybrid"],
@@ -97,11 +97,22 @@ _SPECIAL: dict[str, dict[str, Any]] = {
                     "hidden_size_per_layer_input": 4, "per_layer_config": {"1": {"head_dim": 16}}},
 }  # fmt: skip
 
-# Models of more than text; the text models of most stand in the registry on their own.
+_MULTIMODAL = "a model of more than text; its text model, where it has one, is a line of its own"
+_NO_RECIPE = "the battery has no tiny configuration of it"
 NOT_TRIED = {
-    "blt", "dots3_note", "fuyu", "gemma3n", "gemma4", "gemma4_assistant", "gemma4_unified", "gemma4_unified_assistant",
-    "git", "got_ocr2", "moshi", "moss_transcribe_diarize", "musicgen", "musicgen_melody", "phi4_multimodal",
-    "qwen3_5", "qwen3_5_moe", "qwen4_exp",
+    **dict.fromkeys(
+        (
+            "blt", "dots3_note", "emu3", "fuyu", "gemma3n", "gemma4", "gemma4_assistant", "gemma4_unified",
+            "gemma4_unified_assistant", "git", "got_ocr2", "mllama", "moshi", "moss_transcribe_diarize", "musicgen",
+            "musicgen_melody", "phi4_multimodal", "qwen3_5", "qwen3_5_moe", "qwen4_exp",
+        ),
+        _MULTIMODAL,
+    ),
+    **dict.fromkeys(
+        ("cohere_compass_text", "cpmant", "dots3_note_text", "minicpm3", "prophetnet", "qwen4_exp_text", "reformer",
+         "xlstm", "zamba2"),
+        _NO_RECIPE,
+    ),
 }  # fmt: skip
 
 
