@@ -215,6 +215,60 @@ def check_causality(model: nn.Module, batch: Batch) -> None:
         )
 
 
+def check_gradient_paths(model: nn.Module, evaluate: Callable[[Batch], Measured], batch: Batch) -> None:
+    """Check that the model computes its loss in sight of autograd.
+
+    Some models run parts of their forward pass under `torch.no_grad()`, to save memory in training. What autograd then
+    returns is not the gradient of their loss, and its derivatives are not the curvature. Parts that only choose, such
+    as the keys that a sparse attention looks at, have no gradient: enlarging all that they compute changes nothing.
+
+    Args:
+        model: The model, which comes back as it was.
+        evaluate: Returns the summed loss and the weight of a batch.
+        batch: One batch, on the model's device, of which the first example is evaluated.
+
+    Raises:
+        InputError: A module with parameters that take gradients runs without them, and the loss depends on how much it
+            returns.
+    """
+    blind: list[str] = []
+    factor = 1.0
+
+    def look(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
+            if torch.is_grad_enabled():
+                return None
+            blind.append(name)
+            return output * factor if isinstance(output, Tensor) and output.is_floating_point() else None
+
+        return hook
+
+    rows = rows_of(batch)
+    example = batch if rows is None else take_rows(batch, slice(0, 1), rows)
+    with preserved(model), torch.enable_grad():
+        handles = [
+            module.register_forward_hook(look(name))
+            for name, module in model.named_modules()
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        ]
+        try:
+            before = float(evaluate(example)[0])
+            if not blind:
+                return
+            factor = 1.0 + 2.0**-5
+            after = float(evaluate(example)[0])
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return  # Memory ran out, or the batch cannot be cut: the measurement itself will say so.
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not math.isclose(before, after, rel_tol=1e-6):
+        raise InputError(
+            f"the gradient of {type(model).__name__} is not that of its loss: its own code runs {blind[0]} under "
+            "torch.no_grad(); only its loss can be measured."
+        )
+
+
 def _two_alike(batch: Mapping[str, Any]) -> dict[str, Tensor] | None:
     """Return the beginning of an example twice, without padding; None where there are not two tokens of it."""
     labels, ids = batch["labels"], batch.get("input_ids")

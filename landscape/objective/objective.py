@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError
 from landscape.objective.causal import CausalLoss
-from landscape.objective.checks import check_batching, check_causality
+from landscape.objective.checks import check_batching, check_causality, check_gradient_paths
 from landscape.objective.gradients import differentiable, gradients_of_shards, gradients_of_whole, preserved_gradients
 from landscape.objective.identity import describe_data
 from landscape.objective.loss_functions import LossFunction, default_loss
@@ -108,6 +108,7 @@ class Objective:
         self._weights_digest: str | None = None
         self._data_description: dict | None = None
         self._loss_weight: float | None = None
+        self._gradients_checked = False
         if self._sharded:
             if distributed.share().size > 1:
                 raise InputError(
@@ -167,7 +168,11 @@ class Objective:
         Args:
             parameters: The parameters to differentiate in. Frozen ones among them (`Parameters(frozen=True)`) take
                 gradients here, and are as before afterwards.
+
+        Raises:
+            InputError: The model's own code does not let its gradient be taken, or hides a part of it.
         """
+        self.require_gradients()
         tensors = parameters.tensors
         gradient = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
@@ -191,6 +196,19 @@ class Objective:
         loss = _loss_of(losses)
         named = {name: g.div_(loss.weight) for name, g in zip(parameters.names, gradient, strict=True)}
         return loss, named
+
+    def require_gradients(self) -> None:
+        """Check once that what autograd returns is the gradient of the loss (see `checks.check_gradient_paths`).
+
+        Raises:
+            InputError: The model's own code hides a part of the forward pass from autograd.
+        """
+        if self._gradients_checked:
+            return
+        self._gradients_checked = True
+        compiled = any(hasattr(module, "_orig_mod") for module in self.model.modules())
+        if not self._sharded and not compiled:
+            check_gradient_paths(self.model, self.evaluate, on_device(next(iter(self.data)), self.device))
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed loss and the weight of one batch that is on the device already, in the widest float."""

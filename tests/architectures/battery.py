@@ -1,29 +1,23 @@
-"""What is checked of every causal family of transformers, and the table of it: python tests/architectures/battery.py."""
+"""What is checked of every causal family of transformers, and its line in the table of docs/architectures.md."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-import sys
 import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-import transformers
 from conftest import assert_same_state, make_batches, plain_loss, state_of
-from families import NOT_TRIED, VOCABULARY, families, tiny_model
+from families import NOT_TRIED, VOCABULARY, tiny_model
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from landscape import Run, Scope, compute_surface, hessian_vector_product, load_checkpoint
+from landscape import Run, compute_surface, hessian_vector_product, load_checkpoint
 from landscape.errors import InputError
 from landscape.objective.objective import Objective
 from landscape.weights.parameters import Parameters
-
-PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 
 
 @dataclasses.dataclass
@@ -31,28 +25,36 @@ class Row:
     """One line of the table."""
 
     family: str
-    name: str
+    losses: str
     products: str = ""
-    refused: str = ""
 
     def __str__(self) -> str:
-        return f"| {self.family} | {self.name} | {self.refused or 'measured'} | {self.products} |"
+        return (
+            f"| `{self.family}` | {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[self.family]} | {self.losses} | {self.products} |"
+        )
 
 
 def measure(family: str) -> Row:
-    """Build, save and load a tiny model of a family, and check what is measured of it; refusals are part of the row."""
-    row = Row(family, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
+    """Build, save and load a tiny model of a family, and check what is measured of it; a refusal is a sentence.
+
+    In float64, differences of gradients show the most. Where a model does not compute in it, float32 has to do.
+    """
+    if family in NOT_TRIED:
+        return Row(family, f"not tried: {NOT_TRIED[family]}")
     with tempfile.TemporaryDirectory() as folder:
         tiny_model(family).save_pretrained(folder)
-        try:
-            model = load_checkpoint(folder, dtype="float64", device="cpu").model
-            check_loss(model)
-            check_filters(model)
-            check_restoring(model)
-            row.products = check_products(model)
-        except InputError as error:
-            row.refused = f"refused: {str(error).replace(folder, 'it')}"
-    return row
+        losses = "measured"
+        for dtype in ("float64", "float32"):
+            try:
+                model = load_checkpoint(folder, dtype=dtype, device="cpu").model
+                check_loss(model)
+                check_filters(model)
+                check_restoring(model)
+                return Row(family, losses, check_products(model))
+            except InputError as error:
+                refusal = f"refused: {str(error).replace(folder, 'it')}"
+                losses = "measured in float32 only"
+    return Row(family, refusal)
 
 
 def batches_of(rows: int) -> list[dict[str, torch.Tensor]]:
@@ -62,12 +64,12 @@ def batches_of(rows: int) -> list[dict[str, torch.Tensor]]:
 
 def check_loss(model: Any) -> None:
     """The loss is the model's own, one example at a time without padding, and the same in every batching."""
+    found = {rows: Objective(model, batches_of(rows)).loss().mean for rows in (1, 4)}
     alone = plain_loss(model, batches_of(4))
-    for rows in (1, 4):
-        found = Objective(model, batches_of(rows)).loss().mean
-        # Rounding of float64; norms and softmax are float32 in many models, 6e-8 for each number, 5e-7 at the most here.
+    for value in found.values():
+        # Norms and softmax are float32 in many models: 6e-8 for each number, 5e-7 at the most here, 4e-6 in float32.
         # A mean over batches instead of tokens would be off by 1e-2, an auxiliary loss of a router by 1e-3.
-        assert math.isclose(found, alone, rel_tol=2e-6), (rows, found, alone)
+        assert math.isclose(value, alone, rel_tol=2e-6 if model.dtype == torch.float64 else 1e-5), (found, alone)
 
 
 def check_filters(model: Any) -> None:
@@ -89,7 +91,7 @@ def check_filters(model: Any) -> None:
         assert 1 < norms.numel() < others or 1 in entry.tensor.shape, (entry.name, tuple(entry.tensor.shape))
         leaf, widths = entry.name.rsplit(".", 1)[-1], entry.tensor.shape[1:]
         if entry.tensor.ndim == 3 and leaf in ("gate_up_proj", "down_proj") and widths[0] != widths[1]:
-            # Stacked experts: what they give to the model is as wide as it is (16, or a latent width), unlike their inside.
+            # Stacked experts: what they give to the model is 16 wide, or a latent width, and their inside is not.
             width = getattr(model.config, "moe_latent_size", None) or 16
             assert norms.shape[0] == len(entry.tensor)
             assert (norms.shape[1:].numel() == width) == (leaf == "down_proj"), (entry.name, tuple(widths))
@@ -117,18 +119,25 @@ def check_products(model: Any) -> str:
         product = hessian_vector_product(model, batches, vector, run=Run(hvp="exact"))
     except InputError as error:
         kind, reason = "differences", str(error)
-        product = hessian_vector_product(model, batches, vector)
+        try:
+            product = hessian_vector_product(model, batches, vector)
+        except InputError as refusal:
+            return f"refused: {refusal}"
     found = torch.cat([part.flatten() for part in product.values()])
-    apart = {}
-    for step in (1e-5, 1e-4, 1e-6):
+    exact = model.dtype == torch.float64
+    apart, differences = {}, []
+    for step in (1e-5, 1e-4, 1e-6) if exact else (1e-2, 1e-1, 1e-3):
         difference, slope_apart = _difference(model, batches[0], parameters, vector, step)
         apart[step] = float((found - difference).norm() / difference.norm())
-        # Truncation and the float32 inside of many models leave up to 1e-3 between differences and the truth. A backward
-        # pass that loses a term is off by 1e-1.
-        if apart[step] < 3e-3:
+        # Truncation and the float32 inside of many models leave up to 1e-3 between differences and the truth, and all
+        # of a model in float32 leaves 2e-2. A backward pass that loses a term is off by 1e-1.
+        if apart[step] < (3e-3 if exact else 3e-2):
             assert slope_apart < 3e-3, slope_apart
             return kind
-    raise AssertionError((kind, reason, apart))
+        differences.append(difference)
+    spread = min(float((a - b).norm() / a.norm()) for a, b in itertools.combinations(differences, 2))
+    assert spread > 0.1, (kind, reason, apart)  # The differences agree with each other, and not with the product.
+    return f"{kind}, not confirmed: differences of its gradients disagree with each other"
 
 
 def _difference(

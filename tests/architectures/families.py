@@ -31,7 +31,8 @@ _SIZES: dict[str, Any] = {
     "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
     "first_k_dense_replace": 1, "num_dense_layers": 1,
     "state_size": 4, "time_step_rank": 2, "mamba_d_state": 4, "mamba_d_head": 8, "mamba_n_heads": 4,
-    "mamba_n_groups": 1, "mamba_d_ssm": 32, "mamba_expand": 2, "mamba_dt_rank": 2, "chunk_size": 8, "mamba_chunk_size": 8, "n_groups": 1,
+    "mamba_n_groups": 1, "mamba_d_ssm": 32, "mamba_expand": 2, "mamba_dt_rank": 2, "chunk_size": 8,
+    "mamba_chunk_size": 8, "n_groups": 1,
     "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "sliding_window": 12, "initializer_range": 0.2, "init_std": 0.2,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1,
@@ -44,13 +45,11 @@ _HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
 
 # What a family needs besides, in order to be a causal model at all, to be whole, or to be tiny.
 _SPECIAL: dict[str, dict[str, Any]] = {
-    **{
-        name: _DECODER
-        for name in (
-            "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
-            "rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl",
-        )
-    },
+    **dict.fromkeys(
+        ("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
+         "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+        _DECODER,
+    ),
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "youtu"), _LATENT),
     "longcat_flash": _LATENT,
     **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "granitemoehybrid"), _HYBRID),
