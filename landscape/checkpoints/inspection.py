@@ -159,7 +159,7 @@ def _inspect_model(source: str, folder: Path, parts: tuple[str, ...], trust_remo
     files = CheckpointFiles(source, folder, parts, stored, digest, _metadata(folder), config)
     for key in ("vocab_size", "max_position_embeddings", "num_hidden_layers"):
         value = getattr(config.get_text_config(), key, None)
-        unlimited = key == "max_position_embeddings" and value == -1
+        unlimited = value == -1 and isinstance(getattr(type(config), key, None), property)  # XLNet says so of itself
         if value is not None and not unlimited and not (isinstance(value, int) and value > 0):
             raise InputError(f"{source} has an unusable config.json: {key} is {value!r}.")
     return files
