@@ -203,8 +203,8 @@ def check_causality(model: nn.Module, batch: Batch) -> None:
         return
     change, scale = (after - before).square(), float(before.square().mean().sqrt())
     leak, rounding = float(change[0, :-1].mean().sqrt()), float(change[1].mean().sqrt())
-    # The second example is what it was, so that its change is rounding. In tiny models of 155 families it was 0, and 4e-8
-    # in one of them. A bidirectional BERT whose weights are near zero leaks 6e-4 of its logits in float32.
+    # The second example is what it was, so that its change is rounding. In tiny models of 155 families it was 0, and
+    # 4e-8 in one of them. A bidirectional BERT whose weights are near zero leaks 6e-4 of its logits in float32.
     kept = next(model.parameters()).dtype
     smallest = torch.finfo(kept).eps / 4 if kept.itemsize < 4 else 4 * torch.finfo(torch.float32).eps
     if leak > max(10 * rounding, smallest * scale):
