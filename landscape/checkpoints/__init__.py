@@ -1,6 +1,6 @@
 """Checkpoints on disk: inspected before they are trusted, loaded without running their code, written completely.
 
-`inspection` reads a folder and finds it whole, and `kinds` finds it to be of a causal model. `loading` builds models and
+`inspection` reads a folder and finds it whole, and `kinds` finds it of a causal model. `loading` builds models and
 tokenizers of it, `saving` writes a folder. `merging` writes weights between two checkpoints, with the help of
 `streaming`, which reads and writes weight files one tensor at a time.
 """
