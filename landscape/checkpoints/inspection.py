@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from landscape.checkpoints.finding import check_config, find_checkpoint, is_adapter, weight_files
 from landscape.checkpoints.gguf import is_gguf, read_gguf
+from landscape.checkpoints.kinds import check_causal_adapter, check_causal_kind
 from landscape.errors import InputError, first_line
 from landscape.results import digest_of, read_json
 from landscape.weights.vectors import tensor_bytes
@@ -67,7 +68,8 @@ class CheckpointFiles:
     @property
     def max_positions(self) -> int | None:
         """Maximum number of positions of the model, where its configuration says it."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return positions if positions is None or positions > 0 else None  # -1 of an XLNet: it has no limit
 
 
 def distinct_names(checkpoints: Sequence[CheckpointFiles]) -> list[str]:
@@ -114,8 +116,8 @@ def inspect_checkpoint(
         trust_remote_code: Whether the code of the checkpoint's configuration may run.
 
     Raises:
-        InputError: The source is no checkpoint, is damaged or incomplete, or holds only pickled weights; the message
-            names what is wrong.
+        InputError: The source is no checkpoint or none of a causal language model, is damaged or incomplete, or holds
+            only pickled weights; the message names what is wrong.
 
     Example:
         >>> import tempfile
@@ -145,6 +147,7 @@ def _inspect_gguf(source: str, path: Path, parts: tuple[str, ...]) -> Checkpoint
     """Read a GGUF file."""
     stored, digest, quantization = read_gguf(path)
     config = _load_config(source, path.parent, trust_remote_code=False, gguf_file=path.name)
+    check_causal_kind(source, config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # The model is dequantized.
     return CheckpointFiles(source, path.parent, parts, stored, digest, {}, config, gguf=path, quantization=quantization)
@@ -156,14 +159,17 @@ def _inspect_model(source: str, folder: Path, parts: tuple[str, ...], trust_remo
     written = read_json(path)  # read here for a message of one sentence; transformers' own is a page
     if "transformers_weights" in written:
         raise InputError(f"{path} names a weight file of its own (transformers_weights); only the usual are read.")
-    stored, own = _read_tensors(weight_files(source, folder, "model"))
+    shards = weight_files(source, folder, "model")
     config = _load_config(source, folder, trust_remote_code)
+    check_causal_kind(source, config)  # before gigabytes of weights are read
+    stored, own = _read_tensors(shards)
     computes = {key: value for key, value in written.items() if key not in _VOLATILE}
     digest = hashlib.sha256(f"{own} {digest_of(computes)}".encode()).hexdigest()
     files = CheckpointFiles(source, folder, parts, stored, digest, _metadata(folder), config)
     for key in ("vocab_size", "max_position_embeddings", "num_hidden_layers"):
         value = getattr(config.get_text_config(), key, None)
-        if value is not None and not (isinstance(value, int) and value > 0):
+        unlimited = value == -1 and isinstance(getattr(type(config), key, None), property)  # XLNet says so of itself
+        if value is not None and not unlimited and not (isinstance(value, int) and value > 0):
             raise InputError(f"{source} has an unusable config.json: {key} is {value!r}.")
     return files
 
@@ -177,6 +183,7 @@ def _inspect_adapter(source: str, folder: Path, parts: tuple[str, ...], trust_re
         raise InputError("adapters need peft: pip install 'landscape-lm[train]'.") from error
     shards = weight_files(source, folder, "adapter_model")
     written = read_json(path)
+    check_causal_adapter(source, written)
     named, revision = written.get("base_model_name_or_path"), written.get("revision")
     if not isinstance(named, str) or not named:
         raise InputError(f"{path} does not name its base model.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import warnings
@@ -206,10 +207,15 @@ def load_files(
         placement = {"": place} if place is not None and place.type == "cuda" and _has_accelerate() else None
     model = _build(files.base or files, _DTYPES.get(dtype, dtype), trust_remote_code, placement)
     adapter_state = None
+    frozen = _frozen_names(model)
     if files.base is not None:
         model = _with_adapter(model, files, merge=adapter == "merge")
         adapter_state = "merged" if adapter == "merge" else "kept"
     model = (model if place is None else model.to(place)).eval()
+    _multiply_expert_by_expert(model)
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
     held_dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     for name, tensor in model.named_parameters():
         # The stored values are finite, but need not be in another type.
@@ -217,6 +223,30 @@ def load_files(
             raise InputError(f"{files.source}: tensor {name} has values that are not finite in {held_dtype}.")
     devices = str(place) if place is not None else ",".join(dict.fromkeys(str(t.device) for t in model.parameters()))
     return Checkpoint(model, files, files.name, adapter_state, held_dtype, devices, trust_remote_code)
+
+
+def _frozen_names(model: Any) -> set[str]:
+    """Return the names of the parameters that an architecture freezes, such as tables of sinusoidal positions.
+
+    Transformers' from_pretrained lets all of them take gradients.
+    """
+    try:
+        with torch.device("meta"):
+            skeleton = type(model)(copy.deepcopy(model.config))
+    except Exception:  # Code of others need not build without values; then nothing is known of it.
+        return set()
+    return {name for name, parameter in skeleton.named_parameters() if not parameter.requires_grad}
+
+
+def _multiply_expert_by_expert(model: Any) -> None:
+    """Let a mixture of experts in float64 multiply one expert after the other: torch has groups up to float32 only."""
+    if any(tensor.dtype == torch.float64 for tensor in model.parameters()) and grouped_experts(model):
+        model.set_experts_implementation("eager")
+
+
+def grouped_experts(model: Any) -> bool:
+    """Whether a mixture of experts multiplies its experts in groups."""
+    return getattr(getattr(model, "config", None), "_experts_implementation", None) == "grouped_mm"
 
 
 def _has_accelerate() -> bool:

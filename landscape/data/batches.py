@@ -36,12 +36,12 @@ def rows_of(batch: Batch) -> int | None:
     return next((rows for part in parts if (rows := rows_of(part)) is not None), None)
 
 
-def take_rows(batch: Batch, rows: slice, of: int) -> Batch:
+def take_rows(batch: Batch, rows: slice | Tensor, of: int) -> Batch:
     """Return the examples `rows` of a batch.
 
     Args:
         batch: A batch of any nesting.
-        rows: The examples to take.
+        rows: The examples to take, as a slice or as their numbers.
         of: The number of examples in the batch. Tensors of another length belong to all examples and are kept whole.
 
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from landscape.checkpoints.loading import grouped_experts
 from landscape.data.batches import Batch
 from landscape.data.tokens import IGNORED
-from landscape.errors import InputError, as_typed
+from landscape.errors import InputError, MeasurementWarning, as_typed, first_line
 from landscape.objective.head import linear_cross_entropy
 from landscape.parallel.sharding import is_sharded
 from landscape.weights.vectors import wide_dtype
@@ -34,6 +36,11 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError("an encoder-decoder model has no causal language-model loss; pass loss_fn.")
+    if grouped_experts(model) and any(tensor.dtype == torch.float64 for tensor in model.parameters()):
+        raise InputError(
+            f"the experts of {type(model).__name__} are multiplied in groups, which torch cannot in float64; call "
+            'model.set_experts_implementation("eager") first.'
+        )
     classes = getattr(model_part(model, "get_output_embeddings"), "out_features", vocabulary)
     supervised = 0
     for number, batch in enumerate(data, start=1):
@@ -59,13 +66,20 @@ def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:
             )
         if ids.numel() and int(ids.min()) < 0:
             raise InputError(f"token id {int(ids.min())} in the data is negative.")
-        if positions is not None and ids.shape[1] > positions:
+        if positions is not None and 0 < positions < ids.shape[1]:
             raise InputError(
                 f"an example of {ids.shape[1]} tokens is longer than the model's {positions} positions; "
                 f"lower {as_typed('max_length')}."
             )
     if supervised == 0:
         raise InputError("the data has no supervised token: no loss can be taken over it.")
+
+
+def _has_router_loss(model: nn.Module) -> bool:
+    """Whether a mixture of experts adds the loss of its router to the cross-entropy."""
+    config = getattr(model, "config", None)
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ())]
+    return any(getattr(part, "output_router_logits", False) for part in parts)
 
 
 def model_part(model: nn.Module, getter: str) -> Any:
@@ -82,15 +96,20 @@ class CausalLoss:
             loss is `model(**batch).loss` times the number of supervised tokens.
         linear_head: Whether the logits are taken for the output of a linear head, and are never all held at once (see
             `head.linear_cross_entropy`). This needs `at_supervised`.
+        auxiliary: Whether the model's own auxiliary losses count, such as that of a router (`output_router_logits`),
+            which depends on the examples that are in a batch together.
     """
 
-    def __init__(self, at_supervised: bool, linear_head: bool = False):
+    def __init__(self, at_supervised: bool, linear_head: bool = False, auxiliary: bool = True):
         self.at_supervised = at_supervised
         self.linear_head = linear_head
+        self.auxiliary = auxiliary
 
     @classmethod
     def for_model(cls, model: nn.Module, batch: Batch) -> CausalLoss:
         """Return the cheapest form of the loss that equals the model's own loss on two rows of `batch`.
+
+        An auxiliary loss of a router is not part of it: MeasurementWarning says that it is left out.
 
         The forms are tried on the model, because no list of architectures would be complete: heads that do more than
         project, losses with extra terms and forward passes that take other arguments all show as a different value.
@@ -99,7 +118,15 @@ class CausalLoss:
             model: A causal language model.
             batch: One batch, on the model's device.
         """
-        plain = cls(at_supervised=False)
+        auxiliary = not _has_router_loss(model)
+        if not auxiliary:
+            warnings.warn(
+                f"the loss is the cross-entropy of tokens alone: the auxiliary loss of the router of "
+                f"{type(model).__name__} (output_router_logits) is left out.",
+                MeasurementWarning,
+                stacklevel=2,
+            )
+        plain = cls(at_supervised=False, auxiliary=auxiliary)
         head = model_part(model, "get_output_embeddings")
         if head is None:
             return plain
@@ -113,8 +140,8 @@ class CausalLoss:
         model.eval()  # Dropout would make the values differ.
         try:
             with torch.no_grad():
-                expected, weight = plain(model, small)
-                for form in (cls(at_supervised=True, linear_head=True), cls(at_supervised=True)):
+                expected, weight = _first_of(plain, model, small)
+                for form in (cls(True, True, auxiliary), cls(True, False, auxiliary)):
                     try:
                         total, form_weight = form(model, small)
                     except torch.OutOfMemoryError:
@@ -138,7 +165,7 @@ class CausalLoss:
         if not self.at_supervised:
             return self._plain(model, batch, weight)
         if self.linear_head:
-            return self._from_hidden(model, batch, predicted), weight
+            return self._from_hidden(model, {**batch, **self._without_auxiliary()}, predicted), weight
         return self.of_outputs(self.outputs(model, batch), batch)
 
     @staticmethod
@@ -160,6 +187,7 @@ class CausalLoss:
         """Return the logits that predict a supervised label, shape (supervised tokens, vocabulary)."""
         predicted = batch["labels"][:, 1:] != IGNORED
         inputs = {key: value for key, value in batch.items() if key != "labels"}
+        inputs.update(self._without_auxiliary())
         if not self.at_supervised:
             output = model(**inputs)
             return getattr(output, "logits", output)[:, :-1][predicted]
@@ -182,10 +210,13 @@ class CausalLoss:
         weighted = p * tangent.to(wide)
         return weighted.addcmul_(p, weighted.sum(-1, keepdim=True), value=-1)
 
-    @staticmethod
-    def _plain(model: nn.Module, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _without_auxiliary(self) -> dict[str, Any]:
+        """Return the arguments of a forward pass by which the model leaves out its auxiliary losses."""
+        return {} if self.auxiliary else {"output_router_logits": False}
+
+    def _plain(self, model: nn.Module, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the model's own mean loss times its weight; the loss of its logits where it has none of its own."""
-        output = model(**batch)
+        output = model(**batch, **self._without_auxiliary())
         own = getattr(output, "loss", None)
         if own is None:
             logits = getattr(output, "logits", output)
@@ -194,6 +225,19 @@ class CausalLoss:
             return _summed_cross_entropy(logits[:, :-1][kept], targets[kept]), weight
         total = own.to(wide_dtype(own.device)) * weight
         return torch.where(weight > 0, total, torch.zeros_like(total)), weight  # The mean over no token is NaN.
+
+
+def _first_of(loss_fn: CausalLoss, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the loss of the first batch; raise InputError where the model does not compute on it."""
+    try:
+        return loss_fn(model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise InputError(
+            f"{type(model).__name__} in {dtype} does not compute on the first batch: {first_line(error)}"
+        ) from error
 
 
 def logits_at(model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:

@@ -8,14 +8,24 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from landscape.errors import InputError, first_line
 from landscape.parallel.sharding import settle
 
 Gradients = tuple[Tensor | None, ...]  # one for each tensor; None where the loss does not depend on it
 
 
 def gradients_of_whole(loss_sum: Tensor, tensors: Sequence[Tensor]) -> Gradients:
-    """Return the gradients of a loss in whole tensors."""
-    return torch.autograd.grad(loss_sum, tensors, allow_unused=True)
+    """Return the gradients of a loss in whole tensors.
+
+    Raises:
+        InputError: The model's own code does not allow it, such as one that writes over what its gradient needs.
+    """
+    try:
+        return torch.autograd.grad(loss_sum, tensors, allow_unused=True)
+    except RuntimeError as error:
+        if "inplace operation" not in str(error) and "derivative for" not in str(error):
+            raise
+        raise InputError(f"the gradient of this model cannot be taken: {first_line(error)}") from error
 
 
 def gradients_of_shards(loss_sum: Tensor, tensors: Sequence[Tensor]) -> Gradients:

@@ -16,6 +16,7 @@ from landscape.data.batches import Batch, on_device
 from landscape.data.tokens import IGNORED
 from landscape.errors import InputError, as_typed
 from landscape.objective.causal import CausalLoss, check_token_batches
+from landscape.weights.preservation import preserved
 from landscape.weights.vectors import vector_digest, wide_dtype
 
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Tensor | float]]  # -> (loss_sum, weight)
@@ -51,15 +52,63 @@ def default_loss(model: nn.Module, data: Iterable[Batch], first: Batch) -> LossF
         first: The first of them, on the model's device.
 
     Raises:
-        InputError: A batch is neither a mapping with `labels` nor an (inputs, targets) pair, or the model has no loss
-            on a batch (see `causal.check_token_batches`).
+        InputError: A batch is neither a mapping with `labels` nor an (inputs, targets) pair, the model has no loss on a
+            batch (see `causal.check_token_batches`), or targets of pairs are not classes of the model.
     """
     if isinstance(first, Mapping) and "labels" in first:
         check_token_batches(model, data)
         return CausalLoss.for_model(model, first)
     if isinstance(first, (tuple, list)) and len(first) == 2:
+        _check_classes(model, data, first)
         return supervised_loss(F.cross_entropy)
     raise InputError("a batch is neither a mapping with 'labels' nor an (inputs, targets) pair; pass loss_fn.")
+
+
+def _check_classes(model: nn.Module, data: Iterable[Batch], first: Batch) -> None:
+    """Check that the targets of pairs are classes, or probabilities of the classes that the model gives scores to.
+
+    Args:
+        model: The model that will be measured.
+        data: (inputs, targets) pairs.
+        first: The first of them, on the model's device.
+
+    Raises:
+        InputError: Targets are numbers for a regression, or no class of the model.
+    """
+    other = (
+        "cross-entropy, which is the loss of (inputs, targets) pairs without loss_fn, needs {}; for a regression pass "
+        "loss_fn=landscape.supervised_loss(torch.nn.MSELoss())."
+    )
+    with preserved(model), torch.no_grad():
+        outputs = model(first[0])
+    if not isinstance(outputs, Tensor) or not isinstance(first[1], Tensor) or not outputs.ndim:
+        raise InputError(
+            "a model of (inputs, targets) pairs has to return a tensor, and targets are one; pass loss_fn."
+        )
+    shape = tuple(outputs.shape)
+    classes = shape[1 if outputs.ndim > 1 else 0]
+    if classes < 2:
+        raise InputError(other.format(f"a score for each of two or more classes, but the model's output is {shape}"))
+    for number, (_, targets) in enumerate(data, start=1):
+        if targets.is_floating_point():
+            of_one = targets.sum(1 if targets.ndim > 1 else 0)
+            fits = targets.ndim == outputs.ndim and targets.shape[min(1, targets.ndim - 1)] == classes
+            if not (fits and bool((targets >= 0).all()) and bool((of_one - 1).abs().max() < 1e-2)):
+                given = f"{str(targets.dtype).removeprefix('torch.')} of shape {tuple(targets.shape)}"
+                raise InputError(
+                    other.format(
+                        "classes as whole numbers, or a probability for each of them, and the targets of batch "
+                        f"{number} are {given}"
+                    )
+                )
+            continue
+        kept = targets[targets != IGNORED]
+        for label in (int(kept.min()), int(kept.max())) if kept.numel() else ():
+            if not 0 <= label < classes:
+                raise InputError(
+                    f"target {label} of batch {number} is none of the model's {classes} classes; where no loss is "
+                    f"taken, the target is {IGNORED}."
+                )
 
 
 class SupervisedLoss:

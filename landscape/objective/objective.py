@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError, as_typed
+from landscape.objective.causal import CausalLoss
+from landscape.objective.checks import check_batching, check_causality, check_gradient_paths
 from landscape.objective.gradients import differentiable, gradients_of_shards, gradients_of_whole, preserved_gradients
 from landscape.objective.identity import describe_data
 from landscape.objective.loss_functions import LossFunction, default_loss
@@ -55,7 +57,8 @@ class Objective:
 
     Raises:
         InputError: The data cannot be read twice, is empty or has no supervised token; it has token ids or lengths that
-            the model does not have; or weights or data are not those of the other processes.
+            the model does not have; weights or data are not those of the other processes; the loss of examples depends
+            on how they are batched; or without `loss_fn`, the model of tokens is not causal.
 
     Example:
         The mean is over rows, whatever batches they are in:
@@ -95,11 +98,17 @@ class Objective:
         first = next(iter(data), None)
         if first is None:
             raise InputError("the data holds no batch.")
-        self.loss_fn = loss_fn or default_loss(model, data, on_device(first, self.device))
+        first = on_device(first, self.device)
+        self.loss_fn = loss_fn or default_loss(model, data, first)
+        if loss_fn is None and isinstance(self.loss_fn, CausalLoss):
+            check_causality(model, first)
+        low = any(tensor.dtype.itemsize < 4 for tensor in model.parameters())
+        check_batching(model, data, self.evaluate, self.device, low or autocast is not None)
         self.rows_limit: int | None = None  # Maximum rows per micro-batch, once memory ran out.
         self._weights_digest: str | None = None
         self._data_description: dict | None = None
         self._loss_weight: float | None = None
+        self._gradients_checked = False
         if self._sharded:
             if distributed.share().size > 1:
                 raise InputError(
@@ -159,7 +168,11 @@ class Objective:
         Args:
             parameters: The parameters to differentiate in. Frozen ones among them (`Parameters(frozen=True)`) take
                 gradients here, and are as before afterwards.
+
+        Raises:
+            InputError: The model's own code does not let its gradient be taken, or hides a part of it.
         """
+        self.require_gradients()
         tensors = parameters.tensors
         gradient = [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
@@ -183,6 +196,19 @@ class Objective:
         loss = _loss_of(losses)
         named = {name: g.div_(loss.weight) for name, g in zip(parameters.names, gradient, strict=True)}
         return loss, named
+
+    def require_gradients(self) -> None:
+        """Check once that what autograd returns is the gradient of the loss (see `checks.check_gradient_paths`).
+
+        Raises:
+            InputError: The model's own code hides a part of the forward pass from autograd.
+        """
+        if self._gradients_checked:
+            return
+        self._gradients_checked = True
+        compiled = any(hasattr(module, "_orig_mod") for module in self.model.modules())
+        if not self._sharded and not compiled:
+            check_gradient_paths(self.model, self.evaluate, on_device(next(iter(self.data)), self.device))
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed loss and the weight of one batch that is on the device already, in the widest float."""

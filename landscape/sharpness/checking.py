@@ -48,12 +48,18 @@ def check_sharpness(
     # The form of a language model's loss is found by evaluating it, and does not matter here.
     loss_fn = scope.loss_fn or CausalLoss(at_supervised=True, linear_head=True)
     with progress_bar(metric, None, "eval", False) as bar, preserved(module):
-        site = Site(at, data, dataclasses.replace(scope, loss_fn=loss_fn), Run(), seed=0, bar=bar, identity={})
+        site = Site(at, data, dataclasses.replace(scope, loss_fn=_unevaluated), Run(), seed=0, bar=bar, identity={})
+        site.scope = dataclasses.replace(scope, loss_fn=loss_fn)
         if base is not None:
             site.displacement = displacement_between(site, base, model)
         site.objective = _Unevaluated(loss_fn)  # type: ignore[assignment]
         with contextlib.suppress(_Evaluated):
             chosen.measure(site, **settings)
+
+
+def _unevaluated(*_: Any) -> NoReturn:
+    """Stands for a loss function while the site is opened, so that nothing is evaluated there either."""
+    raise RuntimeError("the loss is not evaluated where only options are checked")
 
 
 class _Evaluated(Exception):

@@ -189,7 +189,10 @@ def finetune(
         )
         try:
             model, state = _train(trainer, model, training, load_options)
-            after = _mean_loss(model, evaluated)
+            try:
+                after = _mean_loss(model, evaluated)
+            except InputError as error:  # Before the run, the same model on the same data had none.
+                raise Diverged(f"the loss after the last step cannot be measured: {error}".rstrip(".")) from error
             _check_finite(model, after)
         except Diverged as error:
             _empty(training)

@@ -135,10 +135,26 @@ def _matrix_axes(entry: NamedParameter) -> tuple[int, int]:
     if isinstance(owner, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         return 1, 0
     is_convolution = isinstance(owner, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    if tensor.ndim == 3 and not is_convolution and hasattr(owner, "num_experts"):
-        # transformers stacks experts as (E, out, in), or (E, in, out) where it says is_transposed
-        return (2, 1) if getattr(owner, "is_transposed", False) else (1, 2)
+    if tensor.ndim == 3 and not is_convolution:  # experts or heads, stacked along the first axis
+        return (2, 1) if _is_transposed(entry) else (1, 2)
     return 0, 1
+
+
+def _is_transposed(entry: NamedParameter) -> bool:
+    """Whether stacked experts are (E, in, out) and not (E, out, in).
+
+    Most of transformers says so; where it does not, the width of the model tells which axis is the input of gate and up
+    projections and the output of down projections.
+    """
+    said = getattr(entry.owner, "is_transposed", None)
+    if said is not None:
+        return bool(said)
+    width = getattr(entry.owner, "hidden_size", getattr(entry.owner, "hidden_dim", None))
+    leaf = entry.name.rpartition(".")[2]
+    outer, inner = entry.tensor.shape[1:]
+    if leaf.startswith("down"):
+        return inner == width != outer
+    return leaf.startswith(("gate", "up")) and outer == width != inner
 
 
 def head_dimension_of(model: nn.Module) -> int:

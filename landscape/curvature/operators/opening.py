@@ -62,6 +62,7 @@ def curvature_of(
         chosen = {id(tensor) for tensor in parameters.tensors}
         for tensor in model.parameters():
             tensor.requires_grad_(id(tensor) in chosen)
+        objective.require_gradients()
         operator = _open_as_others(objective, parameters, curvature, hvp, keep_graphs)
         half = {str(t.dtype).removeprefix("torch.") for t in parameters.tensors if t.dtype.itemsize < 4}
         if half:
