@@ -173,8 +173,6 @@ def correlate(
     for name in [*roles, *metrics]:
         if name not in frame.columns:
             raise InputError(f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}.")
-        if list(frame.columns).count(name) > 1:
-            raise InputError(f"the table has more than one column {name!r}.")
     numeric = [forgetting, *controls, *metrics]
     for name in numeric:
         if numeric.count(name) > 1:
