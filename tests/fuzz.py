@@ -420,7 +420,7 @@ def complaints(case: Case, folder: Path, arguments: list[str], code: Any, out: s
         found.append(f"{len(sentences)} sentences: {err[-300:]!r}")
     if code == 2 and sentences:
         words = sentences[0]
-        if re.search(r"object at 0x|<class |(?<!got )\bNoneType\b|Error\(|errno|KeyError|__", words, re.IGNORECASE):
+        if re.search(r"object at 0x|has no attribute|KeyError|__\w+__|positional argument", words):
             found.append(f"words of Python in the sentence: {words[:300]}")
         if len(words) > 900:
             found.append(f"a sentence of {len(words)} letters: {words[:120]}...")
@@ -444,6 +444,8 @@ def numbers_amiss(case: Case, folder: Path, err: str) -> list[str]:
     if case.target in ("weights", "config", "tokenizer", "records") and not odd:
         for loss in losses:
             expected = loss_of_transformers(folder)
+            if expected is not None and math.isnan(expected):
+                break
             if expected is None or not math.isclose(loss, expected, rel_tol=2e-5, abs_tol=1e-6):
                 found.append(f"the loss is {loss}, of transformers {expected}")
                 break
@@ -484,7 +486,7 @@ def loss_of_transformers(folder: Path) -> float | None:
                 continue
             record = {k: v for k, v in json.loads(line.decode("utf-8-sig")).items() if v is not None}
             if record.keys() >= {"choices", "answer"} or "messages" in record:
-                return plain_loss(model, batches) if batches else None  # has another tokenization: not compared
+                return math.nan  # These have tokens of another kind, which are not compared.
             if record.keys() >= {"prompt", "completion"}:
                 before = tokenizer(record["prompt"])["input_ids"]
                 after = tokenizer(record["completion"], add_special_tokens=False)["input_ids"]
@@ -565,9 +567,9 @@ def run_case(case: Case, workplace: Path) -> dict[str, Any]:
             found = complaints(case, folder, arguments, code, out, err)
             changed = sorted(k for k, v in fingerprint(folder).items() if before.get(k) != v)
             changed += sorted(before.keys() - fingerprint(folder).keys())
-            given = arguments[arguments.index("-o") + 1] if "-o" in arguments else "landscape-"
-            asked = {value for value in (given, arguments[-1], *OUTPUTS) if value}
-            foreign = [name for name in changed if not any(name.startswith(a) for a in asked - {"base", "tasks.jsonl", "task.yaml", "."})]
+            # What was named as the output may be written; what was there before may not be changed.
+            named = [*arguments, "landscape-"] if case.target == "option" else ["out"]
+            foreign = [name for name in changed if name in before or not name.startswith(tuple(filter(None, named)))]
             foreign = [name for name in foreign if name in before or "." not in arguments]
             if foreign:
                 found.append(f"changed {foreign[:4]}")
