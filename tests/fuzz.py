@@ -12,6 +12,8 @@ Inputs run one after the other in a process that a fork of this one is, so that 
 takes its process down, or does not end in time, is a finding, and the next ones run in a new process.
 """
 
+# ruff: noqa: E501  the lists of odd values are read as lists
+
 from __future__ import annotations
 
 import argparse
@@ -146,7 +148,19 @@ WORK = {
     "batch_size", "top",
 }  # fmt: skip
 LARGE = {"9" * 30}
-OUTPUTS = ["", ".", "base", "tasks.jsonl", "out/deep/er", "tasks.jsonl/x", "x" * 300, "\u00fc", "a\nb", "out.csv", "task.yaml"]
+OUTPUTS = [
+    "",
+    ".",
+    "base",
+    "tasks.jsonl",
+    "out/deep/er",
+    "tasks.jsonl/x",
+    "x" * 300,
+    "\u00fc",
+    "a\nb",
+    "out.csv",
+    "task.yaml",
+]
 
 
 def options_of(command: str) -> dict[str, str]:
@@ -205,7 +219,9 @@ def mutate_bytes(draws: random.Random, content: bytes) -> bytes:
         elif way == 3:
             changed[place:place] = changed[place : place + draws.randint(1, 40)]
         else:
-            changed[place:place] = draws.choice([b"\0", b"\xff\xfe", b"\r", b"\n\n", b'"', b"{", b"]", b",", b"\xed\xa0\x80"])
+            changed[place:place] = draws.choice(
+                [b"\0", b"\xff\xfe", b"\r", b"\n\n", b'"', b"{", b"]", b",", b"\xed\xa0\x80"]
+            )
     return bytes(changed)
 
 
@@ -234,7 +250,9 @@ def mutate_json(draws: random.Random, value: Any) -> Any:
     elif way == 2:
         other = changed
         for part in draws.choice(paths):
-            other = other[part] if isinstance(other, (dict, list)) and (part in other or isinstance(part, int)) else other
+            other = (
+                other[part] if isinstance(other, (dict, list)) and (part in other or isinstance(part, int)) else other
+            )
         holder[key] = json.loads(json.dumps(other)) if len(json.dumps(other)) < 10**5 else None
     elif way == 3 and isinstance(holder, dict):
         holder[draws.choice(["x", "", "model_type", "dtype", "text", "choices", "tie_word_embeddings"])] = holder[key]
@@ -288,7 +306,18 @@ def mutate_records(draws: random.Random, content: bytes) -> bytes:
     if way == 1:
         lines[at] = mutate_json_text(draws, lines[at]) + b"\n"
     elif way == 2:
-        texts = ["", " ", "\u0000", "a" * 5000, "\U0001f600" * 50, "<|end|>" * 9, "\u0301", "\n" * 30, "{{7*7}}", "x\r\ny"]
+        texts = [
+            "",
+            " ",
+            "\u0000",
+            "a" * 5000,
+            "\U0001f600" * 50,
+            "<|end|>" * 9,
+            "\u0301",
+            "\n" * 30,
+            "{{7*7}}",
+            "x\r\ny",
+        ]
         keys = [{"text"}, {"prompt", "completion"}, {"prompt", "completion", "instruction"}, {"question", "answer"}]
         lines[at] = json.dumps({key: draws.choice(texts) for key in sorted(draws.choice(keys))}).encode() + b"\n"
     elif way == 3:
@@ -305,7 +334,25 @@ def mutate_table(draws: random.Random, content: bytes) -> bytes:
     if draws.random() < 0.3:
         return mutate_bytes(draws, content)
     rows = list(csv.reader(io.StringIO(content.decode())))
-    cells = ["", " ", "nan", "inf", "-inf", "1e309", "x", "1,2", '"', "0", "-0", "1e-320", "True", "9" * 400, "\u00fc", "NA", "c0"]
+    cells = [
+        "",
+        " ",
+        "nan",
+        "inf",
+        "-inf",
+        "1e309",
+        "x",
+        "1,2",
+        '"',
+        "0",
+        "-0",
+        "1e-320",
+        "True",
+        "9" * 400,
+        "\u00fc",
+        "NA",
+        "c0",
+    ]
     for _ in range(draws.choice([1, 1, 3])):
         row, column = draws.randrange(len(rows)), draws.randrange(len(rows[0]))
         way = draws.randrange(6)
@@ -336,7 +383,17 @@ def mutate_task(draws: random.Random, content: bytes) -> bytes:
         del lines[at]
     elif way == 2:
         key = lines[at].partition(b":")[0]
-        odd = [b"", b"[", b"{a: b}", b"!!python/object/apply:os.getcwd []", b"&a [*a]", b"absent", b"3", b"null", b"'{{ x'"]
+        odd = [
+            b"",
+            b"[",
+            b"{a: b}",
+            b"!!python/object/apply:os.getcwd []",
+            b"&a [*a]",
+            b"absent",
+            b"3",
+            b"null",
+            b"'{{ x'",
+        ]
         lines[at] = key + b": " + draws.choice(odd) + b"\n"
     else:
         lines.insert(at, draws.choice([b"\t- x\n", b"---\n", b"group: g\n", b"include: absent.yaml\n", b"task: [x]\n"]))
@@ -387,7 +444,9 @@ class Case:
     def damage_results(self, folder: Path) -> None:
         """Damage a file that the first run of the same command left."""
         draws = random.Random(str(self))
-        written = sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0].startswith("out"))
+        written = sorted(
+            p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0].startswith("out")
+        )
         path = draws.choice(written)
         if draws.random() < 0.2:
             path.unlink()
@@ -411,7 +470,9 @@ def fingerprint(folder: Path) -> dict[str, str]:
 def complaints(case: Case, folder: Path, arguments: list[str], code: Any, out: str, err: str) -> list[str]:
     """What is wrong with how a run ended."""
     found = []
-    sentences = [s for s in err.splitlines() if s.startswith("landscape: ") and not s.startswith("landscape: warning: ")]
+    sentences = [
+        s for s in err.splitlines() if s.startswith("landscape: ") and not s.startswith("landscape: warning: ")
+    ]
     if "Traceback" in err or "Traceback" in out:
         found.append("traceback: " + err.strip().splitlines()[-1][:200])
     elif code not in (0, 2):
@@ -610,7 +671,12 @@ class Worker:
             try:
                 result = run_case(Case(**json.loads(line)), workplace)
             except BaseException:
-                result = {"code": None, "found": ["the fuzzer: " + traceback.format_exc()[-600:]], "seconds": 0, "arguments": []}
+                result = {
+                    "code": None,
+                    "found": ["the fuzzer: " + traceback.format_exc()[-600:]],
+                    "seconds": 0,
+                    "arguments": [],
+                }
             answers.write(json.dumps(result) + "\n")
             answers.flush()
         os._exit(0)
@@ -685,12 +751,184 @@ def import_everything() -> None:
     gc.freeze()
 
 
+# --- disasters ----------------------------------------------------------------------------------------------
+
+LONG: dict[str, tuple[str, ...]] = {
+    "plot": ("base", "--data", "tasks.jsonl", "--points", "401", "--dim", "1", *CPU),
+    "sharpness": ("base", "--data", "tasks.jsonl", "--metric", "average_case:samples=512", "--metric", "top_eigenvalue",
+                  "--metric", "worst_case", *CPU),
+    "hessian": ("base", "--data", "tasks.jsonl", "--top", "3", "--trace-rtol", "0.1", "--density", *CPU),
+    "forgetting": ("base", "tuned", "adapter", "--data", "tasks.jsonl", "--data", "text.txt", "--resamples", "9999", *CPU),
+    "measure": ("base", "tuned", "--old", "tasks.jsonl", "--new", "text.txt", "--metric", "average_case:samples=256",
+                "--metric", "top_eigenvalue", *CPU),
+    "correlate": ("table.csv", "--resamples", "999"),
+    "finetune": ("base", "--data", "tasks.jsonl", "--steps", "60", "--batch-size", "4", "--save-every", "5", *CPU),
+    "merge": ("base", "tuned"),
+}  # fmt: skip
+
+
+def output_of(command: str, folder: Path) -> list[str]:
+    return ["-o", str(folder / "table.csv" if command == "measure" else folder)]
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What the files of a folder say, without times of day and durations; pictures that name a time by their presence."""
+
+    def without_times(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "created")}
+        return [without_times(part) for part in value] if isinstance(value, list) else value
+
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".json":
+            found[name] = without_times(json.loads(path.read_text()))
+        elif path.suffix == ".csv":
+            rows = list(csv.DictReader(io.StringIO(path.read_text())))
+            found[name] = [{k: v for k, v in row.items() if "seconds" not in (k, row.get("quantity"))} for row in rows]
+        else:
+            found[name] = path.read_bytes() if path.suffix in (".png", ".safetensors") else None
+    return found
+
+
+def half_written(folder: Path) -> list[str]:
+    """What a run that was stopped left that a reader could take for a result, or the next run for a journal."""
+    found = []
+    for path in folder.rglob("*"):
+        try:
+            if path.suffix == ".json" and not path.name.startswith("."):
+                json.loads(path.read_text())
+            if path.suffix == ".journal":
+                [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        except ValueError:
+            found.append(f"{path.name} is torn")
+    return found
+
+
+def forked(arguments: list[str], cwd: Path, printed: Path, before: Callable[[], Any] = lambda: None) -> int:
+    """Start the command line in a fork, which prints into a file; its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.chdir(cwd)
+    output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1), os.dup2(output, 2)
+    try:
+        before()
+        code, out, err = run_here(arguments)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        os.write(1, (out + err).encode())
+        os._exit(code if isinstance(code, int) else 1)
+    finally:
+        os._exit(70)  # Nothing of this process may go on as if it were the fuzzer.
+
+
+def kill_at_random_moments(workplace: Path, command: str, kills: int, seed: int = 0) -> tuple[int, list[str]]:
+    """SIGKILL a command at random moments of its work, again and again, then let it end; kills, and what is wrong."""
+    import landscape.results.snapshots
+
+    landscape.results.snapshots.SHARE = 0  # Snapshots after every product, however long writing them takes.
+    draws = random.Random(f"{command}/{seed}")
+    found: list[str] = []
+    with tempfile.TemporaryDirectory() as place:
+        whole, folder, printed = Path(place) / "whole", Path(place) / "killed-0", Path(place) / "printed"
+        arguments = [command, *LONG[command]]
+        started = time.monotonic()
+        pid = forked([*arguments, *output_of(command, whole)], workplace, printed)
+        if os.waitpid(pid, 0)[1]:
+            return 0, [f"it does not end well: {printed.read_text()[-300:]}"]
+        duration = time.monotonic() - started
+        expected = contents(whole)
+        done = runs = 0
+        while done < kills and runs < 3 * kills:
+            pid = forked([*arguments, *output_of(command, folder)], workplace, printed)
+            time.sleep(draws.uniform(0.02, 0.6) * duration)
+            os.kill(pid, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            runs += 1
+            if status == -signal.SIGKILL:
+                done += 1
+                found += [f"after a kill: {words}" for words in (half_written(folder) if folder.exists() else [])]
+                continue
+            if status:
+                found.append(f"exit code {status} after kills: {printed.read_text()[-300:]}")
+            elif contents(folder) != expected:
+                found.append("another result after kills")
+            folder = Path(place) / f"killed-{runs}"
+        pid = forked([*arguments, *output_of(command, folder)], workplace, printed)
+        if os.waitpid(pid, 0)[1]:
+            found.append(f"the last run: {printed.read_text()[-300:]}")
+        elif contents(folder) != expected:
+            differing = [
+                k for k in expected.keys() | contents(folder).keys() if expected.get(k) != contents(folder).get(k)
+            ]
+            found.append(f"another result after kills, in {sorted(differing)[:4]}")
+        return done, found
+
+
+def files_no_longer_than(workplace: Path, command: str, size: int) -> list[str]:
+    """Run a command under a limit on the size of files, as on a full disk, and then again without; what is wrong."""
+    found: list[str] = []
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    def unlimited_print() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limit()
+
+    with tempfile.TemporaryDirectory() as place:
+        folder, printed = Path(place) / "out", Path(place) / "printed"
+        arguments = [command, *LONG[command], *output_of(command, folder)]
+        status = os.waitstatus_to_exitcode(os.waitpid(forked(arguments, workplace, printed, unlimited_print), 0)[1])
+        said = printed.read_text()
+        sentences = [s for s in said.splitlines() if s.startswith("landscape: ") and "warning" not in s]
+        if status == 0:
+            return []
+        if (
+            status != 2
+            or len(sentences) != 1
+            or "Traceback" in said
+            or not re.search("what is finished is kept|cannot be written", sentences[0])
+        ):
+            found.append(f"files of {size} bytes: exit code {status}, {said[-400:]!r}")
+        if folder.exists():
+            found += half_written(folder)
+        status = os.waitstatus_to_exitcode(os.waitpid(forked(arguments, workplace, printed), 0)[1])
+        if status:
+            found.append(f"then without a limit: {printed.read_text()[-300:]!r}")
+    return found
+
+
+def unwritable_outputs(workplace: Path, command: str) -> list[str]:
+    """Run a command with outputs that cannot be written; root can write almost anywhere, but not in a file."""
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        printed = Path(place) / "printed"
+        (Path(place) / "file").write_text("mine")
+        (Path(place) / "link").symlink_to("nowhere/at/all")
+        for output in ("file", "file/below", "link", "/proc/landscape", "/sys/landscape", "/dev/null/x", "/dev/full"):
+            path = Path(place) / output
+            arguments = [command, *COMMANDS[command][:-2], "-o", str(path / "t.csv" if command == "measure" else path)]
+            status = os.waitstatus_to_exitcode(os.waitpid(forked(arguments, workplace, printed), 0)[1])
+            said = printed.read_text()
+            sentences = [s for s in said.splitlines() if s.startswith("landscape: ") and "warning" not in s]
+            if status != 2 or len(sentences) != 1 or "Traceback" in said:
+                found.append(f"-o {output}: exit code {status}, {said[-400:]!r}")
+        if (Path(place) / "file").read_text() != "mine":
+            found.append("a file in place of the output was overwritten")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--inputs", type=int, default=300, help="how many inputs")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seconds", type=float, default=900, help="end after so many seconds")
     parser.add_argument("--only", default="", help="part of the names of the cases to run, such as plot/ or /config")
+    parser.add_argument("--kill", type=int, default=0, help="SIGKILL each long command so many times, instead")
+    parser.add_argument("--disk", action="store_true", help="full disks and outputs that cannot be written, instead")
     parser.add_argument("--case", help="run one case, and print what it prints")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -700,6 +938,19 @@ def main() -> None:
             result = fuzzer.run(Case(command, target, int(seed)))
             print(*(f"{key}: {value}" for key, value in result.items()), sep="\n")
             fuzzer.close()
+            return
+        if options.kill:
+            for command in LONG:
+                if options.only in f"{command}/":
+                    print(command, *kill_at_random_moments(fuzzer.workplace, command, options.kill), flush=True)
+            return
+        if options.disk:
+            for command in LONG:
+                if options.only not in f"{command}/":
+                    continue
+                for size in (0, 1, 100, 2000, 20_000, 60_000):
+                    print(command, size, *files_no_longer_than(fuzzer.workplace, command, size), flush=True)
+                print(command, *unwritable_outputs(fuzzer.workplace, command), flush=True)
             return
         kinds = [kind for kind in KINDS if options.only in "/".join((*kind, ""))]
         started, count = time.monotonic(), 0

@@ -330,7 +330,7 @@ def load_data(
 
     encoded: Iterable[Encoded]
     shapes: Counter[str] = Counter()
-    if is_running_text(source):
+    if isinstance(source, (str, Path)) and is_running_text(source):
         name, pieces = builtin_corpus(str(source), part) if is_builtin(source) else (str(source), [read_text(source)])
         encoded = encode_windows(tokenizer, pieces, max_length, limit, seed)
     else:

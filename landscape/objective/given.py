@@ -1,4 +1,4 @@
-"""What a caller gives as data and as a loss function: made into batches, or refused in words that name the right call."""
+"""What a caller gives as data and as a loss function: made into batches, or refused with the right call named."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def batches_of(data: Any, model: nn.Module | Checkpoint) -> Iterable[Batch]:
 
     Args:
         data: Batches; or a list of records as `load_data` takes them, for which the tokenizer of the checkpoint is
-            known; or a list of examples, each a mapping with `input_ids` and `labels` that are lists of whole numbers or
-            tensors of one dimension.
+            known; or a list of examples, each a mapping with `input_ids` and `labels` that are lists of whole numbers
+            or tensors of one dimension.
         model: What the data are for.
 
     Raises:

@@ -31,7 +31,9 @@ def trained(model, trainer, pre_tokenizer, normalizer=None, post_processor=None)
 def bpe(pre_tokenizer, normalizer=None, post_processor=None, alphabet=True):
     initial = pre_tokenizers.ByteLevel.alphabet() if alphabet else []
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<s>"], initial_alphabet=initial, show_progress=False)
-    return trained(models.BPE(unk_token=None if alphabet else "<s>"), trainer, pre_tokenizer, normalizer, post_processor)
+    return trained(
+        models.BPE(unk_token=None if alphabet else "<s>"), trainer, pre_tokenizer, normalizer, post_processor
+    )
 
 
 def split(pattern):
@@ -73,8 +75,9 @@ def tokenizer_of(name):
 # Pieces that stand at the edges of what splitters decide: contractions, runs of spaces and newlines, combining marks,
 # added tokens with spaces inside, digits, and words without a space.
 PIECES = [
-    " the", " it's", " we'", "'ll", "  ", "\n", "\n\n ", " \n \n", "\t", " 123456", " 7", "...", " (", "\u0301", " e\u0301",
-    "\u00a0", "\u3042\u3044", "<|turn of the user|>", "<|turn", " of the user|>", "<s>", " A", " don'", "t", "x" * 40, "\U0001f600",
+    " the", " it's", " we'", "'ll", "  ", "\n", "\n\n ", " \n \n", "\t", " 123456", " 7", "...", " (", "\u0301",
+    " e\u0301", "\u00a0", "\u3042\u3044", "<|turn of the user|>", "<|turn", " of the user|>", "<s>",
+    " A", " don'", "t", "x" * 40, "\U0001f600",
 ]  # fmt: skip
 
 

@@ -122,9 +122,8 @@ def test_a_list_of_single_examples_makes_batches(as_tensors):
     examples = [{"input_ids": ids, "labels": ids} for ids in lists]
     if as_tensors:
         examples = [{key: torch.tensor(value) for key, value in example.items()} for example in examples]
-    expected = plain_loss(
-        model, [{k: torch.tensor([ids]) for k in ("input_ids", "labels")} | {"attention_mask": torch.ones(1, len(ids))} for ids in lists]
-    )  # fmt: skip
+    batches = [{"input_ids": torch.tensor([ids]), "labels": torch.tensor([ids])} for ids in lists]
+    expected = plain_loss(model, [batch | {"attention_mask": torch.ones_like(batch["labels"])} for batch in batches])
     surface = compute_surface(model, examples, **QUIET)
     assert surface.center == pytest.approx(expected, rel=1e-6)  # float32 rounding; means of means differ by 1e-2
 

@@ -375,7 +375,7 @@ def test_results_are_equal_where_the_same_measurement_gave_the_same_numbers(tmp_
     later = dataclasses.replace(a.provenance, seconds=7.0, created="2030-01-01T00:00:00+00:00")
     b = surface_with(loss=np.array([1.0, float("nan"), np.inf]), center=float("nan"), provenance=later)
     assert a == b
-    assert not a != b
+    assert (a != b) is False
     assert hash(a) == hash(b)
     assert len({a, b}) == 1
     assert Surface.load(a.save(tmp_path / "a.json")) == a, "what was read back, with lists in place of tuples"
