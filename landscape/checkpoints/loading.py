@@ -53,7 +53,7 @@ class LoadOptions:
     trust_remote_code: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Checkpoint:
     """A loaded checkpoint. `load_checkpoint` makes it.
 
@@ -105,6 +105,11 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """The tokenizer, loaded when it is first asked for; raises InputError where the folder has none."""
         return load_tokenizer(self.files, trust_remote_code=self.trust_remote_code)
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        kind = f"{type(self.model).__name__}, {count:,} parameters, {self.dtype} on {self.device}"
+        return f"Checkpoint({self.source!r}, {kind})"
 
     def describe(self) -> dict:
         """Return what a result's provenance says of the checkpoint.
@@ -392,7 +397,15 @@ def resolve_device(device: str) -> torch.device:
 
 
 def identify(model: nn.Module | Checkpoint) -> tuple[nn.Module, str, dict | None]:
-    """Return the module, a name and the provenance of what a caller passed as `model`."""
+    """Return the module, a name and the provenance of what a caller passed as `model`.
+
+    Raises:
+        InputError: It is neither a module nor a checkpoint; the message names the call that makes one of it.
+    """
     if isinstance(model, Checkpoint):
         return model.model, model.name, model.describe()
+    if isinstance(model, (str, Path)):
+        raise InputError(f"the model is the path {str(model)!r}; give load_checkpoint({str(model)!r}).")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}; give a Checkpoint (see load_checkpoint) or a module.")
     return model, type(model).__name__, None

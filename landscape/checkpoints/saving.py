@@ -11,6 +11,7 @@ from typing import Any
 from landscape.checkpoints.inspection import METADATA_FILE
 from landscape.errors import InputError
 from landscape.results import write_json
+from landscape.results.files import noticing_a_full_disk
 
 
 def save_checkpoint(model: Any, tokenizer: Any, folder: Path | str, metadata: dict | None = None) -> Path:
@@ -28,6 +29,7 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path | str, metadata: di
 
     Raises:
         InputError: The folder exists already or cannot be made.
+        DiskFull: There is no room for it; nothing is left there.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -47,13 +49,14 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path | str, metadata: di
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}.") from error
     try:
-        model.save_pretrained(str(temporary))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(str(temporary))
-        if metadata is not None:
-            write_json(temporary / METADATA_FILE, metadata)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, folder)
+        with noticing_a_full_disk(folder):
+            model.save_pretrained(str(temporary))
+            if tokenizer is not None:
+                tokenizer.save_pretrained(str(temporary))
+            if metadata is not None:
+                write_json(temporary / METADATA_FILE, metadata)
+            os.chmod(temporary, 0o755)
+            os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -176,8 +176,6 @@ def correlate(
                 f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}."
                 f"{nearest(name, map(str, frame.columns))}"
             )
-        if list(frame.columns).count(name) > 1:
-            raise InputError(f"the table has more than one column {name!r}.")
     numeric = [forgetting, *controls, *metrics]
     for name in numeric:
         if numeric.count(name) > 1:

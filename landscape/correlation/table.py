@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import fnmatch
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,20 +30,60 @@ def read_table(table: pandas.DataFrame | Path | str) -> pandas.DataFrame:
     """Return the table itself, or what a CSV file holds.
 
     Raises:
-        InputError: The file cannot be read, or there are no rows.
+        InputError: The file cannot be read, a row has other fields than the header, two columns have one name, or there
+            are no rows.
     """
     import pandas
 
     if isinstance(table, pandas.DataFrame):
-        frame = table
+        frame, source = table, "the table"
+        names = [str(name) for name in frame.columns]
     else:
+        source = str(table)
+        text = _read_text(table)
+        names = _checked_header(text, source)
         try:
-            frame = pandas.read_csv(table)
+            frame = pandas.read_csv(io.StringIO(text))
         except (OSError, ValueError) as error:
             raise InputError(f"{table} cannot be read as a CSV table: {first_line(error)}") from error
+    repeated = [name for name in names if name and names.count(name) > 1]
+    if repeated:
+        raise InputError(f"{source} has more than one column {repeated[0]!r}; rename one of them.")
     if frame.empty:
         raise InputError("the table has no rows.")
     return frame
+
+
+def _read_text(table: Path | str) -> str:
+    """Read a file of text, or raise InputError that names it."""
+    try:
+        text = Path(table).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{table} cannot be read as a CSV table: it is not valid UTF-8.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{table} cannot be read as a CSV table: {reason}.") from error
+    if "\0" in text:
+        raise InputError(f"{table} cannot be read as a CSV table: it holds a NUL character, as no text does.")
+    return text
+
+
+def _checked_header(text: str, source: str) -> list[str]:
+    """Return the names of the columns; raise InputError where a row has another number of fields.
+
+    The reader of pandas takes the first column for an index where rows have one field more, and all names move by one.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""))
+    names: list[str] = []
+    try:
+        for row in reader:
+            if not names:
+                names = row
+            elif row and len(row) != len(names):
+                raise InputError(f"{source} line {reader.line_num} has {len(row)} fields, but {len(names)} columns.")
+    except csv.Error as error:
+        raise InputError(f"{source} line {reader.line_num} cannot be read as CSV: {error}.") from error
+    return names
 
 
 def numbers_of(frame: pandas.DataFrame, name: str) -> np.ndarray:

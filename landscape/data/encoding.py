@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from landscape.data.chat import assistant_spans
+from landscape.data.prefixes import first_token_ids, token_ids
 from landscape.data.records import Question, checked_text, is_multiple_choice, read_question
 from landscape.data.sources import SHAPES, choose, shuffled
 from landscape.errors import InputError, first_line
@@ -25,7 +27,22 @@ class Encoded(NamedTuple):
 # --- records ------------------------------------------------------------------------------------------------
 
 
-def encode_record(tokenizer: Tokenizer, record: Any, where: str, eos: list[int]) -> Encoded:
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise InputError, naming the right call, where something else was given as the tokenizer."""
+    if isinstance(tokenizer, (str, Path)):
+        raise InputError(
+            f"the tokenizer is the path {str(tokenizer)!r}; give load_checkpoint({str(tokenizer)!r}).tokenizer, or "
+            f"transformers.AutoTokenizer.from_pretrained({str(tokenizer)!r})."
+        )
+    if hasattr(tokenizer, "files") and hasattr(tokenizer, "model"):
+        raise InputError("the tokenizer is a Checkpoint; give its .tokenizer.")
+    if not callable(tokenizer) or not hasattr(tokenizer, "pad_token_id"):
+        raise InputError(f"the tokenizer is a {type(tokenizer).__name__}, not a tokenizer of transformers.")
+
+
+def encode_record(
+    tokenizer: Tokenizer, record: Any, where: str, eos: list[int], max_length: int | None = None
+) -> Encoded:
     """Encode one record: a chat, a question, a prompt with its completion, or a text (looked for in this order).
 
     Args:
@@ -33,6 +50,8 @@ def encode_record(tokenizer: Tokenizer, record: Any, where: str, eos: list[int])
         record: The record as it was read, a mapping; values that are None count as absent.
         where: File and line of the record, for messages.
         eos: Token ids that end a text or a completion, with a loss on them; empty for none.
+        max_length: So many tokens will be kept, so that of a longer text no more than its beginning need be tokenized;
+            None wants all of them.
 
     Returns:
         Token ids, with a loss on assistant turns, the right choice, the completion or all of the text.
@@ -50,12 +69,14 @@ def encode_record(tokenizer: Tokenizer, record: Any, where: str, eos: list[int])
         prompt, right = plain_tokens(tokenizer, question, question.choices[question.answer])
         return Encoded(prompt + right, [False] * len(prompt) + [True] * len(right))
     if "prompt" in record and "completion" in record:
-        prompt = _token_ids(tokenizer, _string(record, "prompt", where))
-        completion = _token_ids(tokenizer, _string(record, "completion", where), add_special_tokens=False)
+        prompt = first_token_ids(tokenizer, _string(record, "prompt", where), max_length)
+        completion = first_token_ids(
+            tokenizer, _string(record, "completion", where), max_length, add_special_tokens=False
+        )
         completion += eos
         return Encoded(prompt + completion, [False] * len(prompt) + [True] * len(completion))
     if "text" in record:
-        ids = _token_ids(tokenizer, _string(record, "text", where)) + eos
+        ids = first_token_ids(tokenizer, _string(record, "text", where), max_length) + eos
         return Encoded(ids, [True] * len(ids))
     raise InputError(f"{where} is none of {SHAPES}.")
 
@@ -63,11 +84,6 @@ def encode_record(tokenizer: Tokenizer, record: Any, where: str, eos: list[int])
 def _string(record: dict, key: str, where: str) -> str:
     """Return the text that `record` has under `key`; raise InputError where it is none."""
     return checked_text(record.get(key), repr(key), where)
-
-
-def _token_ids(tokenizer: Tokenizer, text: str, **options: bool) -> list[int]:
-    """Tokenize `text`, without a warning for what is longer than the model's positions: we cut it ourselves."""
-    return list(tokenizer(text, verbose=False, **options)["input_ids"])
 
 
 def _encode_messages(tokenizer: Tokenizer, messages: Any, where: str) -> Encoded:
@@ -106,7 +122,7 @@ def encode_windows(
     """
     windows: list[tuple[int, int, list[int]]] = []
     for piece in range(len(pieces)) if limit is None else shuffled(len(pieces), seed):
-        ids = _token_ids(tokenizer, pieces[piece])
+        ids = token_ids(tokenizer, pieces[piece])
         starts = range(0, len(ids) - 1, max_length)
         windows += [(piece, start, ids[start : start + max_length]) for start in starts]
         if limit is not None and len(windows) >= limit:
@@ -147,7 +163,7 @@ def instructed_tokens(tokenizer: Tokenizer, question: Question, choice: str, whe
     if tokenizer.chat_template is None:
         if question.multiple_choice:
             return choice_tokens(tokenizer, asked, choice)
-        return _token_ids(tokenizer, asked), _token_ids(tokenizer, choice, add_special_tokens=False)
+        return token_ids(tokenizer, asked), token_ids(tokenizer, choice, add_special_tokens=False)
     try:
         turn = tokenizer.apply_chat_template(
             [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
@@ -156,17 +172,17 @@ def instructed_tokens(tokenizer: Tokenizer, question: Question, choice: str, whe
         raise InputError(f"{where} cannot be rendered by the chat template: {first_line(error)}") from error
     if question.multiple_choice:
         return _cut(tokenizer, str(turn), choice, add_special_tokens=False)  # The template has its own.
-    return tuple(_token_ids(tokenizer, text, add_special_tokens=False) for text in (str(turn), choice))  # type: ignore
+    return tuple(token_ids(tokenizer, text, add_special_tokens=False) for text in (str(turn), choice))  # type: ignore
 
 
 def plain_tokens(tokenizer: Tokenizer, question: Question, choice: str) -> Pair:
     """Return the token ids of the bare question and of the choice; those of a completion are as in `load_data`."""
     if question.multiple_choice:
         return choice_tokens(tokenizer, question.prompt, choice)
-    return _token_ids(tokenizer, question.prompt), _token_ids(tokenizer, choice, add_special_tokens=False)
+    return token_ids(tokenizer, question.prompt), token_ids(tokenizer, choice, add_special_tokens=False)
 
 
 def _cut(tokenizer: Tokenizer, context: str, continuation: str, **options: bool) -> Pair:
     """Tokenize both as one text, and cut it where the tokens of the context alone end."""
-    before = _token_ids(tokenizer, context, **options)
-    return before, _token_ids(tokenizer, context + continuation, **options)[len(before) :]
+    before = token_ids(tokenizer, context, **options)
+    return before, token_ids(tokenizer, context + continuation, **options)[len(before) :]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscape.data.encoding import Pair, instructed_tokens, plain_tokens
+from landscape.data.encoding import Pair, check_tokenizer, instructed_tokens, plain_tokens
 from landscape.data.records import is_question, read_question
 from landscape.data.sources import check_load_options, is_running_text, read_records
 from landscape.data.tokens import IGNORED, Example, TokenData
@@ -87,14 +87,14 @@ class Questions(TokenData):
 
 def holds_questions(source: str | Path) -> bool:
     """Whether one record of `source` has choices, or a prompt and a completion with an instruction."""
-    if is_running_text(str(source)):
+    if is_running_text(source):
         return False
-    _, records = read_records(str(source), 1, 0)
+    _, records = read_records(source, 1, 0)
     return is_question(next(records)[1])
 
 
 def load_questions(
-    source: str | Path,
+    source: str | Path | Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
     *,
     max_length: int = 512,
@@ -110,7 +110,7 @@ def load_questions(
     template. The tokens of choices are those of lm-evaluation-harness (see `encoding.choice_tokens`).
 
     Args:
-        source: A `.jsonl` or `.parquet` file, or a data set, as in `load_data`.
+        source: A `.jsonl` or `.parquet` file, a data set, or a list of records, as in `load_data`.
         tokenizer: The tokenizer of the model that will be measured.
         max_length: Maximum tokens per example. A longer question loses the beginning of its prompt, because every
             choice must be whole.
@@ -140,9 +140,10 @@ def load_questions(
         (0.5, (1, 2, 1, 3))
     """
     check_load_options(max_length, batch_tokens, limit, seed)
-    if is_running_text(str(source)):
+    check_tokenizer(tokenizer)
+    if is_running_text(source):
         raise InputError(f"{source} is running text, without questions.")
-    name, records = read_records(str(source), limit, seed)
+    name, records = read_records(source, limit, seed)
     encoded: list[EncodedQuestion] = []
     truncated = 0
     kinds: set[tuple[bool, bool]] = set()

@@ -35,6 +35,21 @@ def is_multiple_choice(record: Any) -> bool:
     return isinstance(record, dict) and record.get("choices") is not None and record.get("answer") is not None
 
 
+def shape_of(record: Any) -> str:
+    """Return the keys that make a record what it is, as `load_data` reads it; of the first shape that it has.
+
+    Example:
+        >>> shape_of({"prompt": "2 + 2 =", "completion": "4", "text": None})
+        '{"prompt", "completion"}'
+    """
+    shapes = (("messages",), ("choices", "answer"), ("prompt", "completion"), ("text",))
+    keys = {key for key, value in record.items() if value is not None} if isinstance(record, dict) else set()
+    shape = next((shape for shape in shapes if keys >= set(shape)), ())
+    if "choices" in shape:
+        shape = ("prompt", *shape)
+    return "{" + ", ".join(f'"{key}"' for key in shape) + "}"
+
+
 def is_question(record: Any) -> bool:
     """Whether a record has choices and an answer, or a prompt and completion with an instruction."""
     completion = isinstance(record, dict) and all(

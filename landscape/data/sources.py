@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from landscape.data.corpora import name_and_part
 from landscape.data.records import QUESTION_KEYS
 from landscape.errors import InputError, as_typed, first_line, nearest_path
 
+Source = str | Path | Sequence[Mapping[str, Any]]
 Records = Iterator[tuple[str, Any]]  # each with the words that say where it is: its file and line
 
 SHAPES = '{"text"}, {"prompt", "completion"}, {"prompt", "choices", "answer"} or {"messages"}'
@@ -134,16 +135,23 @@ def choose(count: int, limit: int | None, seed: int) -> list[int]:
 # --- records ------------------------------------------------------------------------------------------------
 
 
-def is_running_text(source: str) -> bool:
+def is_builtin(source: Source) -> bool:
+    """Whether `source` names a built-in corpus."""
+    return isinstance(source, str) and source.startswith("builtin:")
+
+
+def is_running_text(source: Source) -> bool:
     """Whether `source` is text rather than records."""
-    return source.startswith("builtin:") or (_is_file_name(source) and _file_suffix(source) == ".txt")
+    if not isinstance(source, (str, Path)):
+        return False
+    return is_builtin(source) or (_is_file_name(str(source)) and _file_suffix(str(source)) == ".txt")
 
 
-def read_records(source: str, limit: int | None, seed: int) -> tuple[str, Records]:
-    """Read records from a file or a data set.
+def read_records(source: Source, limit: int | None, seed: int) -> tuple[str, Records]:
+    """Read records from a file or a data set, or take them as they are given.
 
     Args:
-        source: A `.jsonl` or `.parquet` file, or `ID[:CONFIG][@SPLIT]` of a data set.
+        source: A `.jsonl` or `.parquet` file, `ID[:CONFIG][@SPLIT]` of a data set, or a list of records.
         limit: Maximum number of records, drawn at random; None reads all of them.
         seed: Seed of the draw.
 
@@ -153,10 +161,24 @@ def read_records(source: str, limit: int | None, seed: int) -> tuple[str, Record
     Raises:
         InputError: The source cannot be read or is empty. A damaged record is refused when its turn comes.
     """
+    if not isinstance(source, (str, Path)):
+        return "records", _given_records(source, limit, seed)
+    source = str(source)
     if not _is_file_name(source):
         return _dataset_records(source, limit, seed)
     read = _jsonl_records if _file_suffix(source) == ".jsonl" else _parquet_records
     return source, read(source, limit, seed)
+
+
+def _given_records(records: Sequence[Mapping[str, Any]], limit: int | None, seed: int) -> Records:
+    """Yield records that the caller holds already."""
+    if not isinstance(records, Sequence):
+        raise InputError(f"the source of data is a {type(records).__name__}, but no file, name or list of records.")
+    if not records:
+        raise InputError("the list of records is empty.")
+    for index in choose(len(records), limit, seed):
+        record = records[index]
+        yield f"record {index + 1}", dict(record) if isinstance(record, Mapping) else record
 
 
 def _jsonl_records(source: str, limit: int | None, seed: int) -> Records:
@@ -253,12 +275,15 @@ def _read(source: str) -> bytes:
         raise InputError(f"{source} cannot be read: {error.strerror}.") from error
 
 
-def read_text(source: str) -> str:
-    """Read a file of text in UTF-8. Raises InputError where it cannot be read, is not UTF-8 or is empty."""
+def read_text(source: str | Path) -> str:
+    """Read a file of text in UTF-8. Raises InputError where it cannot be read, is not UTF-8 text or is empty."""
     try:
-        text = _read(source).decode("utf-8-sig")
+        text = _read(str(source)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{source} is not valid UTF-8 at byte {error.start}.") from error
+    if "\0" in text:  # Latin letters in UTF-16 are valid UTF-8, with a zero byte beside each of them.
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(f"{source} holds a NUL character in line {line}, as files in UTF-16 or without text do.")
     if not text.strip():
         raise InputError(f"{source} is empty.")
     return text

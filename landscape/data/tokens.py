@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from landscape.data.corpora import builtin_corpus
-from landscape.data.encoding import Encoded, encode_record, encode_windows
+from landscape.data.encoding import Encoded, check_tokenizer, encode_record, encode_windows
+from landscape.data.records import shape_of
 from landscape.data.sources import (
     check_load_options,
     check_positive,
+    is_builtin,
     is_running_text,
     read_records,
     read_text,
 )
-from landscape.errors import InputError, as_typed
+from landscape.errors import InputError, MeasurementWarning, as_typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -125,6 +129,10 @@ class TokenData:
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.examples)} examples, {self.tokens} supervised tokens, batch_tokens={self.batch_tokens}"
+        return f"{type(self).__name__}({self.source!r}, {counts})"
 
     @cached_property
     def tokens(self) -> int:
@@ -258,7 +266,7 @@ def check_vocabulary(data: TokenData, vocabulary_size: int, where: str) -> None:
 
 
 def load_data(
-    source: str | Path,
+    source: str | Path | Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
     *,
     max_length: int = 512,
@@ -280,7 +288,7 @@ def load_data(
     Args:
         source: A `.jsonl`, `.txt` or `.parquet` file; or `builtin:docs` or `builtin:code`, where `@train` or `@heldout`
             may stand in place of `part`; or `ID[:CONFIG][@SPLIT]`, a `datasets` id or a local folder that `datasets`
-            can read (its split is "train" unless you name another).
+            can read (its split is "train" unless you name another); or a list of records.
         tokenizer: The tokenizer of the model that will be measured.
         max_length: Maximum tokens per example. A longer record loses its end, and the number of records that did is in
             the result.
@@ -296,8 +304,11 @@ def load_data(
         The examples as batches. Its `source` says which part or split was read.
 
     Raises:
-        InputError: The source cannot be read (the message names file and line) or holds no supervised token, or an
-            option is out of its range.
+        InputError: The source cannot be read (the message names file and line) or holds no supervised token, an option
+            is out of its range, or `tokenizer` is none.
+
+    Warns:
+        MeasurementWarning: The records are of several kinds, so that one loss is taken over all of them.
 
     Example:
         >>> import json, tempfile
@@ -312,21 +323,25 @@ def load_data(
         >>> data.examples[0]
         Example(input_ids=(1, 2, 1, 3), labels=(-100, -100, -100, 3))
     """
-    source = str(source)
     check_load_options(max_length, batch_tokens, limit, seed)
+    check_tokenizer(tokenizer)
     if append_eos and tokenizer.eos_token_id is None:
         raise InputError("append_eos needs an EOS token, but the tokenizer has none.")
 
     encoded: Iterable[Encoded]
-    if source.startswith("builtin:"):
-        source, pieces = builtin_corpus(source, part)
+    shapes: Counter[str] = Counter()
+    if isinstance(source, (str, Path)) and is_running_text(source):
+        name, pieces = builtin_corpus(str(source), part) if is_builtin(source) else (str(source), [read_text(source)])
         encoded = encode_windows(tokenizer, pieces, max_length, limit, seed)
-    elif is_running_text(source):
-        encoded = encode_windows(tokenizer, [read_text(source)], max_length, limit, seed)
     else:
-        source, records = read_records(source, limit, seed)
+        name, records = read_records(source, limit, seed)
         eos = [tokenizer.eos_token_id] if append_eos else []
-        encoded = (encode_record(tokenizer, record, where, eos) for where, record in records)
+
+        def encode(where: str, record: Any) -> Encoded:
+            shapes[shape_of(record)] += 1
+            return encode_record(tokenizer, record, where, eos, max_length)
+
+        encoded = (encode(where, record) for where, record in records)
 
     examples, truncated, dropped = [], 0, 0
     for ids, supervised in encoded:
@@ -338,6 +353,13 @@ def load_data(
         else:
             dropped += 1
     if not examples:
-        raise InputError(f"{source} has no supervised token within {as_typed('max_length', max_length)}.")
+        raise InputError(f"{name} has no supervised token within {as_typed('max_length', max_length)}.")
+    if len(shapes) > 1:
+        counts = " and ".join(f"{count} of {shape}" for shape, count in shapes.most_common())
+        warnings.warn(
+            f"{name} holds records of {len(shapes)} kinds, {counts}; the loss is the mean over the tokens of all.",
+            MeasurementWarning,
+            stacklevel=2,
+        )
     padding_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return TokenData(source, tuple(examples), batch_tokens, padding_id, truncated, dropped)
+    return TokenData(name, tuple(examples), batch_tokens, padding_id, truncated, dropped)

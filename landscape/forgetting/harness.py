@@ -204,8 +204,18 @@ def find_tasks(specs: Sequence[str]) -> dict[str, str | None]:
     for spec in specs:
         if _is_file(spec) and not os.path.isfile(spec):
             raise InputError(f"there is no task file {spec}.{nearest_path(spec)}")
-        digests[spec] = hashlib.sha256(Path(spec).read_bytes()).hexdigest() if _is_file(spec) else None
+        digests[spec] = hashlib.sha256(_text_of(spec).encode()).hexdigest() if _is_file(spec) else None
     return digests
+
+
+def _text_of(path: Path | str) -> str:
+    """Read a YAML file of a task."""
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not valid UTF-8 at byte {error.start}.") from error
 
 
 def _is_file(spec: str) -> bool:
@@ -218,7 +228,7 @@ def _group_name(path: Path) -> str:
 
     lm-eval 0.4.13 takes only paths of tasks. A group has to be named, and lm-eval has to know its folder.
     """
-    name = re.search(r"^group\s*:\s*[\"']?([^\s\"']+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    name = re.search(r"^group\s*:\s*[\"']?([^\s\"']+)", _text_of(path), re.MULTILINE)
     return name[1] if name else ""
 
 

@@ -20,6 +20,7 @@ from landscape.errors import InputError, MeasurementWarning
 from landscape.forgetting.answers import ChoiceForgetting, measure_answers
 from landscape.forgetting.harness import BenchmarkForgetting
 from landscape.forgetting.paired import compare_examples, paired_interval
+from landscape.objective.given import batches_of
 from landscape.objective.identity import describe_data
 from landscape.results import Provenance, Result
 from landscape.weights.parameters import Parameters
@@ -225,6 +226,7 @@ def measure_forgetting(
     if not tasks and not benchmarks:
         raise InputError("there is no task to measure forgetting on.")
     (before, base_name, base_origin), (after, name, tuned_origin) = identify(base), identify(tuned)
+    tasks = {task: batches_of(data, base) for task, data in tasks.items()}
     measured, choices = [], []
     with preserved(before), preserved(after):
         for task, data in tqdm(tasks.items(), desc=f"{name} forgetting", unit="task", disable=not progress):

@@ -15,6 +15,7 @@ from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError, as_typed
 from landscape.objective.causal import CausalLoss
 from landscape.objective.checks import check_batching, check_causality, check_gradient_paths
+from landscape.objective.given import check_loss, check_loss_function
 from landscape.objective.gradients import differentiable, gradients_of_shards, gradients_of_whole, preserved_gradients
 from landscape.objective.identity import describe_data
 from landscape.objective.loss_functions import LossFunction, default_loss
@@ -95,6 +96,8 @@ class Objective:
         # The first of several devices. What accelerate offloads is on meta, and comes to the GPU when it is needed.
         self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         self._sharded = is_sharded(model)
+        if loss_fn is not None:
+            check_loss_function(loss_fn)
         first = next(iter(data), None)
         if first is None:
             raise InputError("the data holds no batch.")
@@ -214,7 +217,9 @@ class Objective:
         """Return the summed loss and the weight of one batch that is on the device already, in the widest float."""
         torch.clear_autocast_cache()  # Inside a caller's autocast, casts of weights would outlive the weights' moves.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast is not None):
-            loss_sum, weight = self.loss_fn(self.model, batch)
+            found = self.loss_fn(self.model, batch)
+        check_loss(found)
+        loss_sum, weight = found
         wide = wide_dtype(loss_sum.device)
         return loss_sum.to(wide), torch.as_tensor(weight, dtype=wide, device=loss_sum.device)
 

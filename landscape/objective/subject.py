@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from landscape.checkpoints import Checkpoint, identify
 from landscape.data.batches import Batch
+from landscape.objective.given import batches_of
 from landscape.objective.identity import journal_of, provenance_of
 from landscape.objective.loss_functions import loss_name
 from landscape.objective.objective import Objective
@@ -49,7 +50,7 @@ class Subject:
         self.scope = scope
         self.loss = loss_name(scope.loss_fn)
         self.module, self.name, self._described = identify(model)
-        self.objective = Objective(self.module, data, scope.loss_fn)
+        self.objective = Objective(self.module, batches_of(data, model), scope.loss_fn)
         self.parameters = Parameters(self.module, scope.parameters)
 
     def rescoped(self, **changes: Any) -> Self:

@@ -41,6 +41,7 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.4,
     "hatch.linewidth": 0.5,
     "image.cmap": "viridis",  # perceptually uniform, safe for colour-blind readers and in grey
+    "text.hinting": "none",  # with hints, letters are wider by up to 7% at some resolutions than at others
     "text.parse_math": False,  # a checkpoint called "a$b$" is a name, not a formula
     "figure.dpi": 150,
     "savefig.dpi": 300,
@@ -48,6 +49,7 @@ STYLE: dict[str, Any] = {
     "ps.fonttype": 42,
 }
 CAPTION_SIZE = 7  # points
+LEGEND_WIDTH = 2.4  # inches of text that fit into the figure beside the lines of a legend under a single panel
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # 7 x 5 lines before one comes twice
 
 
@@ -85,19 +87,24 @@ def wrapped(text: str, width: float, size: float) -> list[str]:
         >>> wrapped("one two three", 0.5, 7)
         ['one two', 'three']
     """
-    with style():
-        font = FontProperties(size=size)
-        figure = Figure(dpi=600)  # fine enough that the rounding of letters to dots does not add up
-        measure = FigureCanvasAgg(figure).get_renderer()
-        lines: list[str] = []
-        for word in text.split():
-            longer = f"{lines[-1]} {word}" if lines else word
-            dots, _, _ = measure.get_text_width_height_descent(longer, font, ismath=False)
-            if lines and dots <= figure.dpi * width:
-                lines[-1] = longer
-            else:
-                lines.append(word)
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(longer, size) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
     return lines
+
+
+def text_width(text: str, size: float) -> float:
+    """Return the width of a line of text in inches, at a size in points, in the font that this machine has."""
+    font = FontProperties(family=[*STYLE["font.sans-serif"], *STYLE["font.family"][1:]], size=size)
+    figure = Figure(dpi=300)
+    measure = FigureCanvasAgg(figure).get_renderer()
+    with matplotlib.rc_context({"text.hinting": STYLE["text.hinting"]}):
+        dots, _, _ = measure.get_text_width_height_descent(text, font, ismath=False)
+    return dots / figure.dpi
 
 
 class Sheet:
@@ -156,7 +163,21 @@ def legend_below(axes: Axes, handles: Sequence[Any], texts: Sequence[str], heigh
 
 
 def legend_text(name: str, remarks: Sequence[str]) -> str:
-    """A name and remarks as the lines of a legend; each remark stays on one line."""
+    """A name and remarks as the lines of a legend beside a panel's width; each remark stays on one line."""
     unbroken = [remark.replace(" ", "\xa0") for remark in remarks]
-    lines = textwrap.wrap(", ".join([shorten(clean(name), 100), *unbroken]), 50)
+    lines: list[str] = []
+    for part in textwrap.wrap(", ".join([shorten(clean(name), 100), *unbroken]), 50):
+        lines += wrapped_anywhere(part, LEGEND_WIDTH, STYLE["legend.fontsize"])
     return "\n".join(lines).replace("\xa0", " ")
+
+
+def wrapped_anywhere(text: str, width: float, size: float) -> list[str]:
+    """Break a text into lines by its measured width, after a hyphen or inside a word where it has no space."""
+    lines = []
+    while text and text_width(text, size) > width:
+        fits = max(n for n in range(1, len(text) + 1) if n == 1 or text_width(text[:n], size) <= width)
+        after = max(text.rfind(mark, 0, fits) + 1 for mark in " -_/")
+        cut = after if after > fits // 2 else fits
+        lines.append(text[:cut].rstrip())
+        text = text[cut:].lstrip()
+    return [*lines, text] if text else lines

@@ -76,8 +76,12 @@ def from_plain(hint: Any, value: Any) -> Any:
         return from_plain(next(a for a in arguments if a is not types.NoneType), value)
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
-        known = {f.name for f in dataclasses.fields(hint)}
+        known = {f.name: f for f in dataclasses.fields(hint) if f.init}
         fields = {k: _field(k, hints[k], v) for k, v in _checked(dict, value).items() if k in known}
+        unset = dataclasses.MISSING
+        for name, field in known.items():
+            if name not in fields and field.default is unset and field.default_factory is unset:
+                raise ValueError(f"{name} is missing")
         return hint(**fields)  # type: ignore[operator]
     if origin is tuple:
         return tuple(from_plain(arguments[0], item) for item in _checked(list, value))

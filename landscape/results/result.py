@@ -34,6 +34,8 @@ class Provenance:
         seconds: Wall time of the measurement.
         versions: Versions of Python and of the packages that can change a number.
         created: Date and time (UTC, ISO 8601).
+
+    When it was measured and how long that took make no difference to whether two of them are equal.
     """
 
     settings: dict
@@ -42,9 +44,11 @@ class Provenance:
     data: dict | None
     device: str
     dtype: str
-    seconds: float
+    seconds: float = dataclasses.field(compare=False)
     versions: dict = dataclasses.field(default_factory=lambda: installed_versions())
-    created: str = dataclasses.field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    created: str = dataclasses.field(
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"), compare=False
+    )
 
 
 def installed_versions() -> dict[str, str]:
@@ -57,9 +61,34 @@ def installed_versions() -> dict[str, str]:
 
 
 class Result(abc.ABC):
-    """Base of every result: a frozen dataclass that saves, loads, prints and plots itself."""
+    """Base of every result: a frozen dataclass that saves, loads, compares, prints and plots itself.
+
+    Two results are equal where the same measurement gave the same numbers to the last bit, with NaN equal to NaN. When
+    it ran and how long it took do not count, nor does what a result does not save: one that was read back equals the
+    one that was saved.
+    """
 
     kind_of_result: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Give the class these comparisons before `dataclass` makes its own, which fail on arrays and on dicts."""
+        super().__init_subclass__(**options)
+        cls.__eq__ = Result.__eq__  # type: ignore[method-assign]
+        cls.__hash__ = Result.__hash__  # type: ignore[method-assign]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._compared() == other._compared()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.identity()))
+
+    def _compared(self) -> dict:
+        """Return what equality depends on: what is stored, where NaN is a text and equals itself, but for the time."""
+        stored = to_plain(self)
+        own = {f.name for f in dataclasses.fields(Provenance) if f.compare}
+        return stored | {"provenance": {key: value for key, value in stored["provenance"].items() if key in own}}
 
     def to_dict(self) -> dict:
         """Return the result as JSON types, with the name and the version of its format."""

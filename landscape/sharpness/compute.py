@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from landscape.checkpoints import Checkpoint, identify
 from landscape.data.batches import Batch
 from landscape.errors import MeasurementWarning
+from landscape.objective.given import batches_of
 from landscape.objective.loss_functions import NormalizedLogits
 from landscape.objective.scope import Run, Scope
 from landscape.objective.subject import progress_bar
@@ -89,6 +90,7 @@ def compute_sharpness(
     identity: dict[str, Any] = {"metric": metric, "options": {name: _plain(value) for name, value in settings.items()}}
     identity |= {"parameters": scope.parameters, "normalize_logits": normalize_logits}
     module, _, _ = identify(at)
+    data = batches_of(data, at)
     with progress_bar(metric, None, "eval", run.progress) as bar, preserved(module):
         loss = NormalizedLogits.around(module, data, scope.loss_fn) if normalize_logits else scope.loss_fn
         measured = dataclasses.replace(scope, loss_fn=loss)

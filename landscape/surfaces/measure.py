@@ -10,6 +10,7 @@ from torch import nn
 from landscape.checkpoints import Checkpoint
 from landscape.data.batches import Batch
 from landscape.errors import InputError
+from landscape.objective.given import batches_of
 from landscape.objective.identity import journal_of, provenance_of
 from landscape.objective.loss_functions import loss_name
 from landscape.objective.objective import Objective
@@ -67,6 +68,7 @@ def measure_surface(
     if kind.is_of_each() and len(models) != 1:
         raise InputError(f"one surface of kind {kind.name} is of one model, got {len(models)}.")
     members = [Member(model) for model in models]
+    data = batches_of(data, models[kind.origin])
     geometry = kind.geometry(members, data, scope, run)
     origin = members[kind.origin]
     loss = loss_name(scope.loss_fn)

@@ -23,7 +23,7 @@ from landscape.weights.parameters import Parameters
 from landscape.weights.vectors import Vector, inner_product, vector_norm
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Direction:
     """A direction in parameter space, and how it was made.
 
@@ -46,6 +46,20 @@ class Direction:
     label: str
     normalize: str | None = None
     seed: int | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Direction):
+            return NotImplemented
+        if self._made() != other._made() or self.tensors.keys() != other.tensors.keys():
+            return False
+        return all(torch.equal(tensor, other.tensors[name]) for name, tensor in self.tensors.items())
+
+    def __hash__(self) -> int:
+        return hash((self._made(), frozenset(self.tensors)))
+
+    def _made(self) -> tuple[str, str, str | None, int | None]:
+        """Return how it was made."""
+        return self.kind, self.label, self.normalize, self.seed
 
     @property
     def norm(self) -> float:

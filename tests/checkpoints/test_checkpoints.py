@@ -465,3 +465,11 @@ def test_a_checkpoint_of_the_hub_has_its_id_as_name(tmp_path, monkeypatch, save_
     assert inspect_checkpoint("acme/llama").name == "llama"
     assert inspect_checkpoint("acme/llama@v2").name == "llama@v2"
     assert inspect_checkpoint("acme/llama", revision="v2").name == "llama@v2"
+
+
+def test_a_checkpoint_shows_itself_in_one_line(save_checkpoint_folder):
+    """Rejects the listing of all modules, and of the shapes of all tensors."""
+    folder = save_checkpoint_folder("llama", seed=1)
+    checkpoint = load_checkpoint(folder, device="cpu")
+    count = sum(p.numel() for p in checkpoint.model.parameters())
+    assert repr(checkpoint) == f"Checkpoint('{folder}', LlamaForCausalLM, {count:,} parameters, float32 on cpu)"

@@ -503,3 +503,28 @@ def test_the_command_writes_table_plots_and_page(run, tmp_path):
     code, _, err = run(*command)
     assert code == 2
     assert "digest" in err  # another table is other settings
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("flat,forgetting,flat\n1,2,3\n4,5,6\n", "has more than one column 'flat'"),
+        # pandas would make the first column an index, and every name would stand over its neighbour's numbers.
+        ("flat,forgetting\n1,2,3\n4,5,6\n", "line 2 has 3 fields, but 2 columns"),
+        ("flat,forgetting\n1,2\n\n4\n", "line 4 has 1 fields, but 2 columns"),
+        ("flat,forgetting\n1,2\x00\n", "holds a NUL character"),
+        ('flat,forgetting\n"1,2\n', "line 2 has 1 fields|cannot be read as"),
+    ],
+)
+def test_a_table_whose_columns_are_not_certain_is_refused(tmp_path, text, words):
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        correlate(path)
+
+
+def test_a_frame_with_a_column_twice_is_refused():
+    frame = table_of()
+    twice = pandas.concat([frame, frame[["flat"]]], axis=1)
+    with pytest.raises(InputError, match="the table has more than one column 'flat'"):
+        correlate(twice)

@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from landscape.data import corpora, sources
 from landscape.data.tokens import IGNORED, Example, TokenData, check_vocabulary, load_data
-from landscape.errors import InputError
+from landscape.errors import InputError, MeasurementWarning
 
+SEVERAL_KINDS = "ignore:.*holds records of .* kinds:landscape.errors.MeasurementWarning"
 SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
 CORPUS = ["the quick brown fox jumps over the lazy dog", "Question: what is two plus two? Answer: four"] * 4
 MARKED = (
@@ -154,6 +155,7 @@ def test_padding_is_the_tokenizers_own_or_zero(tmp_path: Path, tokenizer: Any, f
     assert next(iter(load_data(path, tokenizer)))["input_ids"][1, -1] == 0
 
 
+@pytest.mark.filterwarnings(SEVERAL_KINDS)
 def test_description_is_one_line_with_the_counts(tmp_path: Path, tokenizer: Any) -> None:
     long, unsupervised = {"text": "fox " * 40}, {"prompt": "the dog", "completion": ""}
     path = write_records(tmp_path / "tasks.jsonl", long, unsupervised, {"text": "the dog"})
@@ -188,6 +190,7 @@ def test_supervised_tokens_of_a_completion_decode_to_it(
     assert list(example.input_ids) == expected
 
 
+@pytest.mark.filterwarnings(SEVERAL_KINDS)
 def test_eos_is_appended_and_supervised_only_on_request(tmp_path: Path, full_tokenizer: Any) -> None:
     path = write_records(tmp_path / "a.jsonl", {"prompt": "what?", "completion": "four"}, {"text": "the dog"})
     for example in load_data(path, full_tokenizer).examples:
@@ -208,6 +211,7 @@ def test_long_records_lose_their_end_and_are_counted(tmp_path: Path, tokenizer: 
     assert cut.examples[0].labels == whole.examples[0].labels[:-1]
 
 
+@pytest.mark.filterwarnings(SEVERAL_KINDS)
 def test_an_example_whose_only_label_is_at_position_0_is_dropped(tmp_path: Path, tokenizer: Any) -> None:
     one_token, kept = {"prompt": "", "completion": "a"}, {"prompt": "a", "completion": "b"}
     path = write_records(tmp_path / "a.jsonl", one_token, kept, {"text": ""})
@@ -215,6 +219,7 @@ def test_an_example_whose_only_label_is_at_position_0_is_dropped(tmp_path: Path,
     assert (len(data.examples), data.dropped, data.tokens) == (1, 2, 1)
 
 
+@pytest.mark.filterwarnings(SEVERAL_KINDS)
 def test_messages_come_before_completions_and_these_before_text(
     tmp_path: Path, chat_tokenizers: dict[str, Any]
 ) -> None:
@@ -492,6 +497,7 @@ def dataset_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings(SEVERAL_KINDS)
 def test_parquet_reads_as_json_lines_do(tmp_path: Path, chat_tokenizers: dict[str, Any]) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "a.parquet")
     lines = load_data(write_records(tmp_path / "a.jsonl", *RECORDS), chat_tokenizers["marked"])
@@ -500,6 +506,7 @@ def test_parquet_reads_as_json_lines_do(tmp_path: Path, chat_tokenizers: dict[st
     assert table.digest == lines.digest
 
 
+@pytest.mark.filterwarnings(SEVERAL_KINDS)
 def test_a_data_set_reads_as_json_lines_do(dataset_folder: Path, chat_tokenizers: dict[str, Any]) -> None:
     tokenizer = chat_tokenizers["unmarked"]
     lines = load_data(dataset_folder / "train.jsonl", tokenizer)
@@ -713,3 +720,48 @@ def test_a_token_beyond_the_vocabulary_is_named() -> None:
         check_vocabulary(data, 9, "the model")
     for words in ("a.jsonl", "example 1", "token id 9", "the model has a vocabulary of 9"):
         assert words in str(caught.value)
+
+
+# --- said, not silent ---------------------------------------------------------------------------------------
+
+
+def test_records_of_two_kinds_in_one_file_are_counted_in_a_warning(tmp_path: Path, tokenizer: Any) -> None:
+    text, pair = {"text": "the dog"}, {"prompt": "what?", "completion": "four", "text": None}
+    path = write_records(tmp_path / "a.jsonl", text, pair, pair | {"instruction": "say"}, text, text)
+    with pytest.warns(MeasurementWarning) as caught:
+        data = load_data(path, tokenizer)
+    assert len(data.examples) == 5
+    assert str(caught[0].message) == (
+        f'{path} holds records of 2 kinds, 3 of {{"text"}} and 2 of {{"prompt", "completion"}}; '
+        "the loss is the mean over the tokens of all."
+    )
+
+
+def test_a_text_with_zero_bytes_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    """Rejects UTF-16 read as UTF-8, where every other character is a NUL."""
+    (tmp_path / "a.txt").write_bytes("the fox\njumps".encode("utf-16-le"))
+    assert "a.txt holds a NUL character in line 1" in refusal(tmp_path / "a.txt", tokenizer)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "the \0 fox"}')
+    assert "a.jsonl line 1 is not valid JSON" in refusal(tmp_path / "a.jsonl", tokenizer)
+    assert "there is no file" in refusal("a\0.jsonl", tokenizer) or "cannot be read" in refusal("a\0.jsonl", tokenizer)
+
+
+def test_a_list_of_records_reads_as_json_lines_do(tmp_path: Path, tokenizer: Any) -> None:
+    records = [{"text": f"the dog {'jumps ' * (i % 4)}"} for i in range(20)]
+    path = write_records(tmp_path / "a.jsonl", *records)
+    for options in ({}, {"limit": 5, "seed": 3}, {"max_length": 12}):
+        given, read = load_data(records, tokenizer, **options), load_data(path, tokenizer, **options)
+        assert (given.examples, given.digest, given.truncated) == (read.examples, read.digest, read.truncated)
+    assert given.source == "records"
+    assert "record 2 is none of" in refusal([records[0], {"body": "x"}], tokenizer)
+    assert "the list of records is empty" in refusal([], tokenizer)
+    assert "record 1 is not a JSON object" in refusal([3], tokenizer)
+    assert "the source of data is a int" in refusal(3, tokenizer)
+
+
+def test_data_shows_itself_in_one_line(tmp_path: Path, tokenizer: Any) -> None:
+    """Rejects the address of an object, and a list of all token ids."""
+    path = write_records(tmp_path / "a.jsonl", {"text": "the dog"}, {"text": "the fox"})
+    data = load_data(path, tokenizer)
+    shown = f"TokenData('{path}', 2 examples, {data.tokens} supervised tokens, batch_tokens=4096)"
+    assert repr(data) == shown

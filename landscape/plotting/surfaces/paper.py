@@ -23,6 +23,7 @@ from landscape.plotting.paper_style import (
     set_linear_ticks,
     set_ticks,
     style,
+    text_width,
 )
 from landscape.plotting.surfaces.shared import (
     Arrangement,
@@ -63,7 +64,10 @@ def _draw_planes(arrangement: Arrangement, scales: dict[str, LossScale], caption
     columns = len(arrangement.names)
     first = next(iter(arrangement.cells.values()))
     own_axes = differ_in_eigenvectors(list(arrangement.cells.values()))
-    gap, left, right = 0.42 if own_axes else 0.3, 0.62, 0.8
+    # From the last panel to the edge: the colour bar, its ticks' marks and texts, and its label.
+    ticks = [text for scale in scales.values() for text in scale.bar_ticks()[1]]
+    bar = 0.12 + 0.1 + 0.1 + max((text_width(text, 7) for text in ticks), default=0.0) + 0.25
+    gap, left, right = 0.42 if own_axes else 0.3, 0.62, max(0.8, bar)
     titles = {name: _title_lines(name, int(15 * side)) for name in arrangement.names}
     name_lines = max(len(lines) for lines in titles.values())
     note_lines = max(len(notes(surface)) for surface in arrangement.cells.values())
@@ -134,8 +138,10 @@ def _draw_view(axes: Axes3D, surface: Surface, scale: LossScale, norm: Normalize
         edge = 0.1 * (grid[-1] - grid[0])  # ticks of both axes would collide in the corner
         set_linear_ticks(axis, grid[0] + edge, grid[-1] - edge, 4)
     axes.zaxis.set_rotate_label(False)
-    axes.set_zlabel("loss", fontsize=7, labelpad=-9, rotation=90)
-    set_ticks(axes.zaxis, *scale.ticks(5))
+    positions, texts = scale.ticks(5)
+    wide = max((text_width(text, 6) for text in texts), default=0.0) - text_width("0.00", 6)
+    axes.set_zlabel("loss", fontsize=7, labelpad=-9 + 72 * max(0.0, wide), rotation=90)
+    set_ticks(axes.zaxis, positions, texts)
     axes.tick_params(labelsize=6, pad=-3.5)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.pane.set(facecolor="white", edgecolor="0.8", linewidth=0.5)
@@ -215,7 +221,9 @@ def _draw_bar(figure: Figure, axes: Axes, filled: Any, scale: LossScale) -> None
 
 
 def _draw_lines(arrangement: Arrangement, scales: dict[str, LossScale], caption: str) -> Figure:
-    width, height, gap, left, right = 2.75, 2.1, 0.72, 0.62, 0.1
+    wide = max((text_width(text, 7) for scale in scales.values() for text in scale.ticks(7)[1]), default=0.0)
+    left = max(0.62, wide + 0.36)  # the texts of the ticks, their marks, and the label beside them
+    width, height, gap, right = 2.75, 2.1, left + 0.1, 0.1
     count = len(arrangement.data)
     columns = min(count, 3)
     rows = -(-count // columns)
