@@ -160,10 +160,22 @@ def instructed_tokens(tokenizer: Tokenizer, question: Question, choice: str, whe
     assert question.instruction is not None
     gap = "" if question.instruction[-1:].isspace() else "\n"
     asked = f"{question.instruction}{gap}{question.prompt}"
-    if tokenizer.chat_template is None:
-        if question.multiple_choice:
-            return choice_tokens(tokenizer, asked, choice)
-        return token_ids(tokenizer, asked), token_ids(tokenizer, choice, add_special_tokens=False)
+    if tokenizer.chat_template is not None:
+        return chat_tokens(tokenizer, asked, question, choice, where)
+    if question.multiple_choice:
+        return choice_tokens(tokenizer, asked, choice)
+    return token_ids(tokenizer, asked), token_ids(tokenizer, choice, add_special_tokens=False)
+
+
+def chat_tokens(tokenizer: Tokenizer, asked: str, question: Question, choice: str, where: str) -> Pair:
+    """Return the token ids of a turn of the user who asks, up to where the assistant answers, and of the choice.
+
+    These are the tokens of lm-evaluation-harness with `--apply_chat_template`: no space parts the template from the
+    choice, and no special token is added to the template's own.
+
+    Raises:
+        InputError: The chat template cannot render the turn; the message names `where`.
+    """
     try:
         turn = tokenizer.apply_chat_template(
             [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscape.data.encoding import Pair, check_tokenizer, instructed_tokens, plain_tokens
-from landscape.data.records import is_question, read_question
+from landscape.data.encoding import Pair, chat_tokens, check_tokenizer, instructed_tokens, plain_tokens
+from landscape.data.records import Question, is_question, read_question
 from landscape.data.sources import check_load_options, is_running_text, read_records
 from landscape.data.tokens import IGNORED, Example, TokenData
 from landscape.errors import InputError, as_typed
@@ -20,13 +20,15 @@ from landscape.errors import InputError, as_typed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+PROMPT_FORMATS = ("auto", "chat", "plain")
+
 
 @dataclass(frozen=True)
 class EncodedQuestion:
     """A question as tokens: an example for each choice, with a loss on the tokens of the choice alone.
 
     Attributes:
-        plain: The choices, each after the bare prompt.
+        plain: The choices, each after the prompt without an instruction.
         instructed: The same choices after the instruction format; empty where the question has no instruction.
         lengths: Characters of each choice.
         answer: Index of the right choice.
@@ -47,6 +49,8 @@ class Questions(TokenData):
 
     Attributes:
         questions: The questions with all of their choices.
+        prompt_format: "chat" where the prompts are turns of the user in the tokenizer's chat template, else "plain".
+        lists_choices: Whether the prompts list the choices.
 
     Example:
         >>> right, wrong = Example((5, 7), (-100, 7)), Example((5, 8), (-100, 8))
@@ -57,6 +61,8 @@ class Questions(TokenData):
     """
 
     questions: tuple[EncodedQuestion, ...] = ()
+    prompt_format: str = "plain"
+    lists_choices: bool = False
 
     @property
     def multiple_choice(self) -> bool:
@@ -101,13 +107,16 @@ def load_questions(
     limit: int | None = None,
     batch_tokens: int = 4096,
     seed: int = 0,
+    prompt_format: str = "auto",
+    list_choices: bool = False,
 ) -> Questions:
     """Read questions that are scored without generation, by the losses of their choices.
 
     Records are `{"prompt" or "question", "choices": [text, ...], "answer": index from 0, text or letter of a choice}`
     or `{"prompt", "completion"}`. With an `instruction`, the question is also asked in its instruction format: the
     instruction stands on a line before the prompt, or both make one turn of the user where the tokenizer has a chat
-    template. The tokens of choices are those of lm-evaluation-harness (see `encoding.choice_tokens`).
+    template (whatever `prompt_format` says of the questions without it). The tokens of choices are those of
+    lm-evaluation-harness (see `encoding.choice_tokens`).
 
     Args:
         source: A `.jsonl` or `.parquet` file, a data set, or a list of records, as in `load_data`.
@@ -117,6 +126,10 @@ def load_questions(
         limit: Maximum number of questions, drawn with `seed`; None reads all of them.
         batch_tokens: Maximum tokens per batch. It changes memory use, never results.
         seed: Seed for drawing the questions.
+        prompt_format: "chat" asks each question as a turn of the user in the tokenizer's chat template, "plain" as bare
+            text; "auto" takes the template where there is one. A model that was tuned for chats often knows in its
+            format what it does not say in plain text.
+        list_choices: Whether the prompt lists the choices, each on a line after "- ", before they are scored.
 
     Returns:
         The questions, in the order of their source.
@@ -141,6 +154,7 @@ def load_questions(
     """
     check_load_options(max_length, batch_tokens, limit, seed)
     check_tokenizer(tokenizer)
+    in_chat = _asks_in_chat(tokenizer, prompt_format)
     if is_running_text(source):
         raise InputError(f"{source} is running text, without questions.")
     name, records = read_records(source, limit, seed)
@@ -156,7 +170,12 @@ def load_questions(
             raise InputError(
                 f"{where} is not of the kind before it: all need choices, or none; an instruction, or none."
             )
-        pairs = [plain_tokens(tokenizer, question, choice) for choice in question.choices]
+        if list_choices:
+            question = _with_list(question, where)
+        if in_chat:
+            pairs = [chat_tokens(tokenizer, question.prompt, question, choice, where) for choice in question.choices]
+        else:
+            pairs = [plain_tokens(tokenizer, question, choice) for choice in question.choices]
         if question.instruction is not None:
             pairs += [instructed_tokens(tokenizer, question, choice, where) for choice in question.choices]
         examples = tuple(_example(pair, max_length, where) for pair in pairs)
@@ -171,7 +190,26 @@ def load_questions(
         0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         truncated=truncated,
         questions=tuple(encoded),
+        prompt_format="chat" if in_chat else "plain",
+        lists_choices=list_choices,
     )
+
+
+def _asks_in_chat(tokenizer: Tokenizer, prompt_format: str) -> bool:
+    """Whether the questions are turns of the user in a chat; raise InputError where the tokenizer has no template."""
+    if prompt_format not in PROMPT_FORMATS:
+        raise InputError(f"prompt_format={prompt_format!r} is none of {', '.join(PROMPT_FORMATS)}.")
+    if prompt_format == "chat" and tokenizer.chat_template is None:
+        raise InputError("prompt_format='chat' needs a tokenizer with a chat template, which this one lacks.")
+    return prompt_format != "plain" and tokenizer.chat_template is not None
+
+
+def _with_list(question: Question, where: str) -> Question:
+    """Return the question with its choices listed at the end of its prompt."""
+    if not question.multiple_choice:
+        raise InputError(f"{where} has no choices to list.")
+    listed = "".join(f"\n- {choice}" for choice in question.choices)
+    return replace(question, prompt=f"{question.prompt}{listed}\n")
 
 
 def _example(pair: Pair, max_length: int, where: str) -> Example:

@@ -74,6 +74,8 @@ class ChoiceForgetting:
         format_accuracy_interval: Its interval.
         format_forgetting: Rise of the loss, `instructed` minus `plain`, in nats per answer.
         format_forgetting_interval: Its interval.
+        prompt_format: "chat" where the questions are asked in the tokenizer's chat template, else "plain".
+        lists_choices: Whether the prompts list the choices.
 
     Source:
         Jiang et al. 2024 (arXiv 2406.12227).
@@ -91,7 +93,7 @@ class ChoiceForgetting:
         ... )
         >>> for name, value in ChoiceForgetting("facts", questions=4, chance=0.25, plain=plain).rows():
         ...     print(f"{name}: {value}")
-        facts, as answers: 4 questions, guessing gives 25.00%
+        facts, as answers: 4 questions, asked in plain text, guessing gives 25.00%
           plain accuracy: 75.00% to 25.00%, lost +50.00% [+0.00%, +100.00%], p 0.5
             forgetting: 0.5000 to 1.5000, +1.0000 [+0.2000, +1.8000] nats per answer
     """
@@ -105,12 +107,16 @@ class ChoiceForgetting:
     format_accuracy_interval: tuple[float, ...] = (math.nan, math.nan)
     format_forgetting: float = math.nan
     format_forgetting_interval: tuple[float, ...] = (math.nan, math.nan)
+    prompt_format: str = "plain"
+    lists_choices: bool = False
 
     def rows(self) -> list[tuple[str, str]]:
         """Return name and value of what a person wants to see first."""
         guessing = "" if math.isnan(self.chance) else f", guessing gives {self.chance:.2%}"
-        rows = [(f"{self.name}, as answers", f"{self.questions} questions{guessing}")]
-        for title, a in (("plain", self.plain), ("instructed", self.instructed)):
+        listed = ", choices listed" if self.lists_choices else ""
+        asked = f", asked in {'the chat template' if self.prompt_format == 'chat' else 'plain text'}{listed}"
+        rows = [(f"{self.name}, as answers", f"{self.questions} questions{asked}{guessing}")]
+        for title, a in ((self.prompt_format, self.plain), ("instructed", self.instructed)):
             if a is not None:
                 accuracy = _change(a.accuracy_before, a.accuracy_after, a.accuracy_loss, a.accuracy_interval)
                 rows.append((f"  {title} accuracy", f"{accuracy}, p {a.p_value:.3g}"))
@@ -196,7 +202,8 @@ def measure_answers(
         return answers, fall, rise
 
     plain, fall, rise = in_format([question.plain for question in data.questions])
-    result = ChoiceForgetting(name, len(data.questions), data.chance, plain)
+    asked = {"prompt_format": data.prompt_format, "lists_choices": data.lists_choices}
+    result = ChoiceForgetting(name, len(data.questions), data.chance, plain, **asked)
     if not data.questions[0].instructed:
         return result
     instructed, fall_instructed, rise_instructed = in_format([question.instructed for question in data.questions])
