@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.cli.checks import check_inputs, check_tasks
 from landscape.cli.options.checkpoints import Base, TunedCheckpoints
-from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
+from landscape.cli.options.data import BatchTokens, Data, Limit, ListChoices, MaxLength, PromptFormat, Seed
 from landscape.cli.options.measurement import BootstrapResamples, Tasks
 from landscape.cli.options.model import Device, Dtype, Trust
 from landscape.cli.options.output import Json, OutputFolder, Quiet
@@ -38,6 +38,8 @@ def forgetting(
     limit: Limit = None,
     max_length: MaxLength = 512,
     batch_tokens: BatchTokens = 4096,
+    prompt_format: PromptFormat = "auto",
+    list_choices: ListChoices = False,
     tasks: Tasks = None,
     resamples: BootstrapResamples = 9999,
     dtype: Dtype = "float32",
@@ -80,7 +82,14 @@ def forgetting(
     length = min([max_length, *(file.max_positions for file in comparison.files if file.max_positions)])
     questions = {
         name: load_questions(
-            tokens.source, tokenizer, max_length=length, limit=limit, batch_tokens=batch_tokens, seed=seed
+            tokens.source,
+            tokenizer,
+            max_length=length,
+            limit=limit,
+            batch_tokens=batch_tokens,
+            seed=seed,
+            prompt_format=prompt_format,
+            list_choices=list_choices,
         )
         for name, tokens in comparison.data.items()
         if holds_questions(tokens.source)

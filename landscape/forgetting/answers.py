@@ -202,8 +202,14 @@ def measure_answers(
         return answers, fall, rise
 
     plain, fall, rise = in_format([question.plain for question in data.questions])
-    asked = {"prompt_format": data.prompt_format, "lists_choices": data.lists_choices}
-    result = ChoiceForgetting(name, len(data.questions), data.chance, plain, **asked)
+    result = ChoiceForgetting(
+        name,
+        len(data.questions),
+        data.chance,
+        plain,
+        prompt_format=data.prompt_format,
+        lists_choices=data.lists_choices,
+    )
     if not data.questions[0].instructed:
         return result
     instructed, fall_instructed, rise_instructed = in_format([question.instructed for question in data.questions])

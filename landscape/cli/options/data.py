@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from landscape.cli.options.declaring import DATA, at_least, between, value
+from landscape.cli.options.declaring import DATA, at_least, between, choice, flag, value
 
 _SOURCE_HELP = "a .jsonl, .txt or .parquet file, the id of a Hugging Face data set, `builtin:docs` or `builtin:code`"
 Data = Annotated[
@@ -91,4 +91,18 @@ Seed = Annotated[
         help="Seed for random directions and for sampling examples.",
         callback=at_least(0),
     ),
+]
+PromptName = Literal["auto", "chat", "plain"]
+PromptFormat = Annotated[
+    PromptName,
+    choice(
+        DATA,
+        "--prompt-format",
+        PromptName,
+        "How questions are asked: chat is a turn of the user in the tokenizer's chat template, plain is bare text, and "
+        "auto takes the template where there is one.",
+    ),
+]
+ListChoices = Annotated[
+    bool, flag(DATA, "--list-choices", "List the choices of a question in its prompt before they are scored.")
 ]
