@@ -109,7 +109,13 @@ def first_line(error: BaseException) -> str:
     Example:
         >>> first_line(ValueError("unknown type\ntraceback follows"))
         'unknown type.'
+        >>> first_line(AttributeError("'list' object has no attribute 'pop'"))
+        'one of the values is of a type that it cannot have.'
     """
+    if isinstance(
+        error, AttributeError
+    ):  # A reader met JSON or YAML of another shape, and its words say nothing of it.
+        return "one of the values is of a type that it cannot have."
     lines = str(error).strip().splitlines()
     return (lines[0].strip().rstrip(".") if lines else type(error).__name__) + "."
 

@@ -98,8 +98,6 @@ def reason_of(error: BaseException) -> str:
     """Return the first meaningful line of another library's message, as the end of one of our sentences."""
     if "trust_remote_code" in str(error):
         return "it needs code of its own, which runs only with --trust-remote-code."
-    if isinstance(error, (AttributeError, TypeError)) and "object has no attribute" in str(error):
-        return "one of its values is of a type that it cannot have."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     heading = len(lines) > 1 and lines[0].endswith(":")
     return f"{lines[0]} {lines[1].rstrip('.')}." if heading else first_line(error)
