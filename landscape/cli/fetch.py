@@ -12,7 +12,9 @@ from landscape.cli.tables import print_json, quiet_libraries
 
 FetchNames = Annotated[
     list[str],
-    typer.Argument(metavar="NAME", help="smollm2, or bigbench:TASK,TASK for multiple-choice tasks of BIG-bench."),
+    typer.Argument(
+        metavar="NAME", help="What to fetch: smollm2, or bigbench:TASK,TASK for multiple-choice tasks of BIG-bench."
+    ),
 ]
 
 

@@ -173,15 +173,15 @@ def warn_unless_converged(eigenvalues: Eigenvalues, k: int | tuple[int, int], *,
     if unknown:
         warnings.warn(
             f"{eigenvalues.name}: of {unknown} of {count} eigenvalues it cannot be shown whether they are within "
-            f"rtol={eigenvalues.rtol:g}; load the model in float32 or float64.",
+            f"{as_typed('rtol', eigenvalues.rtol)}; load the model in float32 or float64.",
             MeasurementWarning,
             stacklevel=stacklevel,
         )
     if missing and eigenvalues.hvp_error > eigenvalues.rtol:
         warnings.warn(
-            f"{eigenvalues.name}: {missing} of {count} eigenvalues have not converged to rtol={eigenvalues.rtol:g}; "
-            f"products are off by up to {eigenvalues.hvp_error:.1e} of a value, so load the model in a wider dtype, or "
-            "raise rtol.",
+            f"{eigenvalues.name}: {missing} of {count} eigenvalues have not converged to "
+            f"{as_typed('rtol', eigenvalues.rtol)}; products are off by up to {eigenvalues.hvp_error:.1e} of a value, "
+            f"so load the model in a wider dtype, or raise {as_typed('rtol')}.",
             MeasurementWarning,
             stacklevel=stacklevel,
         )

@@ -5,7 +5,7 @@ completely or not at all; `journal` and `snapshots` keep the finished part of a 
 folder to one set of settings and one run at a time.
 """
 
-from landscape.results.files import read_json, replacing, write_csv, write_json, write_text
+from landscape.results.files import read_json, replacing, save_tensors, write_csv, write_json, write_text
 from landscape.results.folder import check_folder, results_folder
 from landscape.results.journal import Journal, journaled
 from landscape.results.plain import FORMAT_VERSION, digest_of, from_plain, to_plain
@@ -26,6 +26,7 @@ __all__ = [
     "read_json",
     "replacing",
     "results_folder",
+    "save_tensors",
     "to_plain",
     "write_csv",
     "write_json",

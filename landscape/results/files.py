@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -158,3 +159,25 @@ def _full(error: BaseException | None) -> int | None:
                 return number
         error = error.__cause__ or error.__context__
     return None
+
+
+def save_tensors(tensors: Mapping[str, Any], temporary: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors to a path that `replacing` gave.
+
+    safetensors writes a file of its own beside the path first, under a name that nobody knows after a kill. Here that
+    happens in a folder that is removed with what else a killed run was writing.
+    """
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory(prefix=f"{temporary.name}.", dir=temporary.parent) as folder:
+        written = Path(folder, "tensors")
+        save_file(dict(tensors), written, metadata=metadata)
+        os.replace(written, temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds, where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from landscape.errors import InputError, as_typed
 from landscape.parallel import distributed
-from landscape.results.files import PARTIAL, lock, noticing_a_full_disk, read_json, write_json
+from landscape.results.files import PARTIAL, lock, noticing_a_full_disk, read_json, remove, write_json
 from landscape.results.plain import to_plain
 
 _log = logging.getLogger(__name__)
@@ -136,10 +136,10 @@ def _claim(folder: Path, settings: dict, files: Iterable[str]) -> bool:
 
 
 def _clear_partial(folder: Path) -> None:
-    """Remove the files that a killed run was writing."""
+    """Remove what a killed run was writing."""
     for path in folder.iterdir():
-        if path.name.startswith(PARTIAL) and path.is_file():
-            path.unlink()
+        if path.name.startswith(PARTIAL):
+            remove(path)
 
 
 def _withdraw(folder: Path, made: Sequence[Path]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from landscape.errors import InputError
 from landscape.parallel import distributed
-from landscape.results.files import PARTIAL, lock, noticing_a_full_disk
+from landscape.results.files import PARTIAL, lock, noticing_a_full_disk, remove
 from landscape.results.plain import FORMAT_VERSION, digest_of, to_plain
 
 _log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def journaled(path: Path, make: Callable[[Path], object]) -> None:
         make(journal)
     journal.unlink(missing_ok=True)
     for file in _beside(journal):
-        file.unlink(missing_ok=True)
+        remove(file)
 
 
 def _beside(journal: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError, MeasurementWarning, first_line
 from landscape.parallel import distributed
-from landscape.results.files import replacing_alone
+from landscape.results.files import replacing_alone, save_tensors
 from landscape.results.journal import Journal
 
 if TYPE_CHECKING:
@@ -85,14 +85,12 @@ class Snapshots:
                 )
             self._warned = True
             return
-        from safetensors.torch import save_file
-
         before = self._journal.done.get(self._key)
         number = 1 + before["number"] if before else 1
         file = path.with_name(f"{path.name}.{self._key}-{number}.safetensors")
         started = time.perf_counter()
         with replacing_alone(file) as temporary:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         self._journal.append(self._key, {"file": file.name, "number": number, "state": state})
         if before:
             path.with_name(before["file"]).unlink(missing_ok=True)

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from landscape.errors import InputError, as_typed, first_line
 from landscape.parallel.sharding import cut_like, whole
-from landscape.results import replacing
+from landscape.results import replacing, save_tensors
 from landscape.weights.filters import NORMALIZATIONS
 from landscape.weights.noise import noise_like
 from landscape.weights.parameters import Parameters
@@ -268,7 +267,7 @@ def save_directions(directions: Sequence[Direction], path: Path | str) -> None:
     }
     descriptions = [[d.kind, d.label, d.normalize, d.seed] for d in directions]
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"directions": json.dumps(descriptions)})
+        save_tensors(tensors, temporary, metadata={"directions": json.dumps(descriptions)})
 
 
 def load_directions(path: Path | str, model: nn.Module) -> list[Direction]:

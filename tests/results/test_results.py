@@ -298,6 +298,7 @@ def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path):
 
 AS_NOBODY = """
 import os, sys
+from transformers import AutoConfig, LlamaConfig  # what is imported later cannot be read
 from landscape.checkpoints import inspect_checkpoint
 from landscape.data.tokens import load_data
 from landscape.errors import InputError

@@ -207,7 +207,9 @@ def test_a_kind_finds_its_own_directions(quadratic):
 def test_the_weights_of_a_model_are_hashed_once_at_most(name, count, loaded, quadratic, monkeypatch, tmp_path):
     """A model from memory is named by its digest in the result and in the journal; a checkpoint in the journal only."""
     modules = models_of(quadratic, count)
-    files = [types.SimpleNamespace(source=f"folder {i}", digest=str(i)) for i in range(count)]
+    files = [
+        types.SimpleNamespace(source=f"folder {i}", digest=str(i), base=None, quantization=None) for i in range(count)
+    ]
     checkpoints = [Checkpoint(m, f, "c", None, "float64", "cpu") for m, f in zip(modules, files, strict=True)]
     models = checkpoints if loaded else modules
     read, bytes_of = [], landscape.weights.vectors.tensor_bytes
