@@ -144,7 +144,7 @@ ODD = [
 ]  # fmt: skip
 # How much is done: a large number there is a long run, and no error.
 WORK = {
-    "points", "levels", "resamples", "replications", "steps", "epochs", "max_probes", "max_matvecs", "accumulate",
+    "steps", "epochs", "max_probes", "max_matvecs", "accumulate",
     "batch_size", "top",
 }  # fmt: skip
 LARGE = {"9" * 30}

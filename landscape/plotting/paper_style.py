@@ -14,15 +14,15 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, get_font_names
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from landscape.plotting.basics import clean, shorten
 from landscape.plotting.ticks import linear_ticks
 
+FONTS = ("Arial", "Helvetica", "Liberation Sans", "DejaVu Sans")  # matplotlib brings the last one
 STYLE: dict[str, Any] = {
     "font.family": ["sans-serif", "DejaVu Sans"],  # the second lends the glyphs that the first lacks
-    "font.sans-serif": ["Arial", "Helvetica", "Liberation Sans", "DejaVu Sans"],
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -69,7 +69,13 @@ class PaperFigure(Figure):
 
 def style() -> Any:
     """A context in which matplotlib draws in our style, whatever the user's settings are."""
-    return matplotlib.style.context(["default", STYLE])
+    return matplotlib.style.context(["default", STYLE | {"font.sans-serif": _fonts()}])
+
+
+def _fonts() -> list[str]:
+    """Return those of our fonts that are there; matplotlib warns of each other one, for every text."""
+    there = set(get_font_names())
+    return [name for name in FONTS if name in there]
 
 
 def wrapped(text: str, width: float, size: float) -> list[str]:
@@ -99,7 +105,7 @@ def wrapped(text: str, width: float, size: float) -> list[str]:
 
 def text_width(text: str, size: float) -> float:
     """Return the width of a line of text in inches, at a size in points, in the font that this machine has."""
-    font = FontProperties(family=[*STYLE["font.sans-serif"], *STYLE["font.family"][1:]], size=size)
+    font = FontProperties(family=[*_fonts(), *STYLE["font.family"][1:]], size=size)
     figure = Figure(dpi=300)
     measure = FigureCanvasAgg(figure).get_renderer()
     with matplotlib.rc_context({"text.hinting": STYLE["text.hinting"]}):

@@ -505,7 +505,7 @@ def test_caption_states_data_kind_normalization_seed_grid_and_tokens():
 
 def test_no_text_of_the_sheet_leaves_the_figure_in_a_wide_font(monkeypatch):
     """Rejects lines broken at a count of letters: DejaVu Sans, which some machines have alone, is wider than Arial."""
-    monkeypatch.setitem(paper_style.STYLE, "font.sans-serif", ["DejaVu Sans"])
+    monkeypatch.setattr(paper_style, "FONTS", ("DejaVu Sans",))
     figure = plot_surfaces(pair())
     figure.set_dpi(300)
     ends = [text.get_window_extent(figure.canvas.get_renderer()).x1 for text in figure.texts]
@@ -728,3 +728,14 @@ def test_browser_draws_lines_with_names_and_marks(tmp_path):
     shown = [html.unescape(text) for text in re.findall(r">([^<>]+)<", outside)]
     assert EVIL[:99] in " ".join(shown)
     assert {"base", "sam"} <= set(shown)
+
+
+def test_a_font_that_is_not_there_is_not_complained_about(monkeypatch, caplog, tmp_path):
+    """Each text would bring a warning on standard error, a hundred of them for a figure."""
+    monkeypatch.setattr(paper_style, "FONTS", ("Nobody Has This", "DejaVu Sans"))
+    with paper_style.style():
+        figure = paper_style.PaperFigure()
+        figure.text(0.1, 0.1, "text")
+        paper_style.text_width("text", 7)
+    figure.savefig(tmp_path / "figure.png")
+    assert not [record for record in caplog.records if record.name.startswith("matplotlib")]

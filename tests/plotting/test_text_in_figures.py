@@ -68,7 +68,7 @@ CURVATURE = {
 @pytest.fixture
 def drawn(monkeypatch):
     """Draw a figure in DejaVu Sans; every text that is drawn, with the box that it takes, in dots."""
-    monkeypatch.setitem(paper_style.STYLE, "font.sans-serif", ["DejaVu Sans"])
+    monkeypatch.setattr(paper_style, "FONTS", ("DejaVu Sans",))
     monkeypatch.setitem(paper_style.STYLE, "font.family", ["sans-serif"])
     seen = []
     draw = matplotlib.text.Text.draw
