@@ -28,18 +28,16 @@ def fetch(names: FetchNames, json_output: Json = False) -> None:
 
         landscape fetch smollm2 bigbench:general_knowledge,implicatures
     """
-    quiet_libraries()
     from landscape.public.bigbench import files_of
-    from landscape.public.fetching import PACKAGES
+    from landscape.public.fetching import PACKAGES, parse_name
     from landscape.public.fetching import fetch as fetch_one
 
+    parsed = [parse_name(name) for name in names]  # all of them before the first is downloaded
+    quiet_libraries()
     fetched = []
-    for name in names:
-        folder = fetch_one(name)
-        kind, _, tasks = name.partition(":")
-        package = PACKAGES[kind]
-        paths = [path for task in tasks.split(",") if task.strip() for path in files_of(folder, task.strip())]
-        paths = paths or [folder]
+    for name, (kind, tasks) in zip(names, parsed, strict=True):
+        folder, package = fetch_one(name), PACKAGES[kind]
+        paths = [path for task in tasks for path in files_of(folder, task)] or [folder]
         size = sum(_size(path) for path in paths)
         row = {"name": name, "license": package.license, "package": f"{package.name} {package.version}"}
         fetched.append(row | {"bytes": size, "paths": [str(path) for path in paths]})

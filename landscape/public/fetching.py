@@ -40,12 +40,25 @@ def fetch(name: str) -> Path:
         ...     print(error)
         'smolm2' cannot be fetched; there are smollm2 and bigbench:TASK,TASK. Did you mean 'smollm2'?
     """
+    kind, tasks = parse_name(name)
+    return smollm2.fetch_smollm2() if kind == smollm2.NAME else bigbench.fetch_tasks(tasks)
+
+
+def parse_name(name: str) -> tuple[str, list[str]]:
+    """Return which package a name is of, and the tasks that it names.
+
+    Raises:
+        InputError: There is nothing of that name.
+
+    Example:
+        >>> parse_name("bigbench:implicatures,general_knowledge")
+        ('bigbench', ['implicatures', 'general_knowledge'])
+    """
     kind, _, rest = name.partition(":")
     tasks = [task.strip() for task in rest.split(",") if task.strip()]
-    if kind == smollm2.NAME and not rest:
-        return smollm2.fetch_smollm2()
-    if kind == bigbench.NAME and tasks:
-        return bigbench.fetch_tasks(tasks)
-    if kind == bigbench.NAME:
+    if kind == bigbench.NAME and not tasks:
         raise InputError("bigbench needs the names of tasks: bigbench:general_knowledge,implicatures.")
-    raise InputError(f"{name!r} cannot be fetched; there are smollm2 and bigbench:TASK,TASK.{nearest(kind, PACKAGES)}")
+    if kind not in PACKAGES or (kind == smollm2.NAME and rest):
+        known = "there are smollm2 and bigbench:TASK,TASK."
+        raise InputError(f"{name!r} cannot be fetched; {known}{nearest(kind, PACKAGES)}")
+    return kind, tasks

