@@ -143,7 +143,11 @@ class Forks:
 def _child(task: dict[str, Any], rank: int, port: int) -> None:
     """Become the program, and end as it ends."""
     import runpy
+    import threading
 
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own is shared by all forks, and one that was killed may hold it for ever
     for number, path in zip((1, 2), task["printed"], strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

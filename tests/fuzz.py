@@ -36,6 +36,7 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -51,6 +52,7 @@ import torch
 from conftest import TEXTS, VOCABULARY, build_model, plain_loss
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 LIMIT = 60  # seconds within which a run of these sizes has to end
@@ -662,6 +664,7 @@ class Worker:
 
     @staticmethod
     def _work(workplace: Path, asked: Any, answers: Any) -> None:
+        take_own_lock()
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         null = os.open(os.devnull, os.O_RDWR)
@@ -806,11 +809,32 @@ def half_written(folder: Path) -> list[str]:
     return found
 
 
+def take_own_lock() -> None:
+    """Give this fork a lock of its own for progress bars.
+
+    tqdm's is shared by all forks of a process, and one that was killed may hold it for ever.
+    """
+    tqdm.set_lock(threading.RLock())
+
+
+def ended(pid: int) -> int:
+    """Wait for a fork, and kill it where it does not end in time; its exit code."""
+    until = time.monotonic() + LIMIT
+    while time.monotonic() < until:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def forked(arguments: list[str], cwd: Path, printed: Path, before: Callable[[], Any] = lambda: None) -> int:
     """Start the command line in a fork, which prints into a file; its process id."""
     pid = os.fork()
     if pid:
         return pid
+    take_own_lock()
     os.chdir(cwd)
     output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1), os.dup2(output, 2)
@@ -836,7 +860,7 @@ def kill_at_random_moments(workplace: Path, command: str, kills: int, seed: int 
         arguments = [command, *LONG[command]]
         started = time.monotonic()
         pid = forked([*arguments, *output_of(command, whole)], workplace, printed)
-        if os.waitpid(pid, 0)[1]:
+        if ended(pid):
             return 0, [f"it does not end well: {printed.read_text()[-300:]}"]
         duration = time.monotonic() - started
         expected = contents(whole)
@@ -857,7 +881,7 @@ def kill_at_random_moments(workplace: Path, command: str, kills: int, seed: int 
                 found.append("another result after kills")
             folder = Path(place) / f"killed-{runs}"
         pid = forked([*arguments, *output_of(command, folder)], workplace, printed)
-        if os.waitpid(pid, 0)[1]:
+        if ended(pid):
             found.append(f"the last run: {printed.read_text()[-300:]}")
         elif contents(folder) != expected:
             differing = [
@@ -881,7 +905,7 @@ def files_no_longer_than(workplace: Path, command: str, size: int) -> list[str]:
     with tempfile.TemporaryDirectory() as place:
         folder, printed = Path(place) / "out", Path(place) / "printed"
         arguments = [command, *LONG[command], *output_of(command, folder)]
-        status = os.waitstatus_to_exitcode(os.waitpid(forked(arguments, workplace, printed, unlimited_print), 0)[1])
+        status = ended(forked(arguments, workplace, printed, unlimited_print))
         said = printed.read_text()
         sentences = [s for s in said.splitlines() if s.startswith("landscape: ") and "warning" not in s]
         if status == 0:
@@ -895,7 +919,7 @@ def files_no_longer_than(workplace: Path, command: str, size: int) -> list[str]:
             found.append(f"files of {size} bytes: exit code {status}, {said[-400:]!r}")
         if folder.exists():
             found += half_written(folder)
-        status = os.waitstatus_to_exitcode(os.waitpid(forked(arguments, workplace, printed), 0)[1])
+        status = ended(forked(arguments, workplace, printed))
         if status:
             found.append(f"then without a limit: {printed.read_text()[-300:]!r}")
     return found
@@ -911,7 +935,7 @@ def unwritable_outputs(workplace: Path, command: str) -> list[str]:
         for output in ("file", "file/below", "link", "/proc/landscape", "/sys/landscape", "/dev/null/x", "/dev/full"):
             path = Path(place) / output
             arguments = [command, *COMMANDS[command][:-2], "-o", str(path / "t.csv" if command == "measure" else path)]
-            status = os.waitstatus_to_exitcode(os.waitpid(forked(arguments, workplace, printed), 0)[1])
+            status = ended(forked(arguments, workplace, printed))
             said = printed.read_text()
             sentences = [s for s in said.splitlines() if s.startswith("landscape: ") and "warning" not in s]
             if status != 2 or len(sentences) != 1 or "Traceback" in said:
