@@ -172,6 +172,8 @@ def _print_sharpness(results: dict[str, dict[Key, Sharpness]]) -> None:
     for heading, result in zip(headings, columns, strict=True):
         options = ", ".join(f"{name}={value}" for name, value in result.options.items() if value is not None)
         print_note(console, f"{heading}: {options or 'no settings'}; unchanged by: {result.invariance}")
+        if "bound" in result.details:
+            print_note(console, f"{heading}: {result.details['bound']}; more steps may end higher")
     print_adapters(console, (result.provenance.checkpoint for result in of_first.values()))
     if columns[0].normalized_logits:
         print_note(console, "logits divided by their standard deviation over the vocabulary")

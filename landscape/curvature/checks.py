@@ -23,8 +23,8 @@ from landscape.weights.parameters import Parameters
 from landscape.weights.preservation import preserved
 
 UNDECIDED = (
-    "the loss is not smooth at any step that rounding leaves, so that differences of gradients can neither confirm nor "
-    "refute the products; eigenvalues will say that their convergence is unknown"
+    "differences of gradients can neither confirm nor refute the products: the loss is not smooth at these steps, or "
+    "the products are off by as much as is said here; eigenvalues will say that their convergence is unknown"
 )
 
 

@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from landscape.checkpoints.loading import grouped_experts
 from landscape.curvature.operators.memory import available_memory
 from landscape.data.batches import Batch
 from landscape.objective.objective import Objective
@@ -157,7 +159,9 @@ def widened(objective: Objective, parameters: Parameters, dtype: torch.dtype) ->
     if available is None or needed > _COPY_SHARE * available:
         return None
     try:
-        twin = copy.deepcopy(model).to(dtype)
+        twin: Any = copy.deepcopy(model).to(dtype)
+        if dtype == torch.float64 and grouped_experts(twin):
+            twin.set_experts_implementation("eager")  # torch multiplies groups up to float32 only
         wide = objective.restricted(_Widened(objective.data, dtype))
         wide.model, wide.autocast = twin, None
         selected = Parameters(twin, parameters.names)

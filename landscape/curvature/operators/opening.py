@@ -74,8 +74,8 @@ def curvature_of(
             )
         if operator.unverified:
             warnings.warn(
-                f"second derivatives could not be compared with differences of gradients: {operator.unverified}. "
-                "Whether products are right is unknown; hvp='finite_difference' does not depend on them.",
+                f"whether products with second derivatives are right is unknown: {operator.unverified}. "
+                f"{as_typed('hvp', 'finite_difference')} does not depend on them.",
                 MeasurementWarning,
                 stacklevel=3,
             )

@@ -102,7 +102,7 @@ def _check_against_differences(operator: CurvatureOperator, samples: Sequence[Se
         if found.right is False:
             raise RuntimeError(f"second derivatives disagree with differences of gradients ({found.words})")
         if found.right is None:
-            operator.unverified = f"the loss is not smooth at any step that rounding leaves: {found.words}"
+            operator.unverified = f"differences of gradients neither confirm nor refute it, {found.words}"
 
 
 def _in_proportion(parameters: Parameters, layout: Layout) -> Tensor:
