@@ -183,7 +183,7 @@ def test_a_tolerance_below_the_rounding_of_float32_is_measured_in_float64():
 
 
 def test_a_mixture_of_experts_is_compared_in_float64_where_float32_does_not_settle_it():
-    """Its experts multiply in groups, which torch has up to float32 only: without another way there is no wider copy."""
+    """Its experts multiply in groups, which torch has up to float32 only; without another way there is no copy."""
     from conftest import VOCABULARY
     from transformers import MixtralConfig, MixtralForCausalLM
 
