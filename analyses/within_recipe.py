@@ -369,13 +369,18 @@ def run_name(base: Base, cell: Cell, seed: int, method: str = "plain") -> str:
 
 
 def plain_run(place: Place, folder: Path, base: Base, cell: Cell, seed: int) -> dict:
-    radius = radius_of(place, folder, base.pair, cell)
-    tuned = tune(place, folder, base.pair, f"{cell.name}-{seed}", cell, radius["rho"], seed)
+    radius, tuned = radius_of(place, folder, base.pair, cell), tuned_base(place, folder, base, cell, seed)
     row = identity(base, cell, seed, "plain") | radius | outcomes(folder, tuned, texts_of(place, base.pair))
     measured = cell in cells_of(base.recipe_number, place.settings)
     if not measured and not (seed == place.settings["tuning"]["seeds"][0] and cell.optimizer != "sam-wide"):
         shutil.rmtree(tuned)
     return row
+
+
+def tuned_base(place: Place, folder: Path, base: Base, cell: Cell, seed: int) -> Path:
+    """The folder of a base tuned without a remedy; made again where only its row was kept."""
+    rho = radius_of(place, folder, base.pair, cell)["rho"]
+    return tune(place, folder, base.pair, f"{cell.name}-{seed}", cell, rho, seed)
 
 
 def identity(base: Base, cell: Cell, seed: int, method: str) -> dict[str, Any]:
@@ -419,7 +424,7 @@ def outcomes(base: Path, tuned: Path, texts: Texts) -> dict[str, float]:
 
 def extend_fronts(place: Place, base: Base) -> None:
     """WiSE-FT of AdamW's and SAM's runs; on the first base of a recipe, both with rehearsal."""
-    folder = place.output / "checkpoints" / base.name / "base"
+    folder = pretrain(place, base.pair, base.name, base.optimizer, base.lr, base.seed)
     seed = place.settings["tuning"]["seeds"][0]
     first_base = base.seed == place.settings["pairs"][base.pair]["base_seeds"][0]
     for method, made in (("wise-ft", merged_run), ("rehearsal", rehearsed_run)):
@@ -431,7 +436,7 @@ def extend_fronts(place: Place, base: Base) -> None:
 
 
 def merged_run(place: Place, folder: Path, base: Base, cell: Cell, seed: int) -> dict:
-    tuned, alpha = folder.parent / f"{cell.name}-{seed}", place.settings["tuning"]["alpha"]
+    tuned, alpha = tuned_base(place, folder, base, cell, seed), place.settings["tuning"]["alpha"]
     merged = landscape.merge_checkpoints(folder, tuned, alpha, folder.parent / f"wise-ft-{cell.name}-{seed}")
     return finished(place, folder, merged, base, cell, seed, "wise-ft")
 
@@ -457,7 +462,7 @@ def finished(place: Place, folder: Path, made: Path, base: Base, cell: Cell, see
 
 def measure_cell(place: Place, base: Base, cell: Cell, seed: int) -> None:
     """The row of one measured checkpoint, with the metrics of its base beside it."""
-    folder = place.output / "checkpoints" / base.name / "base"
+    folder = pretrain(place, base.pair, base.name, base.optimizer, base.lr, base.seed)
     place.row("bases", base.name, lambda: base_row(place, folder, base))
     name = run_name(base, cell, seed)
     place.row("checkpoints", name, lambda: checkpoint_row(place, folder, base, cell, seed))
@@ -471,7 +476,7 @@ def base_row(place: Place, folder: Path, base: Base) -> dict:
 def checkpoint_row(place: Place, folder: Path, base: Base, cell: Cell, seed: int) -> dict:
     texts = texts_of(place, base.pair)
     origin = landscape.load_checkpoint(folder, device="cpu")
-    tuned = landscape.load_checkpoint(folder.parent / f"{cell.name}-{seed}", device="cpu")
+    tuned = landscape.load_checkpoint(tuned_base(place, folder, base, cell, seed), device="cpu")
     row = place.row("runs", run_name(base, cell, seed), dict)
     for task in landscape.measure_forgetting(origin, tuned, texts.metric, resamples=99).tasks:
         row[f"kl_{task.name}"] = task.kl
