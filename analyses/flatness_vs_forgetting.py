@@ -37,7 +37,7 @@ import numpy as np
 import pandas
 import torch
 from llama_symmetries import symmetries_of
-from study_folder import claim, versions, write_json
+from study_folder import claim, read_settings, versions, write_json
 from study_measures import SURFACE, norms, sharpness, spread
 from study_models import QUESTIONS, random_start, train_tokenizer, write_questions
 
@@ -60,17 +60,6 @@ def main() -> None:
         run(arguments.output, settings, arguments.workers)
     except (landscape.InputError, OSError, tomllib.TOMLDecodeError) as error:
         sys.exit(f"error: {error}")
-
-
-def read_settings(path: Path, quick: bool) -> dict:
-    settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    changes = settings.pop("quick", {})
-    if quick:
-        without = changes.pop("without", [])
-        for name, value in changes.items():
-            settings[name] = settings[name] | value if isinstance(value, dict) else value
-        settings["metrics"] = [m for m in settings["metrics"] if m["column"] not in without]
-    return settings
 
 
 def run(output: Path, settings: dict, workers: int) -> None:

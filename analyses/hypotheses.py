@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
 import numpy as np
 import pandas
 from scipy import stats
+from study_folder import plain
 
 import landscape
 
@@ -273,13 +273,3 @@ def small(p: float | None) -> str:
 
 def records(table: pandas.DataFrame) -> list[dict]:
     return table.to_dict("records")
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

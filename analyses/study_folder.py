@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import tomllib
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import landscape
 
@@ -40,3 +44,26 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_lines(path, [json.dumps(value, indent=1)])
+
+
+def read_settings(path: Path, quick: bool) -> dict:
+    """The settings of a study's file, with its [quick] section laid over them or left out."""
+    settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    changes = settings.pop("quick", {})
+    if quick:
+        without = changes.pop("without", [])
+        for name, value in changes.items():
+            settings[name] = settings[name] | value if isinstance(value, dict) else value
+        settings["metrics"] = [m for m in settings["metrics"] if m["column"] not in without]
+    return settings
+
+
+def plain(value: Any) -> Any:
+    """The same with plain JSON types, and None where a number is not finite."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -36,7 +36,7 @@ import numpy as np
 import pandas
 import torch
 import transformers
-from study_folder import claim, versions, write_json
+from study_folder import claim, read_settings, versions, write_json
 from study_measures import norms, planes, sharpness, spread
 from study_models import QUESTIONS, SUMS, random_start, train_tokenizer, write_questions, write_sums
 
@@ -64,18 +64,6 @@ def main() -> None:
             print(within_recipe_results.main(arguments.output))
     except (landscape.InputError, OSError, tomllib.TOMLDecodeError) as error:
         sys.exit(f"error: {error}")
-
-
-def read_settings(path: Path, quick: bool) -> dict:
-    """The settings of the file, with its [quick] section laid over them or left out."""
-    settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    changes = settings.pop("quick", {})
-    if quick:
-        without = changes.pop("without", [])
-        for name, value in changes.items():
-            settings[name] = settings[name] | value if isinstance(value, dict) else value
-        settings["metrics"] = [m for m in settings["metrics"] if m["column"] not in without]
-    return settings
 
 
 def run(output: Path, settings: dict, workers: int, deadline: float) -> bool:

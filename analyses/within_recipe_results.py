@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas
 from scipy import optimize, stats
-from study_folder import write_json
+from study_folder import plain, write_json
 from study_measures import SURFACE
 
 import landscape
@@ -300,17 +300,6 @@ def _size(value: float | None) -> float:
 
 def _interval(row: dict) -> str:
     return f"{row['value']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] over {row['n']}"
-
-
-def plain(value: Any) -> Any:
-    """The same with plain JSON types, NaN as None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from typing import Any
 from landscape.errors import InputError, first_line
 
 SUFFIX = ".gguf"
-_CHUNK = 1 << 24  # bytes that are hashed at a time
 
 
 def is_gguf(path: Path) -> bool:
@@ -45,11 +44,9 @@ def read_gguf(path: Path) -> tuple[dict[str, tuple[int, ...]], str, str]:
     require_gguf(path)
     from gguf import GGUFReader
 
-    hashed = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                hashed.update(chunk)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     try:
@@ -62,7 +59,7 @@ def read_gguf(path: Path) -> tuple[dict[str, tuple[int, ...]], str, str]:
     weights: Counter[str] = Counter()
     for tensor in tensors:
         weights[tensor.tensor_type.name] += int(tensor.n_elements)
-    return stored, hashed.hexdigest(), weights.most_common(1)[0][0]
+    return stored, digest, weights.most_common(1)[0][0]
 
 
 def forget_quantization(model: Any) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from landscape.errors import DiskFull, InputError
 
 CACHE_VARIABLE = "LANDSCAPE_CACHE"
-_CHUNK = 1 << 24  # bytes that are hashed at a time
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
@@ -141,8 +140,5 @@ def _mismatch(package: Package) -> str:
 
 
 def _sha256(path: Path) -> str:
-    hashed = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            hashed.update(chunk)
-    return hashed.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

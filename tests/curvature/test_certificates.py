@@ -69,12 +69,13 @@ def test_the_eigenvalue_of_an_opaque_model_is_the_true_one():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("make", [lambda: gpt2(3, opaque=False), opt, mixtral], ids=["gpt2", "opt", "mixtral"])
 def test_right_products_raise_no_alarm_at_the_price_of_a_few_rows(make, dtype):
+    model = make().to(dtype)
     if make is mixtral and dtype == torch.float64:
-        pytest.skip("grouped products of experts have no float64")
-    operator, said = opened(make().to(dtype))
+        model.set_experts_implementation("eager")  # torch multiplies groups up to float32 only
+    operator, said = opened(model)
     assert operator.hvp == "exact", operator.reason
     assert not operator.unverified
-    assert not any("compared" in sentence for sentence in said)
+    assert not any("are right is unknown" in sentence for sentence in said)
     # of two rows at most, and most where differences in float32 had to be taken again in float64
     assert 4 <= operator.checking_gradients <= 50
 
