@@ -852,21 +852,23 @@ def kill_at_random_moments(workplace: Path, command: str, kills: int, seed: int 
     """SIGKILL a command at random moments of its work, again and again, then let it end; kills, and what is wrong."""
     import landscape.results.snapshots
 
-    landscape.results.snapshots.SHARE = 0  # Snapshots after every product, however long writing them takes.
+    def snapshots_after_every_product() -> None:  # However long writing them takes; in the fork alone.
+        landscape.results.snapshots.SHARE = 0
+
     draws = random.Random(f"{command}/{seed}")
     found: list[str] = []
     with tempfile.TemporaryDirectory() as place:
         whole, folder, printed = Path(place) / "whole", Path(place) / "killed-0", Path(place) / "printed"
         arguments = [command, *LONG[command]]
         started = time.monotonic()
-        pid = forked([*arguments, *output_of(command, whole)], workplace, printed)
+        pid = forked([*arguments, *output_of(command, whole)], workplace, printed, snapshots_after_every_product)
         if ended(pid):
             return 0, [f"it does not end well: {printed.read_text()[-300:]}"]
         duration = time.monotonic() - started
         expected = contents(whole)
         done = runs = 0
         while done < kills and runs < 3 * kills:
-            pid = forked([*arguments, *output_of(command, folder)], workplace, printed)
+            pid = forked([*arguments, *output_of(command, folder)], workplace, printed, snapshots_after_every_product)
             time.sleep(draws.uniform(0.02, 0.6) * duration)
             os.kill(pid, signal.SIGKILL)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -880,7 +882,7 @@ def kill_at_random_moments(workplace: Path, command: str, kills: int, seed: int 
             elif contents(folder) != expected:
                 found.append("another result after kills")
             folder = Path(place) / f"killed-{runs}"
-        pid = forked([*arguments, *output_of(command, folder)], workplace, printed)
+        pid = forked([*arguments, *output_of(command, folder)], workplace, printed, snapshots_after_every_product)
         if ended(pid):
             found.append(f"the last run: {printed.read_text()[-300:]}")
         elif contents(folder) != expected:
