@@ -10,7 +10,7 @@ from landscape.cli.options.checkpoints import Checkpoints
 from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
 from landscape.cli.options.model import Adapter, Autocast, Device, DeviceMap, Dtype, OffloadBase, Trust
 from landscape.cli.options.output import Json, OutputFolder, Quiet
-from landscape.cli.options.surfaces import Dim, Kind, Levels, Log, Margin, Normalize, Points, Span
+from landscape.cli.options.surfaces import Dim, Draws, Kind, Levels, Log, Margin, Normalize, Points, Span
 from landscape.cli.tables import (
     open_console,
     print_adapters,
@@ -20,12 +20,15 @@ from landscape.cli.tables import (
     print_table,
     print_written,
     quiet_libraries,
+    with_interval,
+    with_stderr,
 )
 from landscape.errors import InputError
 from landscape.surfaces.kinds import SURFACE_KINDS
 from landscape.surfaces.options import MOST_LEVELS, parse_numbers
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
     from landscape.surfaces.result import Surface
@@ -52,6 +55,7 @@ def plot(
     span: Span = None,
     margin: Margin = None,
     normalize: Normalize = None,
+    draws: Draws = 1,
     log: Log = False,
     levels: Levels = "20",
     dtype: Dtype = "float32",
@@ -75,6 +79,7 @@ def plot(
     surface_kind = SURFACE_KINDS[kind].from_options(
         dim=dim, points=points, span=span, margin=margin, normalize=normalize, seed=seed
     )
+    surface_kind.draws(draws)
     contours = _levels(levels, log)
     if offload_base and "offload_base" not in surface_kind.run_options:
         names = [name for name, other in SURFACE_KINDS.items() if "offload_base" in other.run_options]
@@ -92,7 +97,7 @@ def plot(
     from landscape.plotting import write_figures
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison
-    from landscape.study.surfaces import compare_surfaces, summarize
+    from landscape.study.surfaces import compare_surfaces, summarize, surface_files
 
     comparison = open_comparison(
         checkpoints,
@@ -105,18 +110,24 @@ def plot(
     settings = {"command": "plot", **comparison.settings(), **surface_kind.folder_settings()}
     settings |= ({"autocast": autocast} if autocast else {}) | {"seed": seed}
     files = ("surface.png", "surface.pdf", "surface.html", "summary.json")
-    result_files = comparison.file_names("surface", of_all=not surface_kind.is_of_each()).values()
-    with results_folder(output, settings, (*files, *result_files)):
+    with results_folder(output, settings, (*files, *surface_files(comparison, surface_kind, draws))):
         run = Run(autocast=autocast, offload_base=offload_base, progress=not quiet)
-        surfaces = compare_surfaces(comparison, output, surface_kind, run=run)
-        write_figures(list(surfaces.values()), output / "surface", log=log, levels=contours)
-        summary = {"settings": settings, "surfaces": [summarize(name, s) for name, s in surfaces.items()]}
+        surfaces = compare_surfaces(comparison, output, surface_kind, draws=draws, run=run)
+        drawn = list(surfaces.values())[: len(surfaces) // draws]  # the first draw; the others are for the numbers
+        over_draws = _over_draws(list(surfaces.values())) if draws > 1 else None
+        write_figures(drawn, output / "surface", log=log, levels=contours)
+        summary: dict[str, Any] = {"settings": settings}
+        summary["surfaces"] = [summarize(name, s) for name, s in surfaces.items()]
+        if over_draws is not None:
+            summary["over_draws"] = over_draws.to_dict("records")
         write_json(output / "summary.json", summary)
     if json_output:
         print_json(summary)
     else:
-        _print_surfaces(list(surfaces.values()))
-    print_written(*(output / name for name in (*files, *surfaces)))
+        _print_surfaces(drawn, draws)
+        if over_draws is not None:
+            _print_draws(over_draws)
+    print_written(*(output / name for name in (*files, *list(surfaces)[: len(drawn)])))
 
 
 # --- options ------------------------------------------------------------------------------------------------
@@ -141,7 +152,7 @@ def _levels(text: str, log: bool) -> int | list[float]:
 # --- printing -----------------------------------------------------------------------------------------------
 
 
-def _print_surfaces(surfaces: list[Surface]) -> None:
+def _print_surfaces(surfaces: list[Surface], draws: int) -> None:
     from landscape.surfaces.metrics import compare_metrics
 
     compared: dict[str, Any] = {}
@@ -168,7 +179,8 @@ def _print_surfaces(surfaces: list[Surface]) -> None:
             f"{sum(first.path.random_walk):.1%}. Checkpoints lie up to {max(first.path.residuals):.4g} beside it.",
         )
     grid = ", ".join(f"[{axis[0]:.4g}, {axis[-1]:.4g}] in {len(axis)}" for axis in first.axes)
-    draw = f"one draw of directions (seed {first.seed}), normalize={first.normalize}; "
+    others = "" if draws > 1 else "; --draws 8 shows how far others are from it"
+    draw = f"one draw of directions (seed {first.seed}{others}), normalize={first.normalize}; "
     draw = draw if first.kind_type.is_random else ""
     print_note(
         console,
@@ -185,6 +197,43 @@ def _print_surfaces(surfaces: list[Surface]) -> None:
     for surface in surfaces:
         if surface.nonfinite:
             print_note(console, f"{surface.name}: {surface.nonfinite} of {surface.loss.size} losses are not finite.")
+
+
+def _over_draws(surfaces: list[Surface]) -> pd.DataFrame:
+    """The metrics over all draws, data set by data set."""
+    import pandas as pd
+
+    from landscape.surfaces.draws import metrics_over_draws
+
+    tables = []
+    for data in dict.fromkeys(surface.data for surface in surfaces):
+        table = metrics_over_draws([surface for surface in surfaces if surface.data == data])
+        table.insert(1, "data", data)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _print_draws(over_draws: pd.DataFrame) -> None:
+    """The mean of each metric over the draws, and the differences between checkpoints."""
+    shown = [metric for metric in HEADINGS if (over_draws["metric"] == metric).any()]
+    count, first = over_draws["draws"].iloc[0], over_draws["name"].iloc[0]
+    means, differences = [], []
+    for (name, data), own in over_draws.groupby(["name", "data"], sort=False):
+        by_metric = own.set_index("metric")
+        cells = [with_stderr(f"{by_metric['mean'][m]:.4g}", by_metric["stderr"][m]) for m in shown]
+        spreads = [f"{by_metric['spread'][m]:.1%}" for m in shown]
+        means.append([str(name), str(data), *(f"{c}\nspread {p}" for c, p in zip(cells, spreads, strict=True))])
+        if name != first:
+            of = by_metric[["difference", "low", "high"]]
+            cells = [with_interval(*(f"{of[part][m]:.3g}" for part in of)) for m in shown]
+            differences.append([f"{name} - {first}", str(data), *cells])
+    console = open_console()
+    headings = ["surface", "data", *(HEADINGS[m].rstrip("*") for m in shown)]
+    title = f"Mean over {count} draws of directions, its standard error, and the spread of one draw"
+    print_table(console, headings, means, left=("data",), title=title)
+    if differences:
+        title = f"Difference to {first}, draw by draw, with its 95% interval (each alone)"
+        print_table(console, headings, differences, left=("data",), title=title)
 
 
 def _print_markers(console: Console, surface: Surface) -> None:

@@ -21,7 +21,7 @@ from landscape.weights.directions import load_directions, save_directions
 
 
 def compare_surfaces(
-    comparison: Comparison, folder: Path, kind: SurfaceKind, *, run: Run = Run(progress=True)
+    comparison: Comparison, folder: Path, kind: SurfaceKind, *, draws: int = 1, run: Run = Run(progress=True)
 ) -> dict[str, Surface]:
     """Measure surfaces of checkpoints on every data set, and keep each in its own file of a folder.
 
@@ -33,20 +33,23 @@ def compare_surfaces(
         comparison: The checkpoints and the data sets.
         folder: Where the results are kept.
         kind: The kind of surface and its settings.
+        draws: The number of draws of random directions. The first has the seed of the kind, the next the seed after
+            it, and so on; all have the same span.
         run: `autocast`, `progress` and for some kinds `offload_base` have a use here; every surface has a journal of
             its own.
 
     Returns:
-        The surfaces by the name of the file that keeps each.
+        The surfaces by the name of the file that keeps each, draw by draw.
 
     Raises:
-        InputError: The kind takes another number of checkpoints, or a file in `folder` is of something else.
+        InputError: The kind takes another number of checkpoints or has no draws, or a file in `folder` is of something
+            else.
     """
     count = len(comparison.files)
     kind.check_count(count)
 
-    def differing(surface: Surface, digests: Sequence[str]) -> list[str]:
-        agreed = kind.identity(digests) | {"autocast": run.autocast}
+    def differing(drawn: SurfaceKind, surface: Surface, digests: Sequence[str]) -> list[str]:
+        agreed = drawn.identity(digests) | {"autocast": run.autocast}
         settings = surface.provenance.settings
         return [word for word, value in agreed.items() if settings.get(word) != to_plain(value)]
 
@@ -65,32 +68,54 @@ def compare_surfaces(
         return dataclasses.replace(kind, directions=load_directions(path, checkpoint.model))
 
     @functools.cache
-    def kind_of_all() -> SurfaceKind:
-        """Return the kind with the span that all checkpoints share, which is found when the first is measured."""
-        if not (isinstance(kind, AlongDirections) and kind.has_open_span):
-            return kind
+    def shared_span() -> float:
+        """Return the span that all checkpoints and draws share, which is found when the first is measured."""
         spans = []
         for index in range(count):
             checkpoint = comparison.load(index)
             for tokens in comparison.data.values():
+                assert isinstance(kind, AlongDirections)
                 spans.append(with_directions(kind, checkpoint, tokens).find_span(checkpoint, tokens, run))
             del checkpoint
-        return dataclasses.replace(kind, span=max(spans))
+        return max(spans)
 
-    def measure(models: Sequence[Checkpoint], tokens: TokenData, journal: Path) -> Surface:
-        own = kind_of_all()
-        if isinstance(own, AlongDirections):
-            own = with_directions(own, models[0], tokens)
-        return measure_surface(own, models, tokens, run=dataclasses.replace(run, journal=journal))
+    def measure(drawn: SurfaceKind, models: Sequence[Checkpoint], tokens: TokenData, journal: Path) -> Surface:
+        if isinstance(drawn, AlongDirections):
+            if drawn.has_open_span:
+                drawn = dataclasses.replace(drawn, span=shared_span())
+            drawn = with_directions(drawn, models[0], tokens)
+        return measure_surface(drawn, models, tokens, run=dataclasses.replace(run, journal=journal))
 
-    task = Task("surface", Surface, measure, differing=differing, effort=surface_effort(kind, count))
-    if kind.is_of_each():
-        cells = cells_of_each(comparison, folder, task)
-    else:
-        cells = cells_of_all(comparison, folder, task, kind.named_checkpoints(count))
+    cells = []
+    for number, drawn in enumerate(kind.draws(draws)):
+        task = Task(
+            _task_name(number),
+            Surface,
+            functools.partial(measure, drawn),
+            differing=functools.partial(differing, drawn),
+            effort=surface_effort(drawn, count),
+        )
+        if kind.is_of_each():
+            cells += cells_of_each(comparison, folder, task)
+        else:
+            cells += cells_of_all(comparison, folder, task, kind.named_checkpoints(count))
     names = {(comparison.names[cell.checkpoints[0]], cell.tokens): cell.path.name for cell in cells}
     results = dict(run_cells(comparison, cells))
     return {cell.path.name: results[cell] for cell in cells}
+
+
+def surface_files(comparison: Comparison, kind: SurfaceKind, draws: int) -> list[str]:
+    """Return the names of the files in which `compare_surfaces` keeps surfaces."""
+    return [
+        name
+        for number in range(draws)
+        for name in comparison.file_names(_task_name(number), of_all=not kind.is_of_each()).values()
+    ]
+
+
+def _task_name(number: int) -> str:
+    """Return the start of the names of the files of one draw; the first is the surface that is drawn."""
+    return f"surface-draw{number + 1}" if number else "surface"
 
 
 def summarize(file: str, surface: Surface) -> dict:

@@ -111,6 +111,20 @@ checkpoints.
         """Whether the span is yet to be found, from how fast the loss rises."""
         return False
 
+    def draws(self, count: int) -> list[Self]:
+        """Return this kind once for each draw of its directions; kinds that draw none have one.
+
+        Raises:
+            InputError: There is to be more than one draw, and the kind draws no directions.
+        """
+        if count > 1:
+            names = [name for name, kind in SURFACE_KINDS.items() if kind.is_random]
+            raise InputError(
+                f"{as_typed('draws', count)} goes with {as_typed('kind', ' or '.join(names))}; the directions of kind "
+                f"{self.name} are not drawn."
+            )
+        return [self]
+
     # --- checkpoints ---
 
     @classmethod

@@ -66,6 +66,17 @@ Normalize = Annotated[
         "part is a filter, a unit, an attention head or a layer. Default: filter.",
     ),
 ]
+Draws = Annotated[
+    int,
+    value(
+        SURFACE,
+        "--draws",
+        "N",
+        "Number of draws of random directions, with the seeds from --seed on. The picture shows the first; the table "
+        "says how far the numbers of one draw are from the mean of all, and compares the checkpoints draw by draw.",
+        callback=at_least(1, 1000),
+    ),
+]
 Log = Annotated[bool, flag(SURFACE, "--log", "Draw the loss on a logarithmic scale.")]
 Levels = Annotated[
     str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from landscape.surfaces.kind import AlongDirections, register
 
@@ -40,6 +40,10 @@ class RandomSurface(AlongDirections):
 
     normalize: str = "filter"
     seed: int = 0
+
+    def draws(self, count: int) -> list[Self]:
+        """Return the kind with its own seed and those after it, one for each draw."""
+        return [dataclasses.replace(self, seed=self.seed + number) for number in range(count)]
 
     @classmethod
     def region(cls, dim: int) -> str:
