@@ -1,4 +1,4 @@
-"""Where a checkpoint is and which files hold its weights, seen from the names of files alone.
+"""Where a checkpoint is and which files hold its weights, seen from the names of files and its config.json.
 
 Nothing here imports torch, so that a command can refuse a mistyped name at once.
 """
@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from landscape.checkpoints.gguf import SUFFIX, is_gguf, require_gguf
+from landscape.checkpoints.kinds import check_causal_adapter, check_named_kind
 from landscape.errors import InputError, nearest_path
 from landscape.results import read_json
 
@@ -20,22 +21,25 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def check_checkpoint(source: str | Path) -> None:
-    """Check a checkpoint as far as the names of its files tell. What is on the hub is downloaded.
+    """Check a checkpoint as far as the names of its files and its config.json tell. What is on the hub is downloaded.
 
     Args:
         source: A folder, a GGUF file, or a hub id with optional `@revision`.
 
     Raises:
-        InputError: There is no such checkpoint, or it lacks a configuration or weights.
+        InputError: There is no such checkpoint, it lacks a configuration or weights, or it is not a causal model.
     """
     folder, _ = find_checkpoint(str(source), None)
     if is_gguf(folder):
         require_gguf(folder)
         return
     if is_adapter(folder):
+        check_causal_adapter(str(source), read_json(folder / "adapter_config.json"))
         weight_files(str(source), folder, "adapter_model")
         return
-    check_config(str(source), folder)
+    config = read_json(check_config(str(source), folder))
+    named = config.get("architectures")
+    check_named_kind(str(source), named if isinstance(named, list) else (), config.get("is_encoder_decoder") is True)
     weight_files(str(source), folder, "model")
 
 

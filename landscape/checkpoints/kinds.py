@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from landscape.errors import InputError
@@ -52,19 +53,41 @@ def check_causal_kind(source: str, config: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
     named = getattr(config, "architectures", None) or []
-    shown = f" ({', '.join(map(str, named))})" if named else ""
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{source} is an encoder-decoder model{shown}, not a causal language model.")
-    for name in named:
-        for end, words in _OTHER_KINDS.items() if name not in CAUSAL.values() else ():
-            if re.search(rf"(?:{end})$", str(name)):
-                raise InputError(f"{source} is a {words}{shown}, not a causal language model.")
+    check_named_kind(source, named, bool(getattr(config, "is_encoder_decoder", False)))
+    shown = _shown(named)
     own_code = getattr(config, "auto_map", None) or {}
     model_type = getattr(config, "model_type", "") or ""
     if model_type and model_type not in CAUSAL and "AutoModelForCausalLM" not in own_code:
         raise InputError(
             f"{source} is a {model_type!r} model{shown}, of which transformers has no causal language model."
         )
+
+
+def check_named_kind(source: str, architectures: Iterable[Any], encoder_decoder: bool) -> None:
+    """Check that the names of a checkpoint's classes are not those of another kind of model, without importing torch.
+
+    Args:
+        source: The checkpoint, as the user named it.
+        architectures: What its config.json says under that name.
+        encoder_decoder: Whether it says so (is_encoder_decoder).
+
+    Raises:
+        InputError: It is another kind of model; the message says which.
+
+    Example:
+        >>> check_named_kind("runs/llama", ["LlamaForCausalLM"], encoder_decoder=False)
+    """
+    named = list(architectures)
+    if encoder_decoder:
+        raise InputError(f"{source} is an encoder-decoder model{_shown(named)}, not a causal language model.")
+    for name in named:
+        for end, words in _OTHER_KINDS.items():  # no causal class of transformers has a name that ends so
+            if re.search(rf"(?:{end})$", str(name)):
+                raise InputError(f"{source} is a {words}{_shown(named)}, not a causal language model.")
+
+
+def _shown(architectures: list[Any]) -> str:
+    return f" ({', '.join(map(str, architectures))})" if architectures else ""
 
 
 def check_causal_adapter(source: str, settings: dict) -> None:

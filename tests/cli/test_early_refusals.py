@@ -34,6 +34,8 @@ from landscape.weights import filters
 WRONG = {
     "plot {base} --data {folder}/tsaks.jsonl": "Did you mean '{folder}/tasks.jsonl'?",
     "plot {base}x/nosuch/more": "does not exist",
+    "plot {masked}": "is a masked language model, which sees the tokens around",
+    "sharpness {base} {classifier} --data {records}": "{classifier} is an adapter that makes a sequence classifier",
     "plot {base} --points 1000000": "--points 1000000 makes 1,000,000,000,000 points",
     "plot {base} --levels 1e9": "--levels 1e9 asks for too many",
     "plot {base} --seed -1": "--seed -1 must be at least 0",
@@ -65,7 +67,15 @@ def refusals(tmp_path_factory, save_checkpoint_folder, records):
     folder = tmp_path_factory.mktemp("refusals")
     table = folder / "table.csv"
     table.write_text("name,flat,forgetting\n" + "".join(f"r{i},{i},{i * i}\n" for i in range(8)))
-    places = {"base": save_checkpoint_folder("llama"), "records": records, "folder": records.parent, "table": table}
+    masked, classifier = folder / "bert", folder / "adapter"
+    for of, name, config in (
+        (masked, "config.json", {"architectures": ["BertForMaskedLM"], "model_type": "bert"}),
+        (classifier, "adapter_config.json", {"task_type": "SEQ_CLS", "base_model_name_or_path": "base"}),
+    ):
+        of.mkdir()
+        (of / name).write_text(json.dumps(config))
+    places = {"masked": masked, "classifier": classifier}
+    places |= {"base": save_checkpoint_folder("llama"), "records": records, "folder": records.parent, "table": table}
     lines = [text.format(**places) for text in WRONG]
     script = (
         "import contextlib, io, json, sys\n"
