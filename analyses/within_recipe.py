@@ -3,9 +3,9 @@
 python analyses/within_recipe.py --output OUT [--settings TOML] [--quick] [--workers 2] [--until SECONDS]
 
 What is tested was written down first, in analyses/within_recipe.md; OUT/study.json names its digest, the settings and
-the versions. The runs come in four parts: `pilot` tunes SAM's radius, `runs` fine-tunes every base in every way,
-`fronts` adds WiSE-FT and rehearsal, `metrics` measures flatness. A run that was stopped goes on where it was, and
---until stops it after the base or checkpoint at hand.
+the versions. `pilot` tunes SAM's radius, `runs` fine-tunes every base in every way, `metrics` measures the flatness of
+half of the checkpoints and `other metrics` that of the rest, `fronts` adds WiSE-FT and rehearsal. A run that was
+stopped goes on where it was, and --until stops it after the base or checkpoint at hand.
 
 OUT/radii.csv has a row per radius tried, OUT/runs.csv one per fine-tuning, OUT/checkpoints.csv one per
 measured checkpoint; analyses/within_recipe_results.py makes OUT/results.json and the verdicts of them, and
@@ -44,7 +44,7 @@ import landscape
 
 PLAN = Path(__file__).with_suffix(".md")
 OPTIMIZERS = ("adamw", "sam", "sam-wide")
-PARTS = ("pilot", "runs", "fronts", "metrics")
+PARTS = ("pilot", "runs", "metrics", "fronts", "other metrics")
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def run(output: Path, settings: dict, workers: int, deadline: float) -> bool:
-    """Do all four parts and write the tables; False where the deadline came first."""
+    """Do all parts and write the tables; False where the deadline came first."""
     plan = {"file": PLAN.name, "sha256": hashlib.sha256(PLAN.read_bytes()).hexdigest()}
     claim(output / "study.json", settings=settings, hypotheses=plan, versions=versions())
     train_tokenizer(output / "tokenizer", settings["vocabulary"])
@@ -77,14 +77,9 @@ def run(output: Path, settings: dict, workers: int, deadline: float) -> bool:
     jobs: dict[str, list[tuple[Callable, tuple]]] = {
         "pilot": [(tune_radius, (name,)) for name in settings["pairs"]],
         "runs": [(fine_tune, (base,)) for base in bases],
+        "metrics": [(measure_cell, of) for of in measured_in(settings, 0)],
         "fronts": [(extend_fronts, (base,)) for base in bases],
-        "metrics": [
-            (measure_cell, (base, cell, seed))
-            for seed in settings["tuning"]["seeds"]
-            for cells in itertools.zip_longest(*(cells_of(base.recipe_number, settings) for base in bases))
-            for base, cell in zip(bases, cells, strict=True)
-            if cell is not None
-        ],
+        "other metrics": [(measure_cell, of) for of in measured_in(settings, 1)],
     }
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
@@ -199,6 +194,19 @@ def cells_of(recipe: int, settings: dict) -> list[Cell]:
         for (i, lr), (j, steps) in itertools.product(enumerate(of["lrs"]), enumerate(of["steps"]))
         if (i + j + recipe) % 3
     ]
+
+
+def measured_in(settings: dict, half: int) -> Iterator[tuple[Base, Cell, int]]:
+    """The checkpoints measured first (0) or later (1): of the two lengths that a recipe has at a rate, one each.
+
+    Either half has every rate, length and optimizer, and all checkpoints of its cells: the first can be read alone.
+    """
+    for number, lr in enumerate(settings["tuning"]["lrs"]):
+        for base in bases_of(settings):
+            at_rate = [cell for cell in cells_of(base.recipe_number, settings) if cell.lr == lr]
+            for cell in at_rate[(number + base.recipe_number + half) % 2 :: 2]:
+                for seed in settings["tuning"]["seeds"]:
+                    yield base, cell, seed
 
 
 # --- texts --------------------------------------------------------------------------------------------------

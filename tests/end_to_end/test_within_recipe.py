@@ -89,6 +89,14 @@ def test_the_design_is_the_plans(study):
         measured = module.cells_of(recipe, SETTINGS)
         assert len({(cell.lr, cell.steps) for cell in measured}) == len(measured) == 10
         assert {cell.optimizer for cell in measured} == set(module.OPTIMIZERS)
+    halves = [list(module.measured_in(SETTINGS, half)) for half in (0, 1)]
+    assert not set(halves[0]) & set(halves[1])
+    for half in halves:  # the first can be read without the second: every level is in it, and cells are whole
+        assert len(half) == len(set(half)) == 240
+        assert Counter(cell.lr for _, cell, _ in half) == dict.fromkeys(SETTINGS["tuning"]["lrs"], 48)
+        assert Counter(cell.steps for _, cell, _ in half) == dict.fromkeys(SETTINGS["tuning"]["steps"], 80)
+        assert min(Counter(cell.optimizer for _, cell, _ in half).values()) >= 72
+        assert set(Counter((base.recipe, cell) for base, cell, _ in half).values()) == {4}
     radii = SETTINGS["pilot"]["absolute"] + SETTINGS["pilot"]["relative"]
     assert len(radii) == 9
 
