@@ -36,11 +36,16 @@ def check_inputs(
 
 
 def check_tasks(tasks: str | None) -> list[str]:
-    """Return the benchmarks in a list with commas; raise InputError where one is a file that is not there."""
+    """Return the benchmarks in a list with commas; raise InputError where one does not exist."""
+    from landscape.forgetting.task_names import check_task_names
+
     specs = [spec.strip() for spec in (tasks or "").split(",") if spec.strip()]
-    for spec in specs:
-        if spec.endswith((".yaml", ".yml")) and not Path(spec).is_file():
+    files = [spec for spec in specs if spec.endswith((".yaml", ".yml"))]
+    for spec in files:
+        if not Path(spec).is_file():
             raise InputError(f"there is no task file {spec}.{nearest_path(spec)}")
+    if names := [spec for spec in specs if spec not in files]:
+        check_task_names(names)
     return specs
 
 

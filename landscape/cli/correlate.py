@@ -121,7 +121,7 @@ def _print_estimands(correlations: pandas.DataFrame, estimands: pandas.DataFrame
             star = "*" if row[f"{name}_evidence"] else ""
             cells.append(_with_ends(row[name], row[f"{name}_low"], row[f"{name}_high"], star))
         rows.append([*cells, *(f"{more[name]:.2f}" if more[name] == more[name] else "-" for name in beside)])
-    print_table(console, ["metric", *names, "held-out gain", "worst sign error"], rows)
+    print_table(console, ["metric", *names, "held-out gain", "worst sign error"], rows, file="estimands.csv")
     given = [*correlations.attrs.get("factors", ()), *correlations.attrs["controls"]]
     parts = [
         "pooled: over all runs",
@@ -153,6 +153,7 @@ def _print_correlations(correlations: pandas.DataFrame, confidence: float) -> No
         [name.replace("_", " ") for name in columns],
         [[_cell(row, name) for name in columns] for _, row in correlations.iterrows()],
         left=("note",),
+        file="correlate.csv",
     )
     print_note(
         console, f"{confidence:.0%} intervals; p by permutation; q controls the false-discovery rate over these rows."

@@ -21,7 +21,6 @@ from landscape.cli.tables import (
     print_table,
     print_written,
     quiet_libraries,
-    with_interval,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def forgetting(
     from landscape.data.tokens import DataOptions
     from landscape.forgetting.harness import compare_benchmarks, find_tasks, run_benchmarks
     from landscape.objective.scope import Run
-    from landscape.results import results_folder, write_json
+    from landscape.results import results_folder, write_csv, write_json
     from landscape.study.comparison import open_comparison
     from landscape.study.measurements import forgetting_task
     from landscape.study.runner import cells_against_base, run_cells
@@ -111,21 +110,68 @@ def forgetting(
     run = Run(progress=not quiet)
     task = forgetting_task(resamples=resamples, seed=seed, run=run, benchmarks=compare_scores if specs else None)
     cells = cells_against_base(comparison, output, task)
-    with results_folder(output, settings, ["summary.json", *(cell.path.name for cell in cells)]):
+    files = ["forgetting.csv", *["answers.csv"] * bool(questions), *["benchmarks.csv"] * bool(specs), "summary.json"]
+    with results_folder(output, settings, [*files, *(cell.path.name for cell in cells)]):
         finished = dict(run_cells(comparison, cells))
         results = [finished[cell] for cell in cells]
         summary = {"settings": settings, "checkpoints": [result.to_dict() for result in results]}
+        for name, rows in _rows(results).items():
+            write_csv(output / name, rows)
         write_json(output / "summary.json", summary)
     if json_output:
         print_json(summary)
     else:
         _print_forgetting(results)
-    print_written(output / "summary.json")
+    print_written(*(output / name for name in files))
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def _rows(results: list[Forgetting]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each CSV file, with all that is known: a row for each checkpoint and task."""
+    import dataclasses
+
+    losses, answers, benchmarks = [], [], []
+    for result in results:
+        losses += [_flat({"checkpoint": result.name}, dataclasses.asdict(task)) for task in result.tasks]
+        benchmarks += [_flat({"checkpoint": result.name}, dataclasses.asdict(b)) for b in result.benchmarks]
+        for task in result.choices:
+            about = {"checkpoint": result.name, "name": task.name, "questions": task.questions, "chance": task.chance}
+            about |= {"prompt_format": task.prompt_format, "lists_choices": task.lists_choices}
+            for asked, found in (("plainly", task.plain), ("instructed", task.instructed)):
+                if found is not None:
+                    answers.append(_flat({**about, "asked": asked}, dataclasses.asdict(found)))
+            if task.instructed is not None:
+                by_format = {
+                    "accuracy_loss": task.format_accuracy_loss,
+                    "accuracy_interval": task.format_accuracy_interval,
+                    "forgetting": task.format_forgetting,
+                    "forgetting_interval": task.format_forgetting_interval,
+                }
+                answers.append(_flat({**about, "asked": "difference"}, by_format))
+    files = {"forgetting.csv": losses, "answers.csv": answers, "benchmarks.csv": benchmarks}
+    return {name: rows for name, rows in files.items() if rows}
+
+
+def _flat(about: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return one row, with a column for each end of an interval."""
+    row = dict(about)
+    for name, value in numbers.items():
+        if isinstance(value, tuple):
+            row |= {f"{name}_low": value[0], f"{name}_high": value[1]}
+        else:
+            row[name] = value
+    return row
+
+
+# --- printing -----------------------------------------------------------------------------------------------
 
 
 def _print_forgetting(results: list[Forgetting]) -> None:
     console = open_console()
-    headings = ("checkpoint", "data", "loss before", "after", "forgetting", "accuracy before", "after", "lost")
+    headings = ("checkpoint", "data", "before", "after", "forgetting", "KL to base")
+    accuracies = ("accuracy lost", "accuracy before", "accuracy after", "tokens")
     rows = [
         [
             result.name,
@@ -133,20 +179,21 @@ def _print_forgetting(results: list[Forgetting]) -> None:
             f"{task.loss_before:.4f}",
             f"{task.loss_after:.4f}",
             _in_nats(task.forgetting, task.forgetting_interval),
-            f"{task.accuracy_before:.2%}",
-            f"{task.accuracy_after:.2%}",
+            f"{task.kl:.4f}",
             _in_percent(task.accuracy_loss, task.accuracy_interval),
-            with_interval(f"{task.kl:.4f}", *(f"{end:.4f}" for end in task.kl_interval)),
+            f"{task.accuracy_before:.1%}",
+            f"{task.accuracy_after:.1%}",
             f"{task.tokens}",
         ]
         for result in results
         for task in result.tasks
     ]
-    print_table(console, [*headings, "KL to base", "tokens"], rows, left=("data",))
+    spare = ("tokens", "accuracy after", "accuracy before", "accuracy lost")
+    print_table(console, [*headings, *accuracies], rows, left=("data",), spare=spare, file="forgetting.csv")
     print_note(
         console,
-        f"forgetting: rise of the loss from {results[0].base}, nats per token; KL(base || tuned) in the same; "
-        f"{results[0].confidence:.0%} intervals of a paired bootstrap over examples.",
+        f"before and after: loss of {results[0].base} and of the checkpoint; forgetting: its rise; KL(base || tuned); "
+        f"all in nats per token; {results[0].confidence:.0%} intervals of a paired bootstrap over examples.",
     )
     if any(result.choices for result in results):
         _print_answers(console, results)
@@ -158,39 +205,46 @@ def _print_answers(console: Console, results: list[Forgetting]) -> None:
     rows = []
     for result in results:
         for task in result.choices:
+            about = [result.name, f"{task.name} ({task.questions})"]
+            guessing = "" if math.isnan(task.chance) else f"{task.chance:.1%}"
             for asked, answers in (("plainly", task.plain), ("instructed", task.instructed)):
                 if answers is None:
                     continue
                 is_known = not math.isnan(answers.norm_before)
                 rows.append(
                     [
-                        result.name,
-                        f"{task.name} ({task.questions})",
+                        *about,
                         asked,
-                        f"{answers.accuracy_before:.2%}",
-                        f"{answers.accuracy_after:.2%}",
+                        f"{answers.accuracy_before:.1%}",
+                        f"{answers.accuracy_after:.1%}",
                         _in_percent(answers.accuracy_loss, answers.accuracy_interval),
                         f"{answers.p_value:.2g}",
-                        f"{answers.norm_before:.2%}" if is_known else "",
-                        f"{answers.norm_after:.2%}" if is_known else "",
-                        _in_percent(answers.norm_loss, answers.norm_interval) if is_known else "",
+                        guessing,
                         _in_nats(answers.forgetting, answers.forgetting_interval),
-                        "" if math.isnan(task.chance) else f"{task.chance:.2%}",
+                        f"{answers.norm_before:.1%}" if is_known else "",
+                        f"{answers.norm_after:.1%}" if is_known else "",
+                        _in_percent(answers.norm_loss, answers.norm_interval) if is_known else "",
                     ]
                 )
             if task.instructed is not None:
                 by_format = _in_percent(task.format_accuracy_loss, task.format_accuracy_interval)
                 rise = _in_nats(task.format_forgetting, task.format_forgetting_interval)
-                rows.append(["", "", "difference", "", "", by_format, "", "", "", "", rise, ""])
-    headings = ("checkpoint", "questions", "asked", "accuracy before", "after", "lost", "p")
-    by_length = ("per character before", "after", "lost", "answer's loss rose", "guessing")
+                rows.append([*about, "difference", "", "", by_format, "", "", rise, "", "", ""])
+    headings = ["checkpoint", "questions", "asked", "before", "after", "lost", "p", "guessing", "answer's loss rose"]
+    by_length = ["before per character", "after per character", "lost per character"]
+    headings += by_length
+    if all(row[2] == "plainly" for row in rows):
+        headings.remove("asked")
+        rows = [[*row[:2], *row[3:]] for row in rows]
+    spare = (*by_length, "guessing", "answer's loss rose")
     console.print()
-    print_table(console, [*headings, *by_length], rows, left=("questions", "asked"))
+    print_table(console, headings, rows, left=("questions", "asked"), spare=spare, file="answers.csv")
     print_note(
         console,
-        "answers: the choice with the highest log-probability, and the highest per character; p: as many right answers "
-        "turned wrong as wrong ones right (McNemar, exact); losses in nats per answer; asked plainly is knowledge, the "
-        "difference is what is lost to the instruction's format alone; intervals over questions.",
+        "before, after, lost: share of right answers, which are the choice with the highest log-probability, or the "
+        "highest per character; p: as many right answers turned wrong as wrong ones right (McNemar, exact); losses in "
+        "nats per answer; asked plainly is knowledge, the difference is what is lost to the instruction's format "
+        "alone; intervals over questions.",
     )
 
 
@@ -210,7 +264,8 @@ def _print_benchmarks(console: Console, results: list[Forgetting]) -> None:
     ]
     console.print()
     headings = ("checkpoint", "task", "metric", "before", "after", "lost", "samples")
-    print_table(console, headings, rows, left=("task", "metric"))
+    spare = ("samples", "after", "before")
+    print_table(console, headings, rows, left=("task", "metric"), spare=spare, file="benchmarks.csv")
     words = "lm-evaluation-harness, ± standard errors; lost: positive where tuning made it worse, paired over samples"
     if any(not b.paired for result in results for b in result.benchmarks):
         words += "; * no samples: as if the two runs were independent, which is mostly too wide"
@@ -218,8 +273,8 @@ def _print_benchmarks(console: Console, results: list[Forgetting]) -> None:
 
 
 def _in_nats(value: float, interval: Sequence[float]) -> str:
-    return with_interval(f"{value:+.4f}", *(f"{end:+.4f}" for end in interval))
+    return f"{value:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}]"
 
 
 def _in_percent(value: float, interval: Sequence[float]) -> str:
-    return with_interval(f"{value:+.2%}", *(f"{end:+.2%}" for end in interval))
+    return f"{value:+.1%} [{interval[0]:+.1%}, {interval[1]:+.1%}]"

@@ -259,7 +259,7 @@ def _print_results(results: dict[str, dict[Key, Any]]) -> None:
                 f"{seconds:.1f}",
             ]
         )
-    print_table(console, headings, rows, left=("data",))
+    print_table(console, headings, rows, left=("data",), file="summary.json")
     first: Eigenvalues = next(iter(results["eigenvalues"].values()))
     trace: TraceEstimate = next(iter(results["trace"].values()))
     matrix = "Hessian" if first.curvature == "hessian" else "Gauss-Newton matrix"
@@ -315,4 +315,4 @@ def _print_layers(console: Console, result: LayerCurvature) -> None:
         for row in result.layers
     ]
     headings = ("layer", "parameters", "trace", "top eigenvalue (residual)")
-    print_table(console, headings, rows, title=f"{result.name} on {result.data}, by layer")
+    print_table(console, headings, rows, title=f"{result.name} on {result.data}, by layer", file="summary.json")

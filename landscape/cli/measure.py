@@ -83,7 +83,7 @@ def measure(
     if json_output:
         print_json({"rows": _records(table), "details": _records(details)})
     else:
-        _print_study(table, details)
+        _print_study(table, details, output)
     print_written(output, details_path(output), f"(cells in {output}.cells)")
 
 
@@ -91,7 +91,7 @@ def _records(frame: pandas.DataFrame) -> list[dict[str, Any]]:
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def _print_study(table: pandas.DataFrame, details: pandas.DataFrame) -> None:
+def _print_study(table: pandas.DataFrame, details: pandas.DataFrame, output: Path) -> None:
     console = open_console()
     settings = [name for name in ("optimizer", "rho", "lr", "seed") if table[name].notna().any()]
     intervals = {row["digest"]: row for _, row in details[details["column"] == "forgetting"].iterrows()}
@@ -109,7 +109,7 @@ def _print_study(table: pandas.DataFrame, details: pandas.DataFrame) -> None:
             ]
         )
     headings = ("forgetting", "old loss", "new loss", "KL old", "KL new", "distance")
-    print_table(console, ["checkpoint", *settings, *headings], outcomes)
+    print_table(console, ["checkpoint", *settings, *headings], outcomes, file=output.name)
     console.print()
     shown = details[[_is_shown(row) for _, row in details.iterrows()]]
     data_sets = shown["data"].drop_duplicates().tolist()
@@ -120,9 +120,8 @@ def _print_study(table: pandas.DataFrame, details: pandas.DataFrame) -> None:
         for _, row in table.iterrows()
         for data in data_sets
     ]
-    print_table(
-        console, ["checkpoint", "on", *(column.replace("_", " ") for column in columns)], flatness, left=("on",)
-    )
+    headings = ("checkpoint", "on", *(column.replace("_", " ") for column in columns))
+    print_table(console, headings, flatness, left=("on",), file=output.name)
     print_note(
         console,
         f"Tuned from {table['base'].iloc[0]}. Flatness on one half of each data's examples, everything else on the "

@@ -167,7 +167,7 @@ def _print_surfaces(surfaces: list[Surface], draws: int) -> None:
         rows.append([surface.name, surface.data, f"{surface.center:.4f}", *cells, weight, seconds])
     console = open_console()
     headings = ["surface", "data", "loss at centre", *(HEADINGS[m] for m in shown), "tokens", "seconds"]
-    print_table(console, headings, rows, left=("data",))
+    print_table(console, headings, rows, left=("data",), file="summary.json")
     for surface in surfaces:
         _print_markers(console, surface)
     first = surfaces[0]
@@ -230,10 +230,10 @@ def _print_draws(over_draws: pd.DataFrame) -> None:
     console = open_console()
     headings = ["surface", "data", *(HEADINGS[m].rstrip("*") for m in shown)]
     title = f"Mean over {count} draws of directions, its standard error, and the spread of one draw"
-    print_table(console, headings, means, left=("data",), title=title)
+    print_table(console, headings, means, left=("data",), title=title, file="summary.json")
     if differences:
         title = f"Difference to {first}, draw by draw, with its 95% interval (each alone)"
-        print_table(console, headings, differences, left=("data",), title=title)
+        print_table(console, headings, differences, left=("data",), title=title, file="summary.json")
 
 
 def _print_markers(console: Console, surface: Surface) -> None:

@@ -167,7 +167,7 @@ def _print_sharpness(results: dict[str, dict[Key, Sharpness]]) -> None:
         [*key, f"{first.loss:.4f}", *(_cell(of_metric[key]) for of_metric in results.values())]
         for key, first in of_first.items()
     ]
-    print_table(console, ["checkpoint", "data", "loss", *headings], rows, left=("data",))
+    print_table(console, ["checkpoint", "data", "loss", *headings], rows, left=("data",), file="sharpness.csv")
     print_note(console, "+- is a standard error; * has not met its tolerance.")
     for heading, result in zip(headings, columns, strict=True):
         options = ", ".join(f"{name}={value}" for name, value in result.options.items() if value is not None)

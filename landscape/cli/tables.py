@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 160  # of tables in files and pipes, which have no width of their own
+_NAME, _LEAST_NAME = 20, 12  # Names are cut to so many characters before spare columns are left out, and after that.
 
 
 def open_console() -> Console:
@@ -29,26 +30,105 @@ def print_table(
     *,
     left: Collection[str] = (),
     title: str | None = None,
+    spare: Sequence[str] = (),
+    file: str | None = None,
 ) -> None:
-    """Print a table; every cell appears as it is, since markup in names from checkpoints is escaped.
+    """Print a table that is no wider than the console; what does not fit is left out, and a line below says so.
+
+    Every cell appears as it is, since markup in names from checkpoints is escaped, and none is wrapped. Where the table
+    is too wide, names are shortened in their middle, then columns are left out.
 
     Args:
         console: Where the table goes.
         headings: One for each column.
         rows: The cells of each row; a cell may have several lines.
-        left: Headings of the columns that are aligned to the left; the first column always is.
+        left: Headings of the columns of names, which are aligned to the left; the first column always is one.
         title: Text above the table.
+        spare: Headings of the columns that are left out first, in this order; then the last columns are.
+        file: Name of the file that holds all of the table, for the line below.
     """
     from rich.markup import escape
     from rich.table import Table
 
+    columns = {index: [heading, *cells] for index, (heading, *cells) in enumerate(zip(headings, *rows, strict=True))}
+    names = [index for index, heading in enumerate(headings) if index == 0 or heading in left]
+    dropped, shortened = _fit(columns, names, [headings.index(heading) for heading in spare], console.width)
     table = Table(title=title and escape(title), title_justify="left", show_edge=False, pad_edge=False)
-    for index, heading in enumerate(headings):
-        justify: Any = "left" if index == 0 or heading in left else "right"
-        table.add_column(escape(heading), justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
+    for index, (heading, *_) in columns.items():
+        justify: Any = "left" if index in names else "right"
+        table.add_column(escape(heading), justify=justify, no_wrap=True, overflow="ellipsis")
+    for cells in list(zip(*columns.values(), strict=True))[1:]:
+        table.add_row(*map(escape, cells))
     console.print(table)
+    if dropped or shortened:
+        left_out = f"left out: {', '.join(headings[index] for index in sorted(dropped))}" if dropped else ""
+        cut = "names are shortened" if shortened else ""
+        where = f"; {file} has all of it" if file else ""
+        print_note(console, f"{console.width} columns: {'; '.join(filter(None, (left_out, cut)))}{where}.")
+
+
+def _fit(
+    columns: dict[int, list[str]], names: Sequence[int], spare: Sequence[int], width: int
+) -> tuple[list[int], bool]:
+    """Shorten names and leave out columns, in place, until a table fits.
+
+    Args:
+        columns: The heading and the cells of each column.
+        names: The columns whose cells are names.
+        spare: The columns to leave out first.
+        width: Characters on a line.
+
+    Returns:
+        The columns that were left out, and whether names were shortened.
+    """
+
+    def fits(longest: int) -> bool:
+        """Whether the table fits with names of so many characters."""
+        widths = (min(_width(cells), longest) if index in names else _width(cells) for index, cells in columns.items())
+        return sum(widths) + 3 * (len(columns) - 1) <= width
+
+    dropped: list[int] = []
+    others = [index for index in reversed(columns) if index not in names and index not in spare]
+    for order, longest in ((spare, _NAME), (others, _LEAST_NAME)):
+        for index in order:
+            if fits(longest) or len(columns) <= len(names) + 1:
+                break
+            del columns[index]
+            dropped.append(index)
+    longest = next((longest for longest in range(_width(_all(columns, names)), _LEAST_NAME, -1) if fits(longest)), 0)
+    longest = max(longest, _LEAST_NAME)
+    cut = {index: _cut(columns[index], longest) for index in names}
+    shortened = any(cut[index] != columns[index] for index in names)
+    columns.update(cut)
+    return dropped, shortened
+
+
+def _all(columns: dict[int, list[str]], names: Sequence[int]) -> list[str]:
+    """Return the cells of the columns of names together."""
+    return [cell for index in names for cell in columns[index]]
+
+
+def _width(cells: Iterable[str]) -> int:
+    """Return the characters of the longest line of the cells."""
+    from rich.cells import cell_len
+
+    return max(cell_len(line) for cell in cells for line in cell.split("\n"))
+
+
+def _cut(cells: Sequence[str], length: int) -> list[str]:
+    """Return names cut in their middle to a length at which those that differ still do; the heading stays."""
+    heading, *names = cells
+    for allowed in range(max(length, len(heading)), max(map(len, names), default=0) + 1):
+        cut = {name: name if len(name) <= allowed else _without_middle(name, allowed) for name in names}
+        if len(set(cut.values())) == len(cut):
+            return [heading, *(cut[name] for name in names)]
+    return list(cells)
+
+
+def _without_middle(name: str, length: int) -> str:
+    """Return the beginning and the end of a name around an ellipsis."""
+    end = (length - 1) // 2
+    return f"{name[: length - 1 - end]}…{name[len(name) - end :]}"
 
 
 def print_note(console: Console, text: str) -> None:

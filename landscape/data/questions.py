@@ -76,6 +76,12 @@ class Questions(TokenData):
             return float("nan")
         return float(np.mean([1 / len(question.lengths) for question in self.questions]))
 
+    @property
+    def right(self) -> np.ndarray:
+        """Number of the right choice of each question, counted over the choices of all questions."""
+        counts = [len(question.lengths) for question in self.questions]
+        return np.cumsum([0, *counts[:-1]]) + [question.answer for question in self.questions]
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of all choices in all formats, in the order of their source."""

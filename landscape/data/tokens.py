@@ -162,7 +162,7 @@ class TokenData:
         """Indices of the examples of each batch."""
         lengths = [len(example.input_ids) for example in self.examples]
         falling = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-        ends = _batch_ends([lengths[index] for index in falling], self.batch_tokens)
+        ends = batch_ends([lengths[index] for index in falling], self.batch_tokens)
         groups = [falling[start:end] for start, end in pairwise([0, *ends])]
         return sorted(groups, key=lambda group: -len(group) * lengths[group[0]] ** 2)
 
@@ -200,7 +200,7 @@ class TokenData:
         return replace(self, batch_tokens=batch_tokens)
 
 
-def _batch_ends(lengths: Sequence[int], budget: int) -> list[int]:
+def batch_ends(lengths: Sequence[int], budget: int) -> list[int]:
     """Find where to cut falling `lengths` into batches so that padding and the costs of batches are least in all.
 
     One batch more must save 128 tokens of padding, or a sixteenth of the budget: where large batches are affordable,

@@ -12,8 +12,7 @@ from scipy import stats
 from torch import nn
 
 from landscape.data.questions import Questions
-from landscape.data.tokens import Example
-from landscape.forgetting.paired import compare_examples, paired_interval
+from landscape.forgetting.paired import compare_choices, paired_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,18 +152,20 @@ def measure_answers(
     data: Questions,
     before: nn.Module,
     after: nn.Module,
+    bare: np.ndarray,
     *,
     confidence: float,
     resamples: int,
     seed: int,
 ) -> ChoiceForgetting:
-    """Score every choice of every question under both models, in each format.
+    """Compare the answers of both models, in each format that the questions have.
 
     Args:
         name: Name of the task.
         data: The questions.
         before: The base model, as it stands.
         after: The tuned model, as it stands.
+        bare: What `compare_choices` returned for the choices after their bare prompts.
         confidence: Confidence of the intervals.
         resamples: Number of bootstrap samples over questions. They are paired: a question keeps its answers under
             both models and in both formats.
@@ -178,9 +179,9 @@ def measure_answers(
         """Return the interval of the mean over questions."""
         return paired_interval(values, np.ones(len(values)), confidence, resamples, seed)
 
-    def in_format(examples: Sequence[Sequence[Example]]) -> tuple[AnswerForgetting, np.ndarray, np.ndarray]:
+    def in_format(table: np.ndarray) -> tuple[AnswerForgetting, np.ndarray, np.ndarray]:
         """Return the answers in one format, and for each question the fall of accuracy and the rise of the loss."""
-        scores = _Scores.of(name, data, examples, before, after)
+        scores = _Scores.of(data, table)
         fall, norm_fall = (values[:, 0] - values[:, 1] for values in (scores.right, scores.norm))
         rise = scores.loss[:, 1] - scores.loss[:, 0]
         changed, lost = int((fall != 0).sum()), int((fall > 0).sum())
@@ -201,7 +202,7 @@ def measure_answers(
         )
         return answers, fall, rise
 
-    plain, fall, rise = in_format([question.plain for question in data.questions])
+    plain, fall, rise = in_format(bare)
     result = ChoiceForgetting(
         name,
         len(data.questions),
@@ -212,7 +213,10 @@ def measure_answers(
     )
     if not data.questions[0].instructed:
         return result
-    instructed, fall_instructed, rise_instructed = in_format([question.instructed for question in data.questions])
+    with_instruction = [question.instructed for question in data.questions]
+    instructed, fall_instructed, rise_instructed = in_format(
+        compare_choices(name, data, with_instruction, before, after)
+    )
     return dataclasses.replace(
         result,
         instructed=instructed,
@@ -237,18 +241,9 @@ class _Scores(NamedTuple):
     loss: np.ndarray
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        data: Questions,
-        examples: Sequence[Sequence[Example]],
-        before: nn.Module,
-        after: nn.Module,
-    ) -> _Scores:
-        """Score the questions whose choices, in one format, are `examples`: a sequence of choices per question."""
-        batches = data.as_batches([example for choices in examples for example in choices])
-        table = compare_examples(name, batches, before, after)
-        scored = np.split(table, np.cumsum([len(choices) for choices in examples])[:-1])
+    def of(cls, data: Questions, table: np.ndarray) -> _Scores:
+        """Score the questions by what `compare_choices` returned of their choices in one format."""
+        scored = np.split(table, np.cumsum([len(question.lengths) for question in data.questions])[:-1])
         right, norm, loss = (np.full((len(scored), 2), math.nan) for _ in range(3))
         for index, (rows, question) in enumerate(zip(scored, data.questions, strict=True)):
             tokens, losses, first_choices = rows[:, :1], rows[:, 1:3], rows[:, 3:5]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import importlib.util
 import io
 import logging
 import math
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from landscape.errors import InputError, first_line, nearest, nearest_path
+from landscape.errors import InputError, first_line, nearest_path
+from landscape.forgetting.task_names import check_task_names, no_such_task
 from landscape.weights.preservation import preserved
 
 if TYPE_CHECKING:
@@ -196,10 +196,9 @@ def find_tasks(specs: Sequence[str]) -> dict[str, str | None]:
     """Return each task with the SHA-256 (hex) of its YAML file, or None where it is a name; none is loaded.
 
     Raises:
-        InputError: lm-eval is not installed, or there is no such file.
+        InputError: lm-eval is not installed, or there is no such file or name.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("benchmark tasks need lm-eval: pip install 'landscape-lm[eval]'.")
+    check_task_names([spec for spec in specs if not _is_file(spec)])
     digests: dict[str, str | None] = {}
     for spec in specs:
         if _is_file(spec) and not os.path.isfile(spec):
@@ -244,10 +243,7 @@ def _load_tasks(specs: Sequence[str]) -> tuple[Any, list[Any]]:
     )
     unknown = [spec for spec in specs if not _is_file(spec) and spec not in manager.task_index]
     if unknown:
-        raise InputError(
-            f"lm-eval has no task {unknown[0]!r}; give a name it lists, or a path that ends in .yaml."
-            f"{nearest(unknown[0], manager.task_index)}"
-        )
+        raise no_such_task(unknown[0], list(manager.task_index))
     try:
         loaded: Any = manager.load([groups.get(spec, spec) for spec in specs])
     except Exception as error:  # It may come from readers of YAML and data sets, or from code of a task.

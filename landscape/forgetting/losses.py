@@ -19,7 +19,7 @@ from landscape.data.questions import Questions
 from landscape.errors import InputError, MeasurementWarning
 from landscape.forgetting.answers import ChoiceForgetting, measure_answers
 from landscape.forgetting.harness import BenchmarkForgetting
-from landscape.forgetting.paired import compare_examples, paired_interval
+from landscape.forgetting.paired import compare_choices, compare_examples, paired_interval
 from landscape.objective.given import batches_of
 from landscape.objective.identity import describe_data
 from landscape.results import Provenance, Result
@@ -230,10 +230,13 @@ def measure_forgetting(
     measured, choices = [], []
     with preserved(before), preserved(after):
         for task, data in tqdm(tasks.items(), desc=f"{name} forgetting", unit="task", disable=not progress):
-            measured.append(_measure(task, data, before, after, confidence, resamples, seed))
+            settings: Any = {"confidence": confidence, "resamples": resamples, "seed": seed}
             if isinstance(data, Questions):
-                settings: Any = {"confidence": confidence, "resamples": resamples, "seed": seed}
-                choices.append(measure_answers(task, data, before, after, **settings))
+                bare = compare_choices(task, data, [question.plain for question in data.questions], before, after)
+                measured.append(_measured(task, bare[data.right], **settings))
+                choices.append(measure_answers(task, data, before, after, bare, **settings))
+            else:
+                measured.append(_measured(task, compare_examples(task, data, before, after), **settings))
     models = {
         "base": base_origin or {"weights": vector_digest(Parameters(before, frozen=True).values())},
         "tuned": tuned_origin or {"weights": vector_digest(Parameters(after, frozen=True).values())},
@@ -260,17 +263,8 @@ def measure_forgetting(
     )
 
 
-def _measure(
-    task: str,
-    data: Iterable[Batch],
-    before: nn.Module,
-    after: nn.Module,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> TaskForgetting:
-    """Measure one task."""
-    table = compare_examples(task, data, before, after)
+def _measured(task: str, table: np.ndarray, confidence: float, resamples: int, seed: int) -> TaskForgetting:
+    """Return the numbers of one task from what `compare_examples` returned of it."""
     table = table[table[:, 0] > 0]
     if len(table) < FEW_EXAMPLES:
         warnings.warn(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,8 +11,10 @@ from scipy import stats
 from torch import Tensor, nn
 
 from landscape.data.batches import Batch
-from landscape.data.tokens import IGNORED, TokenData
+from landscape.data.questions import Questions
+from landscape.data.tokens import IGNORED, Example, TokenData
 from landscape.errors import InputError
+from landscape.forgetting.shared_prompts import SharedPrompts, branch_predictions, predictions, say_unshared
 from landscape.objective.causal import CausalLoss
 from landscape.objective.objective import Objective
 
@@ -36,10 +37,58 @@ def compare_examples(task: str, data: Iterable[Batch], before: nn.Module, after:
     Raises:
         InputError: A model is not a causal language model, or the vocabularies differ.
     """
+    return _compare_alone(data, _objectives(task, data, before, after))
+
+
+def compare_choices(
+    task: str, data: Questions, choices: Sequence[Sequence[Example]], before: nn.Module, after: nn.Module
+) -> np.ndarray:
+    """Return a row of numbers for each choice of questions under both models.
+
+    The choices of a question share its prompt, which is evaluated once for as many of them as fit in a row (see
+    `shared_prompts.SharedPrompts`). Where a model cannot do that, or would say other things of a choice than of the
+    choice alone, each is evaluated with its whole prompt. Both ways differ by rounding.
+
+    Args:
+        task: Name of the task, for messages.
+        data: The questions, for how they are batched.
+        choices: The choices of each question in one format.
+        before: The base model.
+        after: The tuned model.
+
+    Returns:
+        What `compare_examples` returns, for the choices of the first question, then for those of the second, and so on.
+
+    Raises:
+        InputError: As `compare_examples` does.
+    """
+    each = data.as_batches([choice for question in choices for choice in question])
+    objectives = _objectives(task, each, before, after)
+    if not data.multiple_choice:
+        return _compare_alone(each, objectives)
+    rows = SharedPrompts(choices, data.batch_tokens, data.padding_id)
+    with torch.no_grad():
+        unfit = next((objective.model for objective in objectives if not rows.fits(objective)), None)
+    if unfit is not None:
+        say_unshared(task, unfit)
+        return _compare_alone(each, objectives)
+    table = np.zeros((len(each.examples), 6))
+    for values, numbers in objectives[0].restricted(rows).over_batches(lambda batch: _compare_rows(batch, objectives)):
+        np.add.at(table, numbers.cpu().numpy(), values.cpu().numpy())
+    return table
+
+
+def _objectives(task: str, data: Iterable[Batch], before: nn.Module, after: nn.Module) -> list[Objective]:
+    """Return the loss of both models on the data, which has to be that of a causal language model."""
     objectives = [Objective(model, data) for model in (before, after)]
     for objective in objectives:
         if not isinstance(objective.loss_fn, CausalLoss):
             raise InputError(f"task {task}: forgetting is measured of causal language models, on batches with labels.")
+    return objectives
+
+
+def _compare_alone(data: Iterable[Batch], objectives: list[Objective]) -> np.ndarray:
+    """Return the rows of examples of which each has a row of its batch for itself."""
     parts = list(objectives[0].over_batches(lambda batch: _compare(batch, objectives)))
     as_batched = torch.cat(parts).cpu().numpy()
     if not isinstance(data, TokenData):
@@ -108,25 +157,30 @@ def _ratio(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _compare(batch: Batch, objectives: list[Objective]) -> Tensor:
     """Return the rows of one batch, as `compare_examples` describes them."""
     predicted = batch["labels"][:, 1:] != IGNORED
-    targets = batch["labels"][:, 1:][predicted]
-    rows = predicted.nonzero()[:, 0]
-    log_p = [_log_probabilities(objective, batch) for objective in objectives]
+    values = _compare_positions(batch, [predictions(objective, batch) for objective in objectives])
+    rows = predicted.nonzero()[:, 0].to(values.device)
+    table = torch.zeros(len(predicted), values.shape[1], dtype=torch.float64, device=values.device)
+    return table.index_add_(0, rows, values)
+
+
+@torch.no_grad()
+def _compare_rows(batch: Batch, objectives: list[Objective]) -> tuple[Tensor, Tensor]:
+    """Return the numbers of each supervised position of a batch of `SharedPrompts`, and the number of its choice."""
+    found = [branch_predictions(objective, batch) for objective in objectives]
+    return _compare_positions(batch, [log_p for log_p, _ in found]), found[0][1]
+
+
+def _compare_positions(batch: Batch, log_p: list[Tensor]) -> Tensor:
+    """Return the numbers of each supervised position, float64, from its log-probabilities under both models."""
     if log_p[0].shape != log_p[1].shape:
         raise InputError(
             f"the models have vocabularies of {log_p[0].shape[-1]} and {log_p[1].shape[-1]}; their predictions cannot "
             "be compared."
         )
+    labels = batch["labels"][:, 1:]
+    targets = labels[labels != IGNORED]
     kl = (log_p[0].exp() * (log_p[0] - log_p[1])).sum(-1)
     columns = [torch.ones_like(kl)]
     columns += [-p.gather(1, targets[:, None].to(p.device))[:, 0] for p in log_p]
     columns += [(p.argmax(-1) == targets.to(p.device)).to(kl) for p in log_p]
-    values = torch.stack([*columns, kl], dim=1).double()
-    table = torch.zeros(len(predicted), values.shape[1], dtype=torch.float64, device=values.device)
-    return table.index_add_(0, rows.to(values.device), values)
-
-
-def _log_probabilities(objective: Objective, batch: Batch) -> Tensor:
-    """Return log-probabilities at the supervised positions, in float32 or wider, shape (positions, vocabulary)."""
-    loss_fn: Any = objective.loss_fn
-    logits = loss_fn.outputs(objective.model, batch)
-    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    return torch.stack([*columns, kl], dim=1).double()

@@ -161,7 +161,9 @@ def finetune(
     with results_folder(workplace, settings) as training:
         started = time.perf_counter()
         model: Any = start.model if optimization.lora is None else with_lora(start, optimization.lora, seed)
-        before = _mean_loss(model, evaluated)
+        with preserved(model):
+            objective = Objective(model, evaluated)  # One for both evaluations: its checks of model and data cost, too.
+            before = objective.loss().mean
         if not math.isfinite(before):
             raise InputError(f"the loss of {base} on {evaluated.source} is {before}; there is nothing to start from.")
         callbacks: list[TrainerCallback] = [Progress(f"{output.name} ({optimization.optimizer})", progress)]
@@ -190,7 +192,7 @@ def finetune(
         try:
             model, state = _train(trainer, model, training, load_options)
             try:
-                after = _mean_loss(model, evaluated)
+                after = _mean_loss(model, evaluated, objective)
             except InputError as error:  # Before the run, the same model on the same data had none.
                 raise Diverged(f"the loss after the last step cannot be measured: {error}".rstrip(".")) from error
             _check_finite(model, after)
@@ -345,10 +347,16 @@ def _last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def _mean_loss(model: Any, data: TokenData) -> float:
-    """Return the mean loss per supervised token; the model comes back as it was."""
+def _mean_loss(model: Any, data: TokenData, objective: Objective) -> float:
+    """Return the mean loss per supervised token; the model comes back as it was.
+
+    Args:
+        model: The tuned model.
+        data: The examples to evaluate on.
+        objective: The loss of the model at the start, which is another one where only saving was left.
+    """
     with preserved(model):
-        return Objective(model, data).loss().mean
+        return (objective if model is objective.model else Objective(model, data)).loss().mean
 
 
 def _require_same_run(output: Path, settings: dict, trust_remote_code: bool) -> None:

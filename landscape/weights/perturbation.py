@@ -70,8 +70,9 @@ class Excursion:
         """Set the parameters to base_coefficient * base + the sum of coefficient * vector.
 
         A step from the base is formed in float32, added to it in float32 and rounded once to the weights' own type.
-        With float64 weights or vectors, or another base coefficient, everything is formed in float64 (float32 where the
-        device has no more), so that (1 - t) base + t other is `other` bit for bit at t = 1.
+        Where all coefficients sum to 1, as on the line from the base to another model, the step is the sum of
+        coefficient * (vector - base), and a single vector with coefficient 1 is taken bit for bit. With float64 weights
+        or vectors, or other coefficients, everything is formed in float64 (float32 where the device has no more).
 
         Args:
             terms: Pairs of a coefficient and a vector. A vector's tensors are asked for one at a time, in the order of
@@ -89,8 +90,10 @@ class Excursion:
             self._restore(name)
         if not touched:
             return EXACT
-        sums = self._step(touched, terms, base_coefficient, narrow=base_coefficient == 1)
-        if base_coefficient == 1 and not 1e-20 < sums[0] < 1e20:  # squares may have left float32
+        is_between = abs(base_coefficient + sum(coefficient for coefficient, _ in terms) - 1) < 1e-12
+        narrow = base_coefficient == 1 or (is_between and all(name in v for name in touched for _, v in terms))
+        sums = self._step(touched, terms, base_coefficient, narrow=narrow)
+        if narrow and not 1e-20 < sums[0] < 1e20:  # squares may have left float32
             sums = self._step(touched, terms, base_coefficient, narrow=False)
         intended, realized, product = sums
         if intended == 0:
@@ -113,7 +116,7 @@ class Excursion:
             sums = parts.setdefault(target.device, [])
             self._moved.add(name)  # before it is written to: what ends this half-way must not leave it so
             if narrow and all(t.dtype in _NARROW for t in (target, *(v for _, v in active))):
-                sums += _step_tensor(target, base, active, self._scratch_for(target))
+                sums += _step_tensor(target, base, base_coefficient, active, self._scratch_for(target))
             else:
                 sums += _move_tensor(target, base, base_coefficient, active)
         total = torch.zeros(3, dtype=torch.float64)
@@ -182,25 +185,39 @@ def _flat(target: Tensor) -> Iterator[Tensor]:
 
 
 def _step_tensor(
-    target: Tensor, base: Tensor, active: Sequence[tuple[float, Tensor]], scratch: Sequence[Tensor]
+    target: Tensor,
+    base: Tensor,
+    base_coefficient: float,
+    active: Sequence[tuple[float, Tensor]],
+    scratch: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Write base + the sum of the terms into `target`, in float32; return three sums of fidelity for each chunk.
+    """Write base + the step into `target`, in float32; return three sums of fidelity for each chunk.
 
+    With the base coefficient 1 the step is the sum of the terms, and otherwise that of coefficient * (vector - base).
     What lives on another device comes to the target's a chunk at a time, in its own type.
     """
     base, sums = base.reshape(-1), []
     vectors = [(coefficient, vector.reshape(-1)) for coefficient, vector in active]
+    is_between = base_coefficient != 1
+    is_other = is_between and len(active) == 1 and active[0][0] == 1
     chunk = scratch[0].numel()
     with _flat(target) as flat:
         for start in range(0, flat.numel(), chunk):
             piece = slice(start, start + chunk)
             place, origin = flat[piece], base[piece].to(target.device)
             step, realized = (part[: place.numel()] for part in scratch)
-            (coefficient, vector), *others = vectors
-            torch.mul(vector[piece].to(target.device).float(), coefficient, out=step)
-            for coefficient, vector in others:
-                step.add_(vector[piece].to(target.device), alpha=coefficient)
-            torch.add(origin, step, out=place)  # in float32, rounded on the way
+            for index, (coefficient, vector) in enumerate(vectors):
+                part = vector[piece].to(target.device)
+                if is_between:
+                    part = torch.sub(part.float(), origin, out=realized)
+                if index == 0:
+                    torch.mul(part.float(), coefficient, out=step)
+                else:
+                    step.add_(part, alpha=coefficient)
+            if is_other:
+                place.copy_(vectors[0][1][piece])  # base + (other - base) may be a rounding away
+            else:
+                torch.add(origin, step, out=place)  # in float32, rounded on the way
             torch.sub(place.float(), origin, out=realized)
             sums += [step.dot(step), realized.dot(realized), step.dot(realized)]
     return sums

@@ -50,6 +50,9 @@ WRONG = {
     "sharpness {base} --metric displacement_curvature": "give --base",
     "measure {base} {base} --old {records} --new {records} --metric surface:points=501": "for 250,000 points in all",
     "forgetting {base} {base} --data {records} --tasks {folder}/tasks.yaml": "no task file {folder}/tasks.yaml",
+    "forgetting {base} {base} --data {records} --tasks arc_easy,helaswag": "no task 'helaswag'; give a name it "
+    "lists, or a path that ends in .yaml. Did you mean 'hellaswag'?",
+    "forgetting {base} {base} --data {records} --tasks arc_eas": "Did you mean 'arc_easy'?",  # a part of a name
     "finetune {base} --data {records} -o out --batch-size 3 --accumulate 2": "--accumulate 2 equal parts",
     "finetune {base} --data {records} -o {base}": "was not made by this command; choose another --output",
     "merge {base} {base} -o out --alpha 2": "--alpha 2.0 must be from 0 to 1",
