@@ -65,6 +65,11 @@ from .data.questions import Questions as Questions
 from .forgetting.answers import ChoiceForgetting as ChoiceForgetting
 from .forgetting.harness import run_benchmarks as run_benchmarks
 from .forgetting.harness import compare_benchmarks as compare_benchmarks
+from .instruction_vectors.tasks import load_tasks as load_tasks
+from .instruction_vectors.tasks import InContextTask as InContextTask
+from .instruction_vectors.prompts import VectorOptions as VectorOptions
+from .instruction_vectors.vector import compute_instruction_vector as compute_instruction_vector
+from .instruction_vectors.result import InstructionVector as InstructionVector
 from .public.fetching import fetch as fetch
 from .study.table import measure_checkpoints as measure_checkpoints
 from .correlation import correlate as correlate

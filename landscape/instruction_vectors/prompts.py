@@ -127,9 +127,7 @@ def make_prompts(
         shown = [others[at] for at in generator.permutation(len(others))[: options.shots]]
         answers = [answer for _, answer in shown]
         turn = int(generator.integers(1, len(answers)))  # No example keeps its answer, where all answers differ.
-        exchanged = [
-            (asked, answer) for (asked, _), answer in zip(shown, answers[turn:] + answers[:turn], strict=True)
-        ]
+        exchanged = [(asked, answer) for (asked, _), answer in zip(shown, answers[turn:] + answers[:turn], strict=True)]
         pairs = [(kind, shown), ("shuffled" if kind == "clean" else "few_shot_shuffled", exchanged)]
         for name, examples in pairs:
             text = "".join(f"Q: {asked}\nA: {answer}\n\n" for asked, answer in examples)

@@ -1,4 +1,4 @@
-"""In-context tasks: pairs of an input and its output, from a file, from records, or from the lists that are built in."""
+"""In-context tasks: pairs of an input and its output, from a file, from records, or from lists that are built in."""
 
 from __future__ import annotations
 
