@@ -70,6 +70,8 @@ from .instruction_vectors.tasks import InContextTask as InContextTask
 from .instruction_vectors.prompts import VectorOptions as VectorOptions
 from .instruction_vectors.vector import compute_instruction_vector as compute_instruction_vector
 from .instruction_vectors.result import InstructionVector as InstructionVector
+from .instruction_vectors.change import compare_instruction_vectors as compare_instruction_vectors
+from .instruction_vectors.changed import InstructionVectorChange as InstructionVectorChange
 from .public.fetching import fetch as fetch
 from .study.table import measure_checkpoints as measure_checkpoints
 from .correlation import correlate as correlate

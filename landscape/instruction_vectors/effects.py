@@ -106,7 +106,7 @@ def top_heads(effects: np.ndarray, count: int) -> tuple[tuple[int, int], ...]:
     return tuple((int(index) // mean.shape[1], int(index) % mean.shape[1]) for index in order)
 
 
-def as_mask(heads: Sequence[tuple[int, int]], attention: Attention) -> Tensor:
+def as_mask(heads: Sequence[tuple[int, ...]], attention: Attention) -> Tensor:
     """Return a set of heads as bool, (layers, heads)."""
     mask = torch.zeros(attention.layers, attention.heads, dtype=torch.bool)
     for layer, head in heads:

@@ -263,7 +263,7 @@ def joint_effects(
     shape = (attention.layers, attention.heads)
     others = [(layer, head) for layer, head in np.ndindex(shape) if (layer, head) not in set(heads)]
     generator = np.random.default_rng(seed)
-    sets = [as_mask(heads, attention)]  # type: ignore[arg-type]
+    sets = [as_mask(heads, attention)]
     for _ in range(_RANDOM_SETS):
         drawn = generator.permutation(len(others))[: len(heads)]
         sets.append(as_mask([others[index] for index in drawn], attention))

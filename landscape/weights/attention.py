@@ -100,7 +100,7 @@ class Attention:
             yield
 
     @torch.no_grad()
-    def written(self, outputs: Tensor, chosen: Sequence[tuple[int, int]]) -> Tensor:
+    def written(self, outputs: Tensor, chosen: Sequence[tuple[int, ...]]) -> Tensor:
         """Return what chosen heads write into the residual stream, summed over them: the sum of W_O h.
 
         Args:
