@@ -41,6 +41,8 @@ from .plotting.curvature.figures import layers_html as layers_html
 from .plotting.correlation.figures import plot_correlations as plot_correlations
 from .plotting.correlation.figures import plot_correlation_scatter as plot_correlation_scatter
 from .plotting.correlation.figures import correlations_html as correlations_html
+from .plotting.instruction_vectors.figures import plot_instruction_vectors as plot_instruction_vectors
+from .plotting.instruction_vectors.figures import instruction_vectors_html as instruction_vectors_html
 from .curvature.eigenvalues import hessian_eigenvalues as hessian_eigenvalues
 from .curvature.trace import hessian_trace as hessian_trace
 from .curvature.density import hessian_density as hessian_density
@@ -56,6 +58,7 @@ from .sharpness import SHARPNESS_METRICS as SHARPNESS_METRICS
 from .sharpness import Sharpness as Sharpness
 from .training.finetuning import finetune as finetune
 from .training.options import Optimization as Optimization
+from .training.options import Guidance as Guidance
 from .training.options import Rehearsal as Rehearsal
 from .training.options import Saving as Saving
 from .forgetting.losses import measure_forgetting as measure_forgetting

@@ -184,11 +184,8 @@ def measure_vector(
     first = next(site.model.parameters())
     with preserved(site.model):
         outputs, answered = head_outputs(site.model, attention, prompts.clean, site.batch_tokens)
-        if must_do and answered[:, 1].mean() < _CAN_DO:
-            raise InputError(
-                f"{site.name} is right in {int(answered[:, 1].sum())} of {len(answered)} prompts of task {task.name}: "
-                "an instruction vector is of a task that the model can do in at least half of them."
-            )
+        if must_do:
+            _require_right(site, task, answered)
         mean = outputs.mean(0)
         computation = settings | {
             "weights": site.described,
@@ -243,6 +240,22 @@ def measure_vector(
             seconds=time.perf_counter() - started,
         ),
     )
+
+
+def check_can_do(site: Site, task: InContextTask) -> None:
+    """Raise InputError where a model is right in fewer than half of the prompts that a vector would be made from."""
+    with preserved(site.model):
+        _require_right(site, task, answers(site.model, site.prompts.clean, site.batch_tokens))
+
+
+def _require_right(site: Site, task: InContextTask, answered: np.ndarray) -> None:
+    """Raise InputError where fewer than half of the answers are right."""
+    right = answered[:, 1]
+    if right.mean() < _CAN_DO:
+        raise InputError(
+            f"{site.name} is right in {int(right.sum())} of {len(right)} prompts of task {task.name}: an instruction "
+            "vector is of a task that the model can do in at least half of them."
+        )
 
 
 def joint_effects(
