@@ -151,8 +151,6 @@ def attention_of(model: nn.Module) -> Attention:
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     heads, layers = (getattr(config, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
     kind = type(model).__name__
-    if not isinstance(heads, int) or not isinstance(layers, int):
-        raise InputError(f"{kind} does not say how many layers and attention heads it has.")
     found = []
     for name, module in model.named_modules():
         parent, _, leaf = name.rpartition(".")
@@ -160,8 +158,8 @@ def attention_of(model: nn.Module) -> Attention:
             found.append(module)
     widths = {_input_width(module) for module in found}
     width = next(iter(widths), 0)
-    size = getattr(config, "head_dim", None) or width // heads
-    if len(found) != layers or len(widths) != 1 or width != heads * size:
+    size = getattr(config, "head_dim", None) or (width // heads if heads else 0)
+    if not heads or len(found) != layers or len(widths) != 1 or width != heads * size:
         raise InputError(
             f"{kind} has not the attention layout that instruction vectors need: in each layer one output projection "
             "over the outputs of all heads, as in Llama, Qwen, Mistral, Gemma, GPT-2 and GPT-NeoX."
