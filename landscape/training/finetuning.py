@@ -299,7 +299,7 @@ def _check_guidance(guidance: Guidance, start: Checkpoint, train: TokenData) -> 
         raise InputError(f"{start.source} has no layer {guidance.layer} for the vector of task {guidance.task}.")
     if any(label != IGNORED for example in train.examples for label in example.labels[:2]):
         raise InputError(
-            f"{train.source} has examples without a prompt of two tokens or more, but guidance acts on the last token of "
+            f"{train.source} has examples without a prompt of two tokens, but guidance acts on the last token of "
             "prompts; give records of prompt and completion."
         )
 
