@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from landscape.errors import InputError, as_typed, nearest
-from landscape.instruction_vectors.tasks import check_tasks_source
 from landscape.sharpness.options import Described, check_name, check_options
 from landscape.surfaces.options import MOST_POINTS
 
@@ -77,6 +76,8 @@ def _checked(name: str, options: dict[str, Any], known: Mapping[str, Described])
 
 def _checked_instruction_vector(options: dict[str, Any]) -> dict[str, Any]:
     """Return all options of instruction vectors."""
+    from landscape.instruction_vectors.tasks import check_tasks_source  # with it comes numpy, and the help waits
+
     options = INSTRUCTION_OPTIONS | options
     if not isinstance(options["tasks"], str):
         raise InputError(f"{as_typed('metric', 'instruction_vector')} needs tasks=FILE, a file of in-context tasks.")
