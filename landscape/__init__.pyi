@@ -41,6 +41,8 @@ from .plotting.curvature.figures import layers_html as layers_html
 from .plotting.correlation.figures import plot_correlations as plot_correlations
 from .plotting.correlation.figures import plot_correlation_scatter as plot_correlation_scatter
 from .plotting.correlation.figures import correlations_html as correlations_html
+from .plotting.instruction_vectors.figures import plot_instruction_vectors as plot_instruction_vectors
+from .plotting.instruction_vectors.figures import instruction_vectors_html as instruction_vectors_html
 from .curvature.eigenvalues import hessian_eigenvalues as hessian_eigenvalues
 from .curvature.trace import hessian_trace as hessian_trace
 from .curvature.density import hessian_density as hessian_density
@@ -56,6 +58,7 @@ from .sharpness import SHARPNESS_METRICS as SHARPNESS_METRICS
 from .sharpness import Sharpness as Sharpness
 from .training.finetuning import finetune as finetune
 from .training.options import Optimization as Optimization
+from .training.options import Guidance as Guidance
 from .training.options import Rehearsal as Rehearsal
 from .training.options import Saving as Saving
 from .forgetting.losses import measure_forgetting as measure_forgetting
@@ -65,6 +68,13 @@ from .data.questions import Questions as Questions
 from .forgetting.answers import ChoiceForgetting as ChoiceForgetting
 from .forgetting.harness import run_benchmarks as run_benchmarks
 from .forgetting.harness import compare_benchmarks as compare_benchmarks
+from .instruction_vectors.tasks import load_tasks as load_tasks
+from .instruction_vectors.tasks import InContextTask as InContextTask
+from .instruction_vectors.prompts import VectorOptions as VectorOptions
+from .instruction_vectors.vector import compute_instruction_vector as compute_instruction_vector
+from .instruction_vectors.result import InstructionVector as InstructionVector
+from .instruction_vectors.change import compare_instruction_vectors as compare_instruction_vectors
+from .instruction_vectors.changed import InstructionVectorChange as InstructionVectorChange
 from .public.fetching import fetch as fetch
 from .study.table import measure_checkpoints as measure_checkpoints
 from .correlation import correlate as correlate

@@ -27,6 +27,7 @@ from landscape.cli.fetch import fetch
 from landscape.cli.finetune import finetune
 from landscape.cli.forgetting import forgetting
 from landscape.cli.hessian import hessian
+from landscape.cli.instruction_vectors import instruction_vectors
 from landscape.cli.measure import measure
 from landscape.cli.merge import merge
 from landscape.cli.metrics import metrics
@@ -37,11 +38,11 @@ from landscape.parallel.distributed import ProcessLost, first_end, share, shared
 
 COMMANDS = {
     "Start here": (demo, metrics),
-    "Measure checkpoints": (plot, sharpness, hessian, forgetting, measure),
+    "Measure checkpoints": (plot, sharpness, hessian, forgetting, instruction_vectors, measure),
     "Analyze measurements": (correlate, design),
     "Make checkpoints": (fetch, finetune, merge),
 }
-SHARED = (plot, sharpness, hessian, measure)  # commands whose work the processes of torchrun share
+SHARED = (plot, sharpness, hessian, instruction_vectors, measure)  # commands whose work the processes of torchrun share
 
 
 class _Command(typer.core.TyperCommand):

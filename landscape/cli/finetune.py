@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from landscape.cli.checks import check_inputs, check_new_checkpoint
 from landscape.cli.options.checkpoints import StartingCheckpoint
 from landscape.cli.options.data import Limit, MaxLength, Rehearse, RehearseRatio, Seed, TrainingData
@@ -11,6 +13,8 @@ from landscape.cli.options.training import (
     Accumulate,
     BatchSize,
     Epochs,
+    Guide,
+    GuideWeight,
     KeepTrajectory,
     LearningRate,
     Lora,
@@ -20,7 +24,7 @@ from landscape.cli.options.training import (
     Steps,
 )
 from landscape.cli.tables import print_json, print_written, quiet_libraries
-from landscape.errors import InputError
+from landscape.errors import InputError, nearest_path
 
 
 def finetune(
@@ -40,6 +44,8 @@ def finetune(
     batch_size: BatchSize = 16,
     accumulate: Accumulate = 1,
     lora: Lora = None,
+    guide: Guide = None,
+    guide_weight: GuideWeight = None,
     save_every: SaveEvery = 200,
     keep_trajectory: KeepTrajectory = None,
     device: Device = "auto",
@@ -60,6 +66,10 @@ def finetune(
         raise InputError("--rehearse-ratio is a share of old data, but --rehearse names none.")
     if batch_size % accumulate:
         raise InputError(f"--batch-size {batch_size} does not divide into --accumulate {accumulate} equal parts.")
+    if guide is None and guide_weight is not None:
+        raise InputError("--guide-weight is the factor of a vector, but --guide names none.")
+    if guide is not None and not Path(guide).is_file():
+        raise InputError(f"there is no file {guide}.{nearest_path(guide)}")
     check_new_checkpoint(output)
     check_inputs([base], [f"data={data}", *([] if rehearse is None else [f"rehearse={rehearse}"])], output)
     quiet_libraries()
@@ -67,11 +77,19 @@ def finetune(
     from landscape.data.tokens import DataOptions
     from landscape.results import read_json
     from landscape.training.finetuning import finetune as run
-    from landscape.training.options import Optimization, Rehearsal, Saving
+    from landscape.training.options import Guidance, Optimization, Rehearsal, Saving
 
     rehearsal = None
     if rehearse is not None:
         rehearsal = Rehearsal(rehearse) if rehearse_ratio is None else Rehearsal(rehearse, rehearse_ratio)
+    guidance = None
+    if guide is not None:
+        from landscape.instruction_vectors.result import InstructionVector
+
+        vector = InstructionVector.load(guide)
+        digest = (vector.provenance.checkpoint or {}).get("digest", "")
+        factor = 1.0 if guide_weight is None else guide_weight
+        guidance = Guidance(tuple(vector.vector.tolist()), vector.layer, digest, vector.task, factor)
     folder = run(
         base,
         data,
@@ -87,6 +105,7 @@ def finetune(
             lora=lora,
         ),
         rehearsal=rehearsal,
+        guidance=guidance,
         seed=seed,
         data_options=DataOptions(max_length=max_length, limit=limit),
         load_options=LoadOptions(device=device, trust_remote_code=trust_remote_code),

@@ -53,6 +53,8 @@ def measure(
     half of the examples, losses and forgetting on the other half. Finished measurements are kept beside the table: an
     interrupted run continues, and adding checkpoints measures only the new ones.
 
+    `--metric instruction_vector:tasks=FILE` adds what tuning changed of the instruction vectors of in-context tasks.
+
         landscape measure base runs/* --old alpaca.jsonl --new tasks.jsonl
     """
     metrics = [parse_metric(text)[1] for text in metric] if metric else None
@@ -108,7 +110,12 @@ def _print_study(table: pandas.DataFrame, details: pandas.DataFrame, output: Pat
                 f"{row['distance']:.4g}",
             ]
         )
-    headings = ("forgetting", "old loss", "new loss", "KL old", "KL new", "distance")
+    headings = ["forgetting", "old loss", "new loss", "KL old", "KL new", "distance"]
+    if "instruction_vector_cosine" in table:
+        headings += ["IV cosine", "few-shot lost"]
+        for cells_of_row, (_, row) in zip(outcomes, table.iterrows(), strict=True):
+            shown_of_row = (f"{row['instruction_vector_cosine']:.3f}", f"{row['accuracy_loss_few_shot']:+.1%}")
+            cells_of_row.extend(shown_of_row)
     print_table(console, ["checkpoint", *settings, *headings], outcomes, file=output.name)
     console.print()
     shown = details[[_is_shown(row) for _, row in details.iterrows()]]
@@ -134,7 +141,7 @@ def _is_shown(row: Any) -> bool:
     """Whether a number is flatness, and of a surface its curvature: the file has the others."""
     if row["metric"] == "surface":
         return row["column"].endswith(f"_curvature_{row['data']}") and "_center_" not in row["column"]
-    return row["metric"] not in ("forgetting", "distance")
+    return row["metric"] not in ("forgetting", "distance", "instruction_vector")
 
 
 def _cell(row: Any) -> str:

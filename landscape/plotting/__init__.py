@@ -23,6 +23,11 @@ from landscape.plotting.curvature.figures import (
     write_density_figures,
     write_layer_figures,
 )
+from landscape.plotting.instruction_vectors.figures import (
+    instruction_vectors_html,
+    plot_instruction_vectors,
+    write_instruction_vector_figures,
+)
 from landscape.plotting.surfaces.figures import plot_surfaces, surfaces_html, write_figures
 from landscape.plotting.surfaces.shared import caption_for, require_comparable
 
@@ -30,12 +35,14 @@ __all__ = [
     "caption_for",
     "correlations_html",
     "density_html",
+    "instruction_vectors_html",
     "layers_html",
     "plot",
     "plot_correlation_scatter",
     "plot_correlations",
     "plot_density",
     "plot_eigenvalues",
+    "plot_instruction_vectors",
     "plot_layers",
     "plot_surfaces",
     "plot_trace",
@@ -44,5 +51,6 @@ __all__ = [
     "write_correlation_figures",
     "write_density_figures",
     "write_figures",
+    "write_instruction_vector_figures",
     "write_layer_figures",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.errors import InputError
 from landscape.plotting.curvature.figures import plot_density, plot_eigenvalues, plot_layers, plot_trace
+from landscape.plotting.instruction_vectors.figures import plot_instruction_vectors
 from landscape.plotting.surfaces.figures import plot_surfaces
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _PICTURES: dict[str, Callable[..., Figure]] = {
     "surface": lambda surface, **options: plot_surfaces([surface], **options),
     "density": lambda density, **options: plot_density([density], **options),
     "layers": lambda table, **options: plot_layers([table], **options),
+    "instruction_vector": lambda vector, **options: plot_instruction_vectors([vector], **options),
     "eigenvalues": plot_eigenvalues,
     "trace": plot_trace,
 }
@@ -26,7 +28,7 @@ def plot(result: Any, **options: Any) -> Figure:
     """Draw any result that has a picture.
 
     Args:
-        result: A surface, spectral density, table by layer, eigenvalues or trace.
+        result: A surface, spectral density, table by layer, instruction vector, eigenvalues or trace.
         **options: Those of the plot function for that kind of result, such as `caption`.
 
     Returns:

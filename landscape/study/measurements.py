@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from landscape.data.tokens import TokenData
 from landscape.errors import InputError
 from landscape.forgetting.harness import BenchmarkForgetting
 from landscape.forgetting.losses import Forgetting, measure_forgetting
+from landscape.instruction_vectors.changed import InstructionVectorChange
+from landscape.instruction_vectors.result import Estimate
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
 from landscape.results import Provenance, Result
@@ -225,6 +228,8 @@ def numbers_of(result: Any, column: str, data: str) -> list[Number]:
             number(f"accuracy_loss_{data}", task.accuracy_loss, interval=task.accuracy_interval),
             number(f"kl_{data}", task.kl, interval=task.kl_interval),
         ]
+    if isinstance(result, InstructionVectorChange):
+        return _instruction_numbers(result, column)
     number = functools.partial(Number, tokens=result.weight)
     if isinstance(result, Surface):
         known = {name: value for name, value in result.metrics().values().items() if value is not None}
@@ -233,3 +238,30 @@ def numbers_of(result: Any, column: str, data: str) -> list[Number]:
     if isinstance(result, Sharpness) and "predicted_rise" in result.details:
         numbers.append(number(f"predicted_rise_{data}", float(result.details["predicted_rise"])))
     return numbers
+
+
+def _instruction_numbers(result: InstructionVectorChange, column: str) -> list[Number]:
+    """Return the means over in-context tasks, with standard errors over tasks and, of a single task, its interval."""
+    apart = column.removeprefix("instruction_vector")
+
+    def number(name: str, estimates: Sequence[Estimate]) -> Number:
+        values = [estimate.value for estimate in estimates]
+        if len(values) == 1:
+            return Number(name, values[0], interval=(estimates[0].low, estimates[0].high))
+        return Number(name, statistics.fmean(values), stderr=statistics.stdev(values) / len(values) ** 0.5)
+
+    tasks = result.tasks
+    return [
+        number(f"{column}_cosine", [task.cosine for task in tasks]),
+        number(f"{column}_heads_kept", [task.overlap for task in tasks]),
+        number(f"{column}_effect_lost", [task.effect_lost for task in tasks]),
+        *(
+            number(f"accuracy_loss_{shots}{apart}", [getattr(task, shots).lost for task in tasks])
+            for shots in ("few_shot", "zero_shot")
+        ),
+        *(
+            Number(f"accuracy_{when}_{shots}{apart}", statistics.fmean(getattr(getattr(t, shots), when) for t in tasks))
+            for shots in ("few_shot", "zero_shot")
+            for when in ("before", "after")
+        ),
+    ]

@@ -17,6 +17,7 @@ from landscape.surfaces.options import MOST_POINTS
 Metrics = Sequence[str | tuple[str, Mapping[str, Any]]]
 
 SURFACE_OPTIONS: dict[str, Any] = {"dim": 2, "points": 11, "span": 1.0, "normalize": "filter"}
+INSTRUCTION_OPTIONS: dict[str, Any] = {"tasks": None, "shots": 10, "prompts": 32, "heads": 10}
 NORMALIZATIONS = ("filter", "unit", "head", "layer", "none")  # a test compares them with the room of weights
 # Cheap, and of every kind: the SAM family, noise, curvature, what rescaling does not move, the picture's numbers.
 DEFAULT_METRICS: Metrics = (
@@ -38,7 +39,7 @@ def chosen_metrics(metrics: Metrics, known: Mapping[str, Described]) -> dict[str
 
     Args:
         metrics: Names of metrics, or names with options.
-        known: The sharpness metrics that there are; `surface` is known beside them.
+        known: The sharpness metrics that there are; `surface` and `instruction_vector` are known beside them.
 
     Raises:
         InputError: There is no metric, or a name, an option or a value that does not exist.
@@ -61,15 +62,37 @@ def chosen_metrics(metrics: Metrics, known: Mapping[str, Described]) -> dict[str
 
 def _checked(name: str, options: dict[str, Any], known: Mapping[str, Described]) -> dict[str, Any]:
     """Return all options of a metric. Raises InputError for names, options and values that it does not have."""
-    check_name(name, [*known, "surface"])
-    if name != "surface":
+    check_name(name, [*known, "surface", "instruction_vector"])
+    if name not in ("surface", "instruction_vector"):
         return check_options(name, options, known=known, has_base=True)
-    unknown = [option for option in options if option not in SURFACE_OPTIONS]
+    has = SURFACE_OPTIONS if name == "surface" else INSTRUCTION_OPTIONS
+    unknown = [option for option in options if option not in has]
     if unknown:
         raise InputError(
-            f"{as_typed('metric', 'surface')} has no option {unknown[0]}; it has {', '.join(SURFACE_OPTIONS)}."
-            f"{nearest(unknown[0], SURFACE_OPTIONS)}"
+            f"{as_typed('metric', name)} has no option {unknown[0]}; it has {', '.join(has)}.{nearest(unknown[0], has)}"
         )
+    return _checked_surface(options) if name == "surface" else _checked_instruction_vector(options)
+
+
+def _checked_instruction_vector(options: dict[str, Any]) -> dict[str, Any]:
+    """Return all options of instruction vectors."""
+    from landscape.instruction_vectors.tasks import check_tasks_source  # with it comes numpy, and the help waits
+
+    options = INSTRUCTION_OPTIONS | options
+    if not isinstance(options["tasks"], str):
+        raise InputError(f"{as_typed('metric', 'instruction_vector')} needs tasks=FILE, a file of in-context tasks.")
+    check_tasks_source(options["tasks"])
+    for option, least in (("shots", 2), ("prompts", 2), ("heads", 1)):
+        value = options[option]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(
+                f"{option}={value!r} of metric 'instruction_vector' must be a whole number of at least {least}."
+            )
+    return options
+
+
+def _checked_surface(options: dict[str, Any]) -> dict[str, Any]:
+    """Return all options of a surface."""
     dim, points, span, normalize = (SURFACE_OPTIONS | options).values()
     is_count = isinstance(points, int) and not isinstance(points, bool)
     total = points**dim if is_count and dim in (1, 2) else 0

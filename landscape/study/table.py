@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from landscape.checkpoints import LoadOptions
 from landscape.data.tokens import DataOptions, TokenData
 from landscape.errors import InputError, MeasurementWarning, as_typed
+from landscape.instruction_vectors.prompts import VectorOptions
+from landscape.instruction_vectors.vector import Statistics
 from landscape.objective.scope import Run
 from landscape.results import digest_of, results_folder, write_csv
 from landscape.sharpness import SHARPNESS_METRICS
 from landscape.study.comparison import Comparison, open_comparison
 from landscape.study.halves import disjoint_halves
+from landscape.study.instruction_vectors import change_task, load_all_tasks
 from landscape.study.measurements import (
     distance_task,
     forgetting_task,
@@ -68,8 +71,9 @@ def measure_checkpoints(
             `<output without .csv>.details.csv` says how sure each number is, in long form: checkpoint, digest, column,
             data, metric, options, value, stderr, low and high (95%), converged, tokens, seconds.
         metrics: Names of flatness metrics, or pairs (name, options); `FLATNESS_METRICS` has both. "surface" stands for
-            the metrics of a surface along random directions, the others are those of `compute_sharpness`. Default:
-            `DEFAULT_METRICS`, cheap ones of every kind.
+            the metrics of a surface along random directions, ("instruction_vector", {"tasks": file}) for what changed
+            of the instruction vectors of in-context tasks (see `compare_instruction_vectors`), the others are those of
+            `compute_sharpness`. Default: `DEFAULT_METRICS`, cheap ones of every kind.
         flatness_on: Whether flatness is that of the loss on "old" data, on "new" data, or on "both".
         seed: Seed for random directions and for sampling examples.
         data_options: How both data sets are read.
@@ -92,6 +96,8 @@ def measure_checkpoints(
         - METRIC_*, METRIC-option_value_*: flatness; the options tell two of the same metric apart
         - predicted_rise_*: g'D + D'HD / 2 at the base, for the step D from there, with displacement_curvature
         - surface_*_*: see `SurfaceMetrics`
+        - instruction_vector_cosine, instruction_vector_heads_kept, instruction_vector_effect_lost,
+          accuracy_loss_few_shot, accuracy_loss_zero_shot: means over in-context tasks, see `TaskChange`
 
     Raises:
         InputError: Arguments are wrong, tensors or tokenizers of a checkpoint differ from the base's, the folder holds
@@ -213,14 +219,29 @@ def _columns(
             _Column("forgetting", "forgetting", {}, data, {data: second}, forgetting_task(seed=seed, run=run))
         )
     columns.append(_Column("distance", "distance", {}, "", None, distance_task()))
+    for name, (metric, options) in chosen.items():
+        if metric == "instruction_vector":
+            columns.append(_instruction_column(name, options, seed, run))
     for data in flatness_on:
         for name, (metric, options) in chosen.items():
+            if metric == "instruction_vector":  # It is of tasks of its own, not of the loss on either data set.
+                continue
             if metric == "surface":
                 task = random_surface_task(name, options, seed=seed, run=run)
             else:
                 task = sharpness_task(name, metric, options, seed=seed, run=run)
             columns.append(_Column(name, metric, options, data, halves[data][0], task))
     return columns
+
+
+def _instruction_column(name: str, options: Mapping[str, Any], seed: int, run: Run) -> _Column:
+    """Return the measurement of what changed of instruction vectors."""
+    tasks = load_all_tasks([options["tasks"]])
+    of_file = dict(options) | {"digest": digest_of([task.digest for task in tasks.values()])[:16]}
+    vector_options = VectorOptions(options["shots"], options["prompts"], options["heads"])
+    statistics = Statistics(confidence=0.95, resamples=9999, seed=seed)
+    task = change_task(vector_options, statistics, batch_tokens=4096, tasks=tasks, progress=run.progress)
+    return _Column(name, "instruction_vector", of_file, "", None, task)
 
 
 def _warn_of_checkpoints(comparison: Comparison) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from landscape.checkpoints import (
+    Checkpoint,
     CheckpointFiles,
     LoadOptions,
     inspect_checkpoint,
@@ -24,12 +26,12 @@ from landscape.checkpoints import (
     resolve_device,
     save_checkpoint,
 )
-from landscape.data.tokens import DataOptions, TokenData, check_vocabulary, load_data
+from landscape.data.tokens import IGNORED, DataOptions, TokenData, check_vocabulary, load_data
 from landscape.errors import InputError, as_typed
 from landscape.objective.identity import describe_data
 from landscape.objective.objective import Objective
-from landscape.results import installed_versions, read_json, results_folder, to_plain
-from landscape.training.options import Optimization, Rehearsal, Saving
+from landscape.results import digest_of, installed_versions, read_json, results_folder, to_plain
+from landscape.training.options import Guidance, Optimization, Rehearsal, Saving
 from landscape.training.trainer import (
     TRAJECTORY,
     Diverged,
@@ -39,6 +41,7 @@ from landscape.training.trainer import (
     training_arguments,
     with_lora,
 )
+from landscape.weights.attention import attention_of
 from landscape.weights.preservation import preserved
 
 _LOSSES = ("training", "evaluated_before", "evaluated_after")
@@ -53,6 +56,7 @@ def finetune(
     *,
     optimization: Optimization = Optimization(),
     rehearsal: Rehearsal | None = None,
+    guidance: Guidance | None = None,
     seed: int = 0,
     data_options: DataOptions = DataOptions(),
     load_options: LoadOptions = LoadOptions(),
@@ -77,6 +81,9 @@ def finetune(
         output: Folder for the tuned checkpoint; with `Optimization(lora=...)` it is that of a PEFT adapter.
         optimization: Optimizer, learning rate, steps, batch size, and whether a LoRA adapter is trained.
         rehearsal: Old data to mix into the training data; None trains on `data` alone.
+        guidance: An instruction vector of the base, towards whose predictions the training is drawn; None trains
+            without. The training data then need prompts. A step takes one more forward pass (with SAM two), and a copy
+            of the base is in memory; the training losses of the record have the term in them.
         seed: Seed, in [0, 2**32), for the order of the examples, dropout, the initial weights of a LoRA adapter, and
             for which examples `data_options.limit` and `rehearsal` draw.
         data_options: How the data are read. `batch_tokens` is the memory of the evaluation alone; training takes
@@ -151,6 +158,10 @@ def finetune(
         "max_length": data_options.max_length,
         "seed": seed,
     }
+    if guidance is not None:
+        _check_guidance(guidance, start, train)
+        vector = {"vector": digest_of(guidance.vector), "layer": guidance.layer, "task": guidance.task}
+        settings["guidance"] = vector | {"weight": guidance.weight}
     output = Path(output)
     workplace = output.with_name(output.name + ".training")
     if os.path.lexists(output):
@@ -160,6 +171,7 @@ def finetune(
         return output
     with results_folder(workplace, settings) as training:
         started = time.perf_counter()
+        guided = None if guidance is None else (guidance, copy.deepcopy(start.model).requires_grad_(False).eval())
         model: Any = start.model if optimization.lora is None else with_lora(start, optimization.lora, seed)
         with preserved(model):
             objective = Objective(model, evaluated)  # One for both evaluations: its checks of model and data cost, too.
@@ -188,6 +200,7 @@ def finetune(
             rho=optimization.radius,
             adaptive=optimization.optimizer == "asam",
             callbacks=callbacks,
+            guided=guided,
         )
         try:
             model, state = _train(trainer, model, training, load_options)
@@ -274,6 +287,22 @@ def _check_load_options(options: LoadOptions) -> None:
         raise InputError(
             f"{as_typed('device', options.device)}: fine-tuning runs on the first visible GPU; set "
             "CUDA_VISIBLE_DEVICES."
+        )
+
+
+def _check_guidance(guidance: Guidance, start: Checkpoint, train: TokenData) -> None:
+    """Raise InputError where a vector is not of the base, or the training data have no prompts for it to act on."""
+    if guidance.checkpoint != start.digest:
+        raise InputError(
+            f"the instruction vector of task {guidance.task} is of another checkpoint than {start.source}; guidance "
+            "takes one of the base."
+        )
+    if guidance.layer >= attention_of(start.model).layers:
+        raise InputError(f"{start.source} has no layer {guidance.layer} for the vector of task {guidance.task}.")
+    if any(label != IGNORED for example in train.examples for label in example.labels[:2]):
+        raise InputError(
+            f"{train.source} has examples without a prompt of two tokens, but guidance acts on the last token of "
+            "prompts; give records of prompt and completion."
         )
 
 

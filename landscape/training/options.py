@@ -112,6 +112,38 @@ class Rehearsal:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """An instruction vector of the base that guides the training (Jiang et al. 2024).
+
+    Attributes:
+        vector: The vector, as many numbers as the model is wide.
+        layer: The layer to whose attention output it is added in the base.
+        checkpoint: Digest of the checkpoint that the vector is of; it must be the base of the run.
+        task: Name of the in-context task, which should be the one that is trained.
+        weight: Factor of the term KL(P || P_base+vector) at the last token of each prompt.
+
+    Raises:
+        InputError: `weight` is not positive, or there is no vector.
+
+    Example:
+        >>> from landscape import Guidance
+        >>> Guidance((0.5, -0.5), layer=3, checkpoint="", task="capitals").weight
+        1.0
+    """
+
+    vector: tuple[float, ...]
+    layer: int
+    checkpoint: str
+    task: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_positive("guide_weight", self.weight)
+        if not self.vector or not all(math.isfinite(number) for number in self.vector):
+            raise InputError(f"the instruction vector of task {self.task} has no finite numbers.")
+
+
+@dataclass(frozen=True)
 class Saving:
     """What a fine-tuning run saves on its way. It never changes the result.
 

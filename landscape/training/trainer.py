@@ -14,6 +14,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from landscape.checkpoints import Checkpoint, save_checkpoint
 from landscape.data.tokens import Example, pad_examples
 from landscape.errors import InputError, as_typed
+from landscape.training.guidance import GuidedSAMTrainer, GuidedTrainer
+from landscape.training.options import Guidance
 from landscape.training.sam_trainer import SAMTrainer
 
 TRAJECTORY = "trajectory"  # The folder of the checkpoints along a run.
@@ -111,6 +113,7 @@ def make_trainer(
     rho: float | None,
     adaptive: bool,
     callbacks: list[TrainerCallback],
+    guided: tuple[Guidance, Any] | None = None,
 ) -> Trainer:
     """Return a Trainer of AdamW, or of SAM around AdamW.
 
@@ -121,17 +124,22 @@ def make_trainer(
         rho: Radius of SAM's ascent step; None trains with AdamW alone.
         adaptive: Whether that radius is relative to the weights.
         callbacks: Callbacks of the Trainer, such as the progress bar.
+        guided: The guidance and the frozen base that it takes; None trains without.
     """
-    shared = {
+    shared: dict[str, Any] = {
         "model": model,
         "args": arguments,
         "train_dataset": _Examples(examples),
         "data_collator": pad_examples,
     }
-    if rho is not None:
-        trainer: Trainer = SAMTrainer(**shared, callbacks=callbacks, rho=rho, adaptive=adaptive)
+    sam: dict[str, Any] = {} if rho is None else {"rho": rho, "adaptive": adaptive}
+    if guided is not None:
+        guidance, base = guided
+        kind: Any = GuidedTrainer if rho is None else GuidedSAMTrainer
+        trainer: Trainer = kind(**shared, callbacks=callbacks, **sam, guidance=guidance, base=base)
     else:
-        trainer = Trainer(**shared, callbacks=callbacks)
+        plain: Any = Trainer if rho is None else SAMTrainer
+        trainer = plain(**shared, callbacks=callbacks, **sam)
     from transformers import PrinterCallback
 
     trainer.remove_callback(

@@ -42,7 +42,7 @@ _HEAD_INPUTS = {
     "value",
     "Wqkv",
 }
-_HEAD_OUTPUTS = {"o_proj", "out_proj", "c_proj", "dense", "wo"}
+HEAD_OUTPUTS = {"o_proj", "out_proj", "c_proj", "dense", "wo"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ def filters_of(entry: NamedParameter, mode: str, head_dimension: int | None = No
         axis = None
         if leaf in _HEAD_INPUTS:
             axis = out_axis
-        elif leaf in _HEAD_OUTPUTS and in_attention:
+        elif leaf in HEAD_OUTPUTS and in_attention:
             axis = in_axis
         if axis is not None and tensor.shape[axis] % head_dimension == 0:
             return Filters((axis,), head_dimension)

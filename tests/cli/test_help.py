@@ -17,7 +17,7 @@ from landscape.cli.app import COMMANDS, app
 from landscape.cli.options import declaring, measurement, model, statistics, surfaces, training
 from landscape.errors import nearest
 
-NAMES = [function.__name__ for functions in COMMANDS.values() for function in functions]
+NAMES = [function.__name__.replace("_", "-") for functions in COMMANDS.values() for function in functions]
 
 
 def parameters_of_commands():
@@ -42,7 +42,7 @@ def test_help_fits_the_terminal_and_lists_every_option(run, monkeypatch, name, w
 
 
 def test_every_help_text_is_a_sentence_and_an_option_says_the_same_everywhere():
-    differing = {"--data", "--output", "--limit", "--base", "--resamples"}  # they do mean something else
+    differing = {"--data", "--output", "--limit", "--base", "--resamples", "--tasks"}  # they do mean something else
     texts = {}
     for command, parameter in parameters_of_commands():
         assert parameter.help, (command, parameter.name)

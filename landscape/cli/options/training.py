@@ -86,6 +86,20 @@ SaveEvery = Annotated[
         callback=at_least(1),
     ),
 ]
+Guide = Annotated[
+    str | None,
+    value(
+        TRAINING,
+        "--guide",
+        "FILE",
+        "Instruction vector of the base that guides the training: a file that `landscape instruction-vectors BASE` "
+        "wrote. The loss gets the KL divergence from the base's predictions with the vector, at the end of prompts.",
+    ),
+]
+GuideWeight = Annotated[
+    float | None,
+    value(TRAINING, "--guide-weight", "X", "Factor of that divergence in the loss. Default: 1.", callback=between(0)),
+]
 KeepTrajectory = Annotated[
     int | None,
     value(

@@ -1,0 +1,138 @@
+"""Running a model on prompts: its answers, what its heads put out, and its answers with heads replaced."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from landscape.instruction_vectors.prompts import Prompt
+from landscape.weights.attention import Attention
+
+
+@torch.no_grad()
+def answers(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    batch_tokens: int,
+    around: Callable[[], Any] | None = None,
+) -> np.ndarray:
+    """Return how a model answers prompts.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        batch_tokens: Tokens in a batch, at most.
+        around: Makes a context in which each batch passes, such as one that adds a vector.
+
+    Returns:
+        float64, (prompts, 2): the probability of the right answer, and 1 where it is the model's first choice.
+    """
+    found = np.empty((len(prompts), 2))
+    for rows, tokens in batches(prompts, batch_tokens, _device(model)):
+        if around is None:
+            logits = _last_logits(model, tokens)
+        else:
+            with around():
+                logits = _last_logits(model, tokens)
+        right = torch.tensor([prompts[row].answer for row in rows], device=logits.device)
+        found[rows] = _judged(logits, right)
+    return found
+
+
+@torch.no_grad()
+def head_outputs(
+    model: nn.Module, attention: Attention, prompts: Sequence[Prompt], batch_tokens: int
+) -> tuple[Tensor, np.ndarray]:
+    """Return what every head puts out at the last token of each prompt, and how the model answers.
+
+    Returns:
+        Outputs, (prompts, layers, heads, size), on the model's device; and what `answers` returns.
+    """
+    outputs: Any = None
+    found = np.empty((len(prompts), 2))
+    for rows, tokens in batches(prompts, batch_tokens, _device(model)):
+        with attention.reading() as read:
+            logits = _last_logits(model, tokens)
+        stacked = torch.stack([layer.to(logits.device) for layer in read], dim=1)
+        if outputs is None:
+            outputs = stacked.new_empty(len(prompts), *stacked.shape[1:])
+        outputs[rows] = stacked
+        right = torch.tensor([prompts[row].answer for row in rows], device=logits.device)
+        found[rows] = _judged(logits, right)
+    return outputs, found
+
+
+@torch.no_grad()
+def answers_with_heads_replaced(
+    model: nn.Module,
+    attention: Attention,
+    prompt: Prompt,
+    where: Tensor,
+    outputs: Tensor,
+    batch_tokens: int,
+) -> np.ndarray:
+    """Return the probability of the right answer to one prompt with sets of heads replaced at its last token.
+
+    Only the last token is computed for each set. What comes before it does not see it, and its keys and values are
+    computed once.
+
+    Args:
+        model: The model.
+        attention: Its heads.
+        prompt: The prompt.
+        where: Which heads are replaced in each set, bool, (sets, layers, heads).
+        outputs: What takes the place of their outputs, (layers, heads, size).
+        batch_tokens: Tokens whose keys and values are in memory at once, at most.
+
+    Returns:
+        float64, (sets,).
+    """
+    tokens = torch.tensor([prompt.tokens], device=_device(model))
+    before = model(input_ids=tokens[:, :-1], use_cache=True).past_key_values
+    found = []
+    for part in where.split(max(1, batch_tokens // len(prompt.tokens))):
+        known = copy.deepcopy(before)
+        known.batch_repeat_interleave(len(part))
+        with attention.replacing(part.to(tokens.device), outputs):
+            logits = _last_logits(model, tokens[:, -1:].expand(len(part), 1), past_key_values=known, use_cache=True)
+        right = torch.full((len(part),), prompt.answer, device=logits.device)
+        found.append(_judged(logits, right)[:, 0])
+    return np.concatenate(found)
+
+
+def batches(prompts: Sequence[Prompt], batch_tokens: int, device: torch.device) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield batches of prompts of equal lengths, which need no padding: their indices, and their tokens."""
+    by_length: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt.tokens), []).append(index)
+    for length, indices in sorted(by_length.items()):
+        size = max(1, batch_tokens // length)
+        for start in range(0, len(indices), size):
+            rows = indices[start : start + size]
+            yield rows, torch.tensor([prompts[row].tokens for row in rows], device=device)
+
+
+def _last_logits(model: nn.Module, tokens: Tensor, **options: Any) -> Tensor:
+    """Return the logits after the last token, float32 or wider, (batch, vocabulary)."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = 1
+    logits = model(input_ids=tokens, **{"use_cache": False, **options}).logits[:, -1]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _judged(logits: Tensor, right: Tensor) -> np.ndarray:
+    """Return the probability of the right answer and whether it is the first choice, (batch, 2)."""
+    probability = torch.softmax(logits.double() if logits.device.type != "mps" else logits, dim=-1)
+    chosen = probability.gather(1, right[:, None])[:, 0]
+    return torch.stack([chosen, (logits.argmax(-1) == right).to(chosen)], dim=1).cpu().numpy()
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Return where the model takes its tokens."""
+    return next(model.parameters()).device

@@ -1,0 +1,1 @@
+"""Maps of the attention heads that do in-context tasks."""

@@ -1,0 +1,57 @@
+"""What tuning changed of instruction vectors: nothing for the same model, and what was broken for a broken one."""
+
+from __future__ import annotations
+
+import copy
+
+import planted
+import pytest
+import torch
+from conftest import build_model
+
+from landscape import InputError, InstructionVectorChange, VectorOptions, compare_instruction_vectors, load_tasks
+
+OPTIONS = VectorOptions(shots=planted.SHOTS, prompts=16, heads=2)
+
+
+@pytest.mark.slow
+def test_a_model_against_itself_has_changed_nothing_and_without_its_heads_it_has_lost_their_effect(tmp_path):
+    """Equal models give equal numbers exactly. Zeroing what the base's heads write takes all of their effect away.
+
+    Were the heads or their means those of another model, the effect would not be 0 to rounding, 1e-6.
+    """
+    model, tokenizer = planted.trained()
+    tasks = load_tasks(planted.tasks())
+    settings = {"tokenizer": tokenizer, "options": OPTIONS, "resamples": 199}
+    same = compare_instruction_vectors(model, model, tasks, **settings)
+    for task in same.tasks:
+        assert (task.cosine.low, task.cosine.high) == pytest.approx((1, 1), abs=1e-9)
+        assert task.overlap.value == 1
+        assert task.effect_lost == type(task.effect_lost)(0, 0, 0)
+        assert task.few_shot.lost.value == task.zero_shot.lost.value == 0
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in broken.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+    change = compare_instruction_vectors(model, broken, tasks, **settings)
+    for task in change.tasks:
+        assert task.effect_after == pytest.approx(0, abs=1e-6)
+        assert task.few_shot.lost.value > 0.2  # It no longer sees which task the examples are of.
+        kinds = [(recovery.prompts, recovery.vector) for recovery in task.recoveries]
+        assert kinds == [(p, v) for p in ("few-shot", "zero-shot") for v in ("base", "random", "other task")]
+    gained = {
+        kind: sum(r.gained.value for task in change.tasks for r in task.recoveries if r.vector == kind)
+        for kind in ("base", "random", "other task")
+    }
+    assert gained["base"] > gained["random"] + 0.5  # summed over six: a right answer more in every twelve
+    assert gained["base"] > gained["other task"] + 0.5
+    assert InstructionVectorChange.load(change.save(tmp_path / "change.json")) == change
+    assert "heads in common" in str(change)
+
+
+def test_models_of_other_shapes_are_refused():
+    tokenizer, tasks = planted.letter_tokenizer(), load_tasks(planted.tasks())
+    base = build_model("llama", vocabulary=30)
+    other = build_model("llama", vocabulary=30, num_hidden_layers=3)
+    with pytest.raises(InputError, match=r"2 layers of 4 heads of size 8 and width 32, but .* 3 layers"):
+        compare_instruction_vectors(base, other, tasks, tokenizer=tokenizer, options=OPTIONS)
