@@ -91,9 +91,10 @@ def surfaces_html(
     """
     arrangement = arrange(surfaces, log)
     text = caption_for(surfaces, log=log) if caption is None else clean(caption)
-    from landscape.plotting.surfaces import interactive
+    from landscape.plotting.page import page_html
+    from landscape.plotting.surfaces.interactive import surface_section
 
-    return interactive.surface_page(arrangement, text, title)
+    return page_html(title, [surface_section(arrangement, text)])
 
 
 def write_figures(
