@@ -62,6 +62,9 @@ class Cell:
     high: float = math.nan
 
 
+Row = Sequence[str | Cell]
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A table whose columns sort.
@@ -73,7 +76,7 @@ class Table:
     """
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
+    rows: Sequence[Row]
     caption: str = ""
 
 
