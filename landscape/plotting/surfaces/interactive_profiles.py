@@ -38,7 +38,8 @@ def profile_bands(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def profile_caption(surfaces: Sequence[Surface]) -> str:
     """What a figure of profiles shows, in words."""
     draws = len({surface.seed for surface in surfaces})
-    return f"Mean loss over {draws} draws of the direction; band: {CONFIDENCE:.0%} interval of that mean, of each point alone"
+    band = f"{CONFIDENCE:.0%} interval of that mean, of each point alone"
+    return f"Mean loss over {draws} draws of the direction; band: {band}"
 
 
 def profile_figure(surfaces: Sequence[Surface]) -> go.Figure:

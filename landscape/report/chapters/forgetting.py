@@ -21,8 +21,8 @@ def _part(found: list[Found[Forgetting]]) -> Part:
         words = f"Forgetting of {len(results)} checkpoints by task, each with its interval"
         caption = (
             f"Rise of the loss from {', '.join(dict.fromkeys(clean(r.base) for r in results))}, in nats per token, "
-            f"with {first.confidence:.0%} intervals of a paired bootstrap over examples, each alone. Right of zero: worse "
-            "than the base."
+            f"with {first.confidence:.0%} intervals of a paired bootstrap over examples, each alone. Right of zero: "
+            "worse than the base."
         )
         tables = [_losses(results)]
         tables += [_answers(results)] if any(result.choices for result in results) else []

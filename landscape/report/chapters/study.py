@@ -55,11 +55,12 @@ def _part(found: list[Found[Study]]) -> Part:
             plots = [Plot(pareto_figure(study.table, low, high), words, title="Learning and keeping")]
             caption = (
                 "To the left is what learned the new data best, at the bottom what kept the old best. Bars: 95% "
-                "intervals over examples. The dotted front is that of the values: within their intervals it may run elsewhere. "
+                "intervals over examples. The dotted front is that of the values: within their intervals it may run "
+                "elsewhere. "
             )
             whole.sentences.append(
-                f"{len(front)} of {len(study.table)} checkpoints are on the Pareto front of new loss and forgetting, by "
-                "their values" + (f": {', '.join(front)}." if len(front) <= 4 else ".")
+                f"{len(front)} of {len(study.table)} checkpoints are on the Pareto front of new loss and forgetting, "
+                "by their values" + (f": {', '.join(front)}." if len(front) <= 4 else ".")
             )
         caption += "Ends in brackets are 95% intervals, ± standard errors; * has not met its tolerance."
         identity = [name for name in ("name", *_FOLDED) if name in study.table.columns]
