@@ -6,16 +6,14 @@ import dataclasses
 import html
 import itertools
 import re
-import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, EVIL, Elements, browse, told, with_script
+from made_surfaces import LINE, PLANE, bowl, curve, surface_of, wide_bowl
 from markupsafe import escape
 
 from landscape.errors import InputError
@@ -29,49 +27,8 @@ from landscape.plotting import (
     write_figures,
 )
 from landscape.plotting.ticks import linear_ticks
-from landscape.results import Provenance
 from landscape.surfaces.result import Marker, Surface
 from landscape.weights.perturbation import Fidelity
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-PLANE = (np.linspace(-1, 1, 7), np.linspace(-1, 1, 5))
-LINE = (np.linspace(-1, 1, 11),)
-# Ends the script, starts an element, speaks plotly's pseudo-HTML and templates, and TeX.
-EVIL = '</script><img src=x onerror=alert(1)><a href="https://example.org">x</a> %{x} &lt; $\\frac$ _'
-
-
-def surface_of(f: Callable[..., np.ndarray], axes: tuple[np.ndarray, ...] = PLANE, **fields) -> Surface:
-    """The surface of an analytic function, filter-normalized and random unless `fields` say otherwise."""
-    data = {"source": "docs.txt", "digest": "0" * 64, "supervised_tokens": 1234}
-    values: dict = {
-        "name": "adamw",
-        "data": "docs",
-        "kind": "random",
-        "axes": axes,
-        "axis_labels": ("direction 1", "direction 2")[: len(axes)],
-        "loss": np.asarray(f(*np.meshgrid(*axes, indexing="ij")), dtype=np.float64),
-        "center": float(f(*(np.zeros(1) for _ in axes))[0]),
-        "markers": (),
-        "normalize": "filter",
-        "seed": 3,
-        "direction_cosine": 0.01 if len(axes) == 2 else None,
-        "fidelity": Fidelity(norm_ratio=1.0, cosine=1.0),
-        "weight": 1234.0,
-        "provenance": Provenance({}, 3, None, data, "cpu", "float32", 1.0, {}, "2025-01-01"),
-    }
-    return Surface(**(values | fields))
-
-
-def bowl(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return 1.5 + 2 * x**2 + y**2 + 0.5 * x
-
-
-def wide_bowl(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return 1.25 + 0.5 * x**2 + 0.25 * y**2
-
-
-def curve(x: np.ndarray) -> np.ndarray:
-    return 1.5 + x**2
 
 
 def pair() -> list[Surface]:
@@ -608,20 +565,6 @@ def test_any_name_can_be_drawn_and_is_shown_as_it_is(tmp_path, name):
         assert "_private, loss at centre 1.500" in texts(plot_surfaces(surfaces[1:2]))
 
 
-class Elements(HTMLParser):
-    """Counts the elements of a page, and collects what they would load."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.loaded: list[str | None] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.loaded += [value for key, value in attributes if key in ("src", "href")]
-
-
 @pytest.mark.parametrize("dim", [1, 2])
 def test_page_is_self_contained_and_a_name_adds_no_element(dim):
     f, axes = ((curve, LINE), (bowl, PLANE))[dim - 1]
@@ -671,35 +614,6 @@ def test_interactive_lines_are_listed_once_for_all_data_sets():
     (figure,) = interactive(surfaces)
     assert [trace.name for trace in figure.data if trace.showlegend] == ["a", "b"]
     assert len({trace.xaxis for trace in figure.data}) == 2
-
-
-def with_script(page: str, script: str) -> str:
-    """The page with a script of the test, which its own policy would not run, and a place for what that has to say."""
-    page = re.sub(r"script-src [^;]*;", "script-src 'unsafe-inline';", page, count=1)
-    start = """<p id="told"></p><script>
-    const told = document.getElementById("told");
-    const pause = milliseconds => new Promise(resolve => setTimeout(resolve, milliseconds));
-    window.addEventListener("error", event => told.append("ERROR " + event.message));
-    window.addEventListener("unhandledrejection", event => told.append("ERROR " + event.reason));
-    console.error = console.warn = (...words) => told.append("ERROR " + words.join(" "));
-    """
-    return page.replace("</body>", f"{start}{script}</script></body>")
-
-
-def told(dom: str) -> str:
-    """What the script of the test had to say."""
-    return html.unescape(re.search(r'<p id="told">(.*?)</p>', dom, re.DOTALL)[1])
-
-
-def browse(page: str, tmp_path: Path) -> str:
-    """The page as a browser without network has it in the end."""
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    switches = "--headless --no-sandbox --disable-quic --no-first-run --disable-background-networking"
-    switches += " --disable-component-update --disable-sync --use-angle=swiftshader"
-    switches += " --enable-unsafe-swiftshader --virtual-time-budget=10000 --window-size=1300,1000 --dump-dom"
-    command = [str(CHROMIUM), *switches.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-    command.append((tmp_path / "page.html").as_uri())
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
 
 
 @pytest.mark.slow

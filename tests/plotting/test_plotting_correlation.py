@@ -9,8 +9,9 @@ import warnings
 import numpy as np
 import pandas
 import pytest
+from browser import CHROMIUM, EVIL, Elements, browse, told, with_script
 from markupsafe import escape
-from test_plotting import CHROMIUM, EVIL, Elements, browse, texts, told, with_script
+from test_plotting import texts
 
 from landscape import InputError, MeasurementWarning, Resampling, correlate
 from landscape.plotting import (

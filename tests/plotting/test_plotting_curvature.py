@@ -9,8 +9,9 @@ import warnings
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, EVIL, browse
 from conftest import build_model, make_batches
-from test_plotting import CHROMIUM, EVIL, browse, contours, texts
+from test_plotting import contours, texts
 
 import landscape
 from landscape.curvature.results import INVARIANCE

@@ -34,6 +34,7 @@ class Plot:
         title: The text above it; empty for none.
         remarks: Smaller texts below the title.
         turns: Whether it is a scene, which turns together with the other scenes of its section.
+        starts_row: Whether it begins a new row of scenes.
         least: The width in pixels below which it does not shrink; narrower windows scroll it.
     """
 
@@ -42,6 +43,7 @@ class Plot:
     title: str = ""
     remarks: Sequence[str] = ()
     turns: bool = False
+    starts_row: bool = False
     least: int = 300
 
 

@@ -22,7 +22,9 @@
   function figureOf(plot) {
     const figure = JSON.parse(document.getElementById(plot.id + "-figure").textContent);
     const shown = dark() ? recoloured(figure, "") : figure;
-    Object.assign(shown.layout, { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", uirevision: "kept" });
+    const clear = "rgba(0,0,0,0)";
+    const modebar = { bgcolor: clear, color: dark() ? "#888" : "#999", activecolor: dark() ? "#ddd" : "#444" };
+    Object.assign(shown.layout, { paper_bgcolor: clear, plot_bgcolor: clear, modebar, uirevision: "kept" });
     const camera = cameras.get(groupOf(plot));
     if (camera && shown.layout.scene) shown.layout.scene.camera = JSON.parse(camera);
     return shown;

@@ -25,7 +25,7 @@ from landscape.plotting.surfaces.shared import (
 if TYPE_CHECKING:
     from landscape.surfaces.result import Marker, Surface
 
-_EYE = {"x": 0.95, "y": -1.65, "z": 1.05}
+_EYE = {"x": 1.05, "y": -1.82, "z": 1.15}
 _SCENE_AXIS = {"showbackground": False, "gridcolor": "#ddd", "linecolor": "#888", "zeroline": False}
 
 
@@ -45,9 +45,10 @@ def surface_section(arrangement: Arrangement, caption: str, title: str = "") -> 
                 title=surface.name,
                 remarks=[f"{data}: {center_text(surface)}" if several else center_text(surface), *notes(surface)],
                 turns=True,
+                starts_row=index == 0,
             )
             for data in arrangement.data
-            for surface in arrangement.of_data(data)
+            for index, surface in enumerate(arrangement.of_data(data))
         ]
     header = ["checkpoint", "data", f"loss at {center_name(surfaces[0])}", ""]
     return Section(title, plots, caption, [Table(header, [_row(surface) for surface in surfaces])])
@@ -67,20 +68,23 @@ def scene_figure(surface: Surface, scale: LossScale) -> go.Figure:
     """The plotly figure of a plane: a scene to turn, in the colours of a scale that others may share."""
     figure = new_figure()
     figure.update_layout(height=ROW, margin={"l": 0, "r": 0, "t": 0, "b": 0}, showlegend=False)
-    ticks, texts = scale.ticks(9)
+    ticks, texts = scale.ticks(6)
     figure.layout.coloraxis = {
         "colorscale": "Viridis",
         "cmin": scale.low,
         "cmax": scale.high,
         "colorbar": {
-            "title": {"text": scale.name, "side": "right"},
+            "title": {"text": scale.name, "side": "top"},
             "tickvals": ticks,
             "ticktext": texts,
-            "len": 0.7,
-            "thickness": 12,
+            "orientation": "h",  # below the scene, which in narrow windows needs all the width
+            "y": 0,
+            "yanchor": "bottom",
+            "len": 0.8,
+            "thickness": 10,
         },
     }
-    figure.layout.scene = _scene(surface, scale)
+    figure.layout.scene = _scene(surface, scale) | {"domain": {"x": [0, 1], "y": [0.15, 1]}}
     figure.add_traces(_surface_traces(surface, scale))
     return figure
 
