@@ -41,14 +41,17 @@ def call(*arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory, save_checkpoint_folder, records) -> Path:
+def everything(tmp_path_factory, save_checkpoint_folder) -> Path:
     """A folder with what every command writes; one of the checkpoints is called SCRIPT."""
     work = tmp_path_factory.mktemp("work")
+    records = work / "tasks.jsonl"
+    lines = [json.dumps({"prompt": f"{i} times {i} is", "completion": f" {i * i}, of course."}) for i in range(28)]
+    records.write_text("\n".join(lines))
     for seed, name in enumerate(("base", "adamw", "strange")):
         shutil.copytree(save_checkpoint_folder("llama", seed=seed), work / name)
     base, *tuned = (work / name for name in ("base", "adamw", "strange"))
     folder = work / "results"
-    common = ("--device", "cpu", "--limit", "6", "--max-length", "24", "--quiet")
+    common = ("--device", "cpu", "--limit", "28", "--max-length", "24", "--quiet")
     data = ("--data", f"tasks={records}", *common)
     call("plot", *tuned, "--points", 5, "-o", folder / "plane", *data)
     call("plot", *tuned, "--points", 5, "--dim", 1, "--draws", 3, "-o", folder / "line", *data)
@@ -210,7 +213,7 @@ def test_one_draw_is_said_to_be_no_evidence_and_several_give_the_difference(tmp_
     for name, f in {"a": bowl, "b": wide_bowl}.items():
         surface_of(f, name=name).save(tmp_path / f"{name}.json")
     assert "no evidence" in report_html(tmp_path).summary[0]
-    for seed in range(1, 4):
+    for seed in range(4, 7):
         for name, f in {"a": bowl, "b": wide_bowl}.items():
             surface_of(f, name=name, seed=seed).save(tmp_path / f"{name}-{seed}.json")
     (said,) = report_html(tmp_path).summary

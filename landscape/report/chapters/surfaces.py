@@ -53,7 +53,8 @@ def _comparable(found: Sequence[Found[Surface]]) -> list[list[Found[Surface]]]:
 
 def _add(whole: Part, title: str, found: Sequence[Found[Surface]]) -> None:
     """Add the section on surfaces that differ in their checkpoints, data and draws alone."""
-    surfaces = [one.content for one in found]
+    names = list(dict.fromkeys(one.content.name for one in found))
+    surfaces = sorted((one.content for one in found), key=lambda s: (names.index(s.name), s.seed or 0))
     seeds = sorted({surface.seed for surface in surfaces if surface.seed is not None})
     drawn = [surface for surface in surfaces if not seeds or surface.seed == seeds[0]]
     arrangement = arrange(drawn)
