@@ -122,7 +122,7 @@ def pareto_figure(table: pandas.DataFrame, low: np.ndarray, high: np.ndarray) ->
         hoverinfo="skip",
         name="no other is lower in both",
     )
-    kinds = table["optimizer"].fillna("not given").map(str) if "optimizer" in table.columns else None
+    kinds = table["optimizer"].astype(object).fillna("not given").map(str) if "optimizer" in table.columns else None
     for order, kind in enumerate(dict.fromkeys(kinds) if kinds is not None else [None]):
         rows = np.flatnonzero(kinds == kind) if kind is not None and kinds is not None else np.arange(len(table))
         figure.add_scatter(
