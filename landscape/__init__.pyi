@@ -81,6 +81,8 @@ from .correlation import correlate as correlate
 from .correlation import estimand_table as estimand_table
 from .correlation import simulate_design as simulate_design
 from .correlation import Resampling as Resampling
+from .report import report_html as report_html
+from .report import write_report as write_report
 from .checkpoints.merging import merge_checkpoints as merge_checkpoints
 from .training.sam import SAM as SAM
 from .training.sam_trainer import SAMTrainer as SAMTrainer

@@ -32,6 +32,7 @@ from landscape.cli.measure import measure
 from landscape.cli.merge import merge
 from landscape.cli.metrics import metrics
 from landscape.cli.plot import plot
+from landscape.cli.report import report
 from landscape.cli.sharpness import sharpness
 from landscape.errors import DiskFull, InputError, MeasurementWarning, nearest, typed_as
 from landscape.parallel.distributed import ProcessLost, first_end, share, shared_work
@@ -39,7 +40,7 @@ from landscape.parallel.distributed import ProcessLost, first_end, share, shared
 COMMANDS = {
     "Start here": (demo, metrics),
     "Measure checkpoints": (plot, sharpness, hessian, forgetting, instruction_vectors, measure),
-    "Analyze measurements": (correlate, design),
+    "Analyze measurements": (correlate, design, report),
     "Make checkpoints": (fetch, finetune, merge),
 }
 SHARED = (plot, sharpness, hessian, instruction_vectors, measure)  # commands whose work the processes of torchrun share

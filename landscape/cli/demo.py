@@ -20,13 +20,17 @@ def demo(
     """Show the whole story on built-in data, without any download.
 
     A tiny model is pre-trained on Python's documentation and fine-tuned on Python code, once with AdamW and once with
-    SAM. The demo then compares how flat the two are and what they forgot of the documentation. This takes a few
-    minutes.
+    SAM. The demo then compares how flat the two are and what they forgot of the documentation, and ends with one
+    page to open, report.html. This takes a few minutes.
     """
     quiet_libraries()
+    from landscape.report import write_report
     from landscape.study.demo import run_demo
 
     with contextlib.redirect_stdout(sys.stderr) if json_output else contextlib.nullcontext():
         rows = run_demo(output, seed=seed, progress=not quiet)
+        page = output / "report.html"
+        write_report(output, page, title="A tiny Llama, fine-tuned with AdamW and with SAM")
+        print(f"\nEverything on one page, to open in a browser:\n  {page}")
     if json_output:
-        print_json({"output": str(output), "rows": rows})
+        print_json({"output": str(output), "report": str(page), "rows": rows})

@@ -2,7 +2,7 @@
 
 Each kind of picture has a folder: its public functions are in `figures.py`, `paper.py` and `interactive.py` draw with
 one of the two libraries, and `shared.py` holds what both need. What all kinds share lives here: `basics.py` and
-`ticks.py` for both libraries, `paper_style.py` for figures, `interactive_style.py` and `page.py` for pages. Neither
+`ticks.py` for both libraries, `paper_style.py` for figures, `interactive_style.py` and `page/` for pages. Neither
 library is imported before something is drawn.
 """
 

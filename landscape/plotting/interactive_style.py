@@ -1,4 +1,4 @@
-"""What all interactive plots share: the look, safe texts, and the HTML of a plot. Drawn by plotly."""
+"""What all interactive plots share: the look, and texts that plotly shows as they are. Drawn by plotly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-import plotly.io
 
 from landscape.plotting.basics import clean
 from landscape.plotting.page import FONT
@@ -21,29 +20,6 @@ LINE_AXIS = {
     "ticks": "outside",
 }
 ROW = 440  # pixels to a row of panels
-
-
-def plot_html(
-    figure: go.Figure, script: str | None = None, *, name: str = "landscape-plot", include_plotly: bool = True
-) -> str:
-    """Make the HTML of a figure as a part of a page.
-
-    Args:
-        figure: What to show.
-        script: JavaScript that runs when the figure is drawn.
-        name: Identifier of the plot in its page. It is fixed, so that the same results make the same page.
-        include_plotly: Whether the HTML contains the library, as the first plot of a page must.
-    """
-    return plotly.io.to_html(
-        figure,
-        full_html=False,
-        include_plotlyjs=include_plotly,
-        include_mathjax=False,
-        div_id=name,
-        post_script=script,
-        # Plotly's "Share chart" button, there by default, would send the data to its makers' server.
-        config={"responsive": True, "displaylogo": False, "showSendToCloud": False},
-    )
 
 
 def new_figure() -> go.Figure:

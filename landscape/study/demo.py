@@ -11,11 +11,13 @@ import torch
 from landscape.checkpoints import LoadOptions, save_checkpoint
 from landscape.data.corpora import builtin_corpus
 from landscape.data.tokens import DataOptions
+from landscape.forgetting.losses import Forgetting
 from landscape.objective.scope import Run
 from landscape.plotting import write_figures
 from landscape.results import installed_versions, results_folder, write_json
-from landscape.study.comparison import open_comparison
-from landscape.study.measurements import mean_loss
+from landscape.study.comparison import Comparison, open_comparison
+from landscape.study.measurements import forgetting_task, sharpness_task
+from landscape.study.runner import cells_against_base, run_cells, run_tasks
 from landscape.study.surfaces import compare_surfaces, summarize
 from landscape.surfaces.kinds.random import RandomSurface
 from landscape.surfaces.result import Surface
@@ -29,6 +31,11 @@ BATCH = 32
 RHO = 0.05  # Foret et al. 2021
 GRID, SPAN = 11, 1.0
 EVALUATED = 20  # examples behind each point of a surface
+SHARPNESS: dict[str, dict[str, Any]] = {
+    "worst_case": {"steps": 1},
+    "average_case": {"adaptive": True, "samples": 16},
+    "gradient_norm": {},
+}
 
 
 def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list[dict]:
@@ -66,17 +73,16 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list[dict
         _announce(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
         surfaces = _surfaces(folder, seed, progress)
         _announce("5. What each forgot of the docs, and how flat it is\n")
-        rows = _table(folder, surfaces)
+        _sharpness(folder, seed, progress)
+        rows = _table(folder, surfaces, seed, progress)
         write_json(folder / "demo.json", rows)
     print(_formatted(rows))
     print(
-        "\nForgetting is the rise of the loss on held-out docs, in nats per token. Surface curvature is our "
-        f"reconstruction of the metric\nLi et al. 2024 name, on one {GRID} x {GRID} plane of random directions: one "
-        "draw, one seed, so no evidence for or against flatness yet."
+        "\nForgotten is the rise of the loss on held-out docs, in nats per token, with its 95% interval (low, high). "
+        f"Surface\ncurvature is our reconstruction of the metric Li et al. 2024 name, on one {GRID} x {GRID} plane of "
+        "random directions: one draw,\none seed, so no evidence for or against flatness yet."
     )
-    print(f"\nDone in {time.perf_counter() - started:.0f} s. Look at:")
-    for name in ("plot/surface.html", "plot/surface.png", "plot/surface.pdf", "plot/summary.json", "demo.json"):
-        print(f"  {folder / name}")
+    print(f"\nDone in {time.perf_counter() - started:.0f} s.")
     print(f"Checkpoints: {folder / 'base'}  {folder / 'adamw'}  {folder / 'sam'}; try")
     print(f"  landscape plot {folder / 'adamw'} {folder / 'sam'} --kind interpolate --data builtin:docs")
     return rows
@@ -119,14 +125,19 @@ def tiny_llama(vocabulary: int, seed: int) -> Any:
         return LlamaForCausalLM(config)
 
 
-def _surfaces(folder: Path, seed: int, progress: bool) -> list[Surface]:
-    comparison = open_comparison(
+def _tuned(folder: Path, seed: int) -> Comparison:
+    """Both fine-tuned models, with the examples on which their flatness is measured."""
+    return open_comparison(
         [str(folder / "adamw"), str(folder / "sam")],
         ["docs=builtin:docs", "code=builtin:code"],
         seed=seed,
         data_options=DataOptions(limit=EVALUATED, max_length=LENGTH),
         load_options=LoadOptions(device="cpu"),
     )
+
+
+def _surfaces(folder: Path, seed: int, progress: bool) -> list[Surface]:
+    comparison = _tuned(folder, seed)
     settings = {"command": "plot", **comparison.settings(), "points": GRID, "span": SPAN, "seed": seed}
     with results_folder(folder / "plot", settings):
         kind = RandomSurface(points=GRID, span=SPAN, seed=seed)
@@ -137,7 +148,17 @@ def _surfaces(folder: Path, seed: int, progress: bool) -> list[Surface]:
     return list(surfaces.values())
 
 
-def _table(folder: Path, surfaces: list[Surface]) -> list[dict]:
+def _sharpness(folder: Path, seed: int, progress: bool) -> None:
+    """Keep three cheap sharpness metrics of both fine-tuned models, measured on the examples of the surfaces."""
+    comparison = _tuned(folder, seed)
+    settings = {"command": "sharpness", **comparison.settings(), "metrics": SHARPNESS, "seed": seed}
+    run = Run(progress=progress)
+    tasks = [sharpness_task(name, name, options, seed=seed, run=run) for name, options in SHARPNESS.items()]
+    with results_folder(folder / "sharpness", settings):
+        run_tasks(comparison, folder / "sharpness", tasks)
+
+
+def _table(folder: Path, surfaces: list[Surface], seed: int, progress: bool) -> list[dict]:
     """Return a row per checkpoint: held-out losses on docs and code, what was forgotten, and surface curvature."""
     curvature = {(s.name, s.data): s.metrics().surface_curvature for s in surfaces}
     comparison = open_comparison(
@@ -146,21 +167,31 @@ def _table(folder: Path, surfaces: list[Surface]) -> list[dict]:
         data_options=DataOptions(limit=256, max_length=LENGTH),
         load_options=LoadOptions(device="cpu"),
     )
-    rows: list[dict] = []
-    for index, name in enumerate(comparison.names):
-        checkpoint = comparison.load(index)
-        losses = {data: mean_loss(checkpoint, tokens) for data, tokens in comparison.data.items()}
-        rows.append(
-            {
-                "checkpoint": name,
-                "docs_loss": losses["docs"],
-                "code_loss": losses["code"],
-                "forgotten": losses["docs"] - rows[0]["docs_loss"] if rows else 0.0,
-                "surface_curvature_docs": curvature.get((name, "docs")),
-                "surface_curvature_code": curvature.get((name, "code")),
-            }
-        )
+    settings = {"command": "forgetting", **comparison.settings(), "seed": seed}
+    task = forgetting_task(seed=seed, run=Run(progress=progress))
+    with results_folder(folder / "forgetting", settings):
+        cells = cells_against_base(comparison, folder / "forgetting", task)
+        results: list[Forgetting] = [result for _, result in run_cells(comparison, cells)]
+    before = {task.name: task.loss_before for task in results[0].tasks}
+    rows = [_row("base", before, 0.0, None, curvature)]
+    for result in results:
+        of_docs = next(task for task in result.tasks if task.name == "docs")
+        after = {task.name: task.loss_after for task in result.tasks}
+        rows.append(_row(result.name, after, of_docs.forgetting, of_docs.forgetting_interval, curvature))
     return rows
+
+
+def _row(name: str, losses: dict, forgotten: float, interval: tuple[float, ...] | None, curvature: dict) -> dict:
+    return {
+        "checkpoint": name,
+        "docs_loss": losses["docs"],
+        "code_loss": losses["code"],
+        "forgotten": forgotten,
+        "low": interval and interval[0],
+        "high": interval and interval[1],
+        "surface_curvature_docs": curvature.get((name, "docs")),
+        "surface_curvature_code": curvature.get((name, "code")),
+    }
 
 
 def _formatted(rows: list[dict]) -> str:

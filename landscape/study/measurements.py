@@ -12,13 +12,11 @@ from typing import Any, ClassVar
 
 from landscape.checkpoints import Checkpoint
 from landscape.curvature.results import TraceEstimate
-from landscape.data.tokens import TokenData
 from landscape.errors import InputError
 from landscape.forgetting.harness import BenchmarkForgetting
 from landscape.forgetting.losses import Forgetting, measure_forgetting
 from landscape.instruction_vectors.changed import InstructionVectorChange
 from landscape.instruction_vectors.result import Estimate
-from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
 from landscape.results import Provenance, Result
 from landscape.sharpness import SHARPNESS_METRICS, Sharpness, compute_sharpness
@@ -30,7 +28,6 @@ from landscape.surfaces.compute import compute_surface
 from landscape.surfaces.result import Surface
 from landscape.weights.directions import check_same_tensors
 from landscape.weights.parameters import Parameters
-from landscape.weights.preservation import preserved
 from landscape.weights.vectors import vector_norm, wide_dtype
 
 
@@ -134,12 +131,6 @@ def distance_task() -> Task:
             raise InputError(f"{base.source} is no base of {tuned.source}: {error}") from error
 
     return Task("distance", Distance, measure, check)
-
-
-def mean_loss(checkpoint: Checkpoint, tokens: TokenData) -> float:
-    """Return the mean loss of a checkpoint over all supervised tokens, in nats."""
-    with preserved(checkpoint.model):
-        return Objective(checkpoint.model, tokens).loss().mean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 import typer
+from conftest import quadratic_loss
 
 import landscape
 import landscape.results
@@ -194,19 +196,26 @@ def test_finetune_and_merge_print_one_json_document(run, save_checkpoint_folder,
     assert run("merge", base, "tuned", "-o", "merged")[1] == ""
 
 
-def test_demo_prints_one_json_document(run, monkeypatch):
+def test_demo_prints_one_json_document_and_ends_with_the_page(run, monkeypatch, quadratic):
     rows = [{"checkpoint": "base", "docs_loss": 1.5}]
 
     def run_demo(folder, *, seed, progress):
         print("1. A tiny Llama")
+        scope = landscape.Scope(loss_fn=quadratic_loss)
+        surface = landscape.compute_surface(quadratic, [torch.zeros(1)], dim=1, points=3, scope=scope)
+        folder.mkdir(exist_ok=True)
+        surface.save(folder / "surface.json")
         return rows
 
     monkeypatch.setattr("landscape.study.demo.run_demo", run_demo)
     code, out, err = run("demo", "-o", "out", "--json")
     assert code == 0
-    assert json.loads(out) == {"output": "out", "rows": rows}
+    page = str(Path("out", "report.html"))
+    assert json.loads(out) == {"output": "out", "report": page, "rows": rows}
     assert "1. A tiny Llama" in err
-    assert run("demo", "-o", "out")[1] == "1. A tiny Llama\n"
+    assert "AdamW and with SAM</h1>" in Path(page).read_text(encoding="utf-8")
+    out = run("demo", "-o", "out")[1].splitlines()
+    assert (out[0], out[-1].strip()) == ("1. A tiny Llama", page)
 
 
 # --- glossary -----------------------------------------------------------------------------------------------

@@ -6,20 +6,18 @@ import dataclasses
 import html
 import itertools
 import re
-import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, EVIL, Elements, browse, told, with_script
+from made_surfaces import LINE, PLANE, bowl, curve, surface_of, wide_bowl
+from markupsafe import escape
 
 from landscape.errors import InputError
 from landscape.plotting import (
-    basics,
     caption_for,
     paper_style,
     plot,
@@ -29,49 +27,8 @@ from landscape.plotting import (
     write_figures,
 )
 from landscape.plotting.ticks import linear_ticks
-from landscape.results import Provenance
 from landscape.surfaces.result import Marker, Surface
 from landscape.weights.perturbation import Fidelity
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-PLANE = (np.linspace(-1, 1, 7), np.linspace(-1, 1, 5))
-LINE = (np.linspace(-1, 1, 11),)
-# Ends the script, starts an element, speaks plotly's pseudo-HTML and templates, and TeX.
-EVIL = '</script><img src=x onerror=alert(1)><a href="https://example.org">x</a> %{x} &lt; $\\frac$ _'
-
-
-def surface_of(f: Callable[..., np.ndarray], axes: tuple[np.ndarray, ...] = PLANE, **fields) -> Surface:
-    """The surface of an analytic function, filter-normalized and random unless `fields` say otherwise."""
-    data = {"source": "docs.txt", "digest": "0" * 64, "supervised_tokens": 1234}
-    values: dict = {
-        "name": "adamw",
-        "data": "docs",
-        "kind": "random",
-        "axes": axes,
-        "axis_labels": ("direction 1", "direction 2")[: len(axes)],
-        "loss": np.asarray(f(*np.meshgrid(*axes, indexing="ij")), dtype=np.float64),
-        "center": float(f(*(np.zeros(1) for _ in axes))[0]),
-        "markers": (),
-        "normalize": "filter",
-        "seed": 3,
-        "direction_cosine": 0.01 if len(axes) == 2 else None,
-        "fidelity": Fidelity(norm_ratio=1.0, cosine=1.0),
-        "weight": 1234.0,
-        "provenance": Provenance({}, 3, None, data, "cpu", "float32", 1.0, {}, "2025-01-01"),
-    }
-    return Surface(**(values | fields))
-
-
-def bowl(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return 1.5 + 2 * x**2 + y**2 + 0.5 * x
-
-
-def wide_bowl(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return 1.25 + 0.5 * x**2 + 0.25 * y**2
-
-
-def curve(x: np.ndarray) -> np.ndarray:
-    return 1.5 + x**2
 
 
 def pair() -> list[Surface]:
@@ -125,10 +82,11 @@ def texts(figure) -> str:
 
 
 def interactive(surfaces, log=False):
+    """The figures of the page: one of each plane, or one of all lines."""
     from landscape.plotting.surfaces import shared
-    from landscape.plotting.surfaces.interactive import surface_figure
+    from landscape.plotting.surfaces.interactive import surface_section
 
-    return surface_figure(shared.arrange(surfaces, log))
+    return [plot.figure for plot in surface_section(shared.arrange(surfaces, log), "").plots]
 
 
 # --- paper, two dimensions ----------------------------------------------------------------------------------
@@ -242,6 +200,21 @@ def test_unusable_levels_are_refused(levels):
         plot_surfaces(pair(), levels=levels)
 
 
+def test_contours_are_interpolated_where_points_left_out_agree_and_the_caption_says_so():
+    """A bowl on 11 x 11 points has round contours: radii agree to 0.4%, and from straight pieces to 2% alone."""
+    axes = (np.linspace(-1, 1, 11),) * 2
+    smooth = surface_of(lambda x, y: np.exp(x**2 + y**2), axes)
+    cliff = surface_of(lambda x, y: np.exp(x**2 + y**2) + 5.0 * (x > 0.5), axes, name="cliff")
+    figure = plot_surfaces([smooth], levels=[1.0, 1.5, 2.0, 3.0])
+    lines = contours(figure)[0].collections[1].get_paths()
+    radii = [np.linalg.norm(path.vertices, axis=1) for path in lines if len(path.vertices) > 10]
+    assert len(radii) == 3
+    assert all(np.ptp(r) < 4e-3 * r.mean() for r in radii)
+    assert "cubic spline through the measured points (dots)" in texts(figure).replace("\n", " ")
+    assert "spline" not in texts(plot_surfaces([cliff]))
+    assert "panels with dots" in texts(plot_surfaces([smooth, cliff])).replace("\n", " ")
+
+
 def test_log_scale_draws_logarithms_with_ticks_in_losses():
     surfaces = [surface_of(lambda x, y: 10.0 ** (2 * x) + 0 * y)]
     figure = plot_surfaces(surfaces, log=True)
@@ -329,7 +302,7 @@ def test_gaps_in_a_line_are_gaps():
     assert np.isnan(drawn[4:6]).all()
     assert np.isfinite(np.delete(drawn, [4, 5])).all()
     assert "2 of 11 points not finite" in texts(figure).replace("\n", " ")
-    trace = interactive([line]).data[0]
+    trace = interactive([line])[0].data[0]
     assert np.isnan(np.asarray(trace.y)[4:6]).all()
 
 
@@ -607,20 +580,6 @@ def test_any_name_can_be_drawn_and_is_shown_as_it_is(tmp_path, name):
         assert "_private, loss at centre 1.500" in texts(plot_surfaces(surfaces[1:2]))
 
 
-class Elements(HTMLParser):
-    """Counts the elements of a page, and collects what they would load."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.loaded: list[str | None] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.loaded += [value for key, value in attributes if key in ("src", "href")]
-
-
 @pytest.mark.parametrize("dim", [1, 2])
 def test_page_is_self_contained_and_a_name_adds_no_element(dim):
     f, axes = ((curve, LINE), (bowl, PLANE))[dim - 1]
@@ -628,32 +587,28 @@ def test_page_is_self_contained_and_a_name_adds_no_element(dim):
     page = surfaces_html([surface_of(f, axes, name=EVIL, data=EVIL, axis_labels=labels)], title=EVIL)
     plain = Elements(surfaces_html([surface_of(f, axes)]))
     assert Elements(page).tags == plain.tags
-    assert plain.loaded == []
+    assert Elements(page).loaded == ["#content"]
     assert "default-src 'none'" in page  # and the browser would refuse to load anything
-    assert html.escape(EVIL) in page
+    assert escape(EVIL) in page
 
 
 # --- interactive --------------------------------------------------------------------------------------------
 
 
 def test_scenes_share_camera_axes_and_colours():
-    figure = interactive([*pair(), surface_of(bowl, name="sam", data="code")])
-    surfaces = [trace for trace in figure.data if trace.type == "surface"]
-    assert [trace.scene for trace in surfaces] == ["scene", "scene2", "scene3"]
-    assert [trace.coloraxis for trace in surfaces] == ["coloraxis", "coloraxis", "coloraxis2"]
-    scenes = [figure.layout[trace.scene] for trace in surfaces]
-    assert len({str(scene.camera.to_plotly_json()) for scene in scenes}) == 1
-    assert scenes[0].zaxis.range == scenes[1].zaxis.range != scenes[2].zaxis.range
-    assert {scene.xaxis.range for scene in scenes} == {(-1, 1)}
-    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (1.25, 5.0)
-    assert scenes[1].domain.x == scenes[2].domain.x  # one column per checkpoint
-    assert scenes[0].domain.y == scenes[1].domain.y > scenes[2].domain.y
+    layouts = [figure.layout for figure in interactive([*pair(), surface_of(bowl, name="sam", data="code")])]
+    assert len({str(layout.scene.camera.to_plotly_json()) for layout in layouts}) == 1
+    ranges = [layout.scene.zaxis.range for layout in layouts]
+    assert ranges[0] == ranges[1] != ranges[2]
+    assert {layout.scene.xaxis.range for layout in layouts} == {(-1, 1)}
+    colours = [(layout.coloraxis.cmin, layout.coloraxis.cmax) for layout in layouts]
+    assert colours[0] == colours[1] == (1.25, 5.0) != colours[2]
 
 
 @pytest.mark.parametrize("log", [False, True])
 def test_interactive_surface_has_the_losses_at_their_coordinates(log):
     surface = pair()[0]
-    trace = interactive([surface], log).data[0]
+    trace = interactive([surface], log)[0].data[0]
     x, y, z = (np.asarray(values) for values in (trace.x, trace.y, trace.z))
     assert z.shape == (len(y), len(x)) == (5, 7)
     assert np.array_equal(x, surface.axes[0])
@@ -663,7 +618,7 @@ def test_interactive_surface_has_the_losses_at_their_coordinates(log):
 
 
 def test_interactive_holes_are_missing_values():
-    trace = interactive([with_hole(pair()[0], (1, 2), value=np.inf)]).data[0]
+    trace = interactive([with_hole(pair()[0], (1, 2), value=np.inf)])[0].data[0]
     assert np.isnan(np.asarray(trace.z)[2, 1])
     assert np.isnan(np.asarray(trace.z)).sum() == 1
 
@@ -671,20 +626,9 @@ def test_interactive_holes_are_missing_values():
 def test_interactive_lines_are_listed_once_for_all_data_sets():
     places = itertools.product(("docs", "code"), ("a", "b"))
     surfaces = [surface_of(curve, LINE, data=data, name=name) for data, name in places]
-    figure = interactive(surfaces)
+    (figure,) = interactive(surfaces)
     assert [trace.name for trace in figure.data if trace.showlegend] == ["a", "b"]
     assert len({trace.xaxis for trace in figure.data}) == 2
-
-
-def browse(page: str, tmp_path: Path) -> str:
-    """The page as a browser without network has it in the end."""
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    switches = "--headless --no-sandbox --disable-quic --no-first-run --disable-background-networking"
-    switches += " --disable-component-update --disable-sync --use-angle=swiftshader"
-    switches += " --enable-unsafe-swiftshader --virtual-time-budget=10000 --window-size=1300,1000 --dump-dom"
-    command = [str(CHROMIUM), *switches.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-    command.append((tmp_path / "page.html").as_uri())
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
 
 
 @pytest.mark.slow
@@ -692,28 +636,24 @@ def browse(page: str, tmp_path: Path) -> str:
 def test_browser_draws_scenes_turns_them_together_and_shows_names_literally(tmp_path):
     dead = dataclasses.replace(pair()[0], name="dead", loss=np.full((7, 5), np.nan), center=np.nan)
     page = surfaces_html([surface_of(bowl, name=EVIL), surface_of(wide_bowl, name="sam"), dead], title=EVIL)
-    turn = """<p id="told"></p><script>
-    const told = document.getElementById("told");
-    window.addEventListener("error", event => told.append("ERROR " + event.message));
+    turn = """
     setTimeout(async () => {
-      const plot = document.getElementById("landscape-plot");
-      await Plotly.relayout(plot, {"scene2.camera.eye": {x: 2, y: 1, z: 0.5}});
-      await new Promise(resolve => setTimeout(resolve, 300));
-      const eyes = ["scene", "scene2", "scene3"].map(scene => plot._fullLayout[scene].camera.eye);
+      const plots = [...document.querySelectorAll(".plot")];
+      await Plotly.relayout(plots[1], {"scene.camera.eye": {x: 2, y: 1, z: 0.5}});
+      await pause(300);
+      const eyes = plots.map(plot => plot._fullLayout.scene.camera.eye);
       told.append(eyes.map(eye => [eye.x, eye.y, eye.z]).join(" | "));
-    }, 1500);
-    </script></body>"""
-    dom = browse(page.replace("</body>", turn), tmp_path)
-    assert 'class="plotly-graph-div js-plotly-plot"' in dom
+    }, 1500);"""
+    dom = browse(with_script(page, turn), tmp_path)
+    assert dom.count("js-plotly-plot") >= 3
     assert len(re.findall(r"<canvas", dom)) >= 2
     assert "Download plot" in dom
     outside = re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
     assert "Share" not in outside  # plotly's button that sends the data away
-    assert re.search(r'<p id="told">(.*?)</p>', dom)[1] == "2,1,0.5 | 2,1,0.5 | 2,1,0.5"
+    assert told(dom) == "2,1,0.5 | 2,1,0.5 | 2,1,0.5"
     assert not re.search(r"<img src=.?x|<a [^>]*example\.org", outside)
     shown = [html.unescape(text) for text in re.findall(r">([^<>]+)<", outside)]
-    assert shown.count(EVIL) >= 2  # heading and table
-    assert basics.shorten(EVIL, 44) in shown  # the panel's title
+    assert shown.count(EVIL) >= 3  # heading, the plot's title, and table
     assert {"sam", "dead", "loss at centre 1.500", "35 of 35 points not finite"} <= set(shown)
 
 

@@ -9,8 +9,9 @@ import warnings
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, EVIL, browse
 from conftest import build_model, make_batches
-from test_plotting import CHROMIUM, EVIL, browse, contours, texts
+from test_plotting import contours, texts
 
 import landscape
 from landscape.curvature.results import INVARIANCE
@@ -237,7 +238,7 @@ def test_browser_draws_pages_and_shows_names_literally(pair, tmp_path, kind, pag
     first, second = pair(kind)
     page = page_of([named(first, EVIL, EVIL), named(second, "sam", EVIL)], title=EVIL)
     dom = browse(page, tmp_path)
-    assert 'class="plotly-graph-div js-plotly-plot"' in dom
+    assert 'class="plot js-plotly-plot"' in dom
     outside = re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
     assert not re.search(r"<img src=.?x|<a [^>]*example\.org", outside)
     shown = [html.unescape(text) for text in re.findall(r">([^<>]+)<", outside)]

@@ -11,7 +11,8 @@ import dataclasses
 import matplotlib.text
 import numpy as np
 import pytest
-from test_plotting import LINE, bowl, curve, interpolation, pair, plane, surface_of
+from made_surfaces import LINE, bowl, curve, surface_of
+from test_plotting import interpolation, pair, plane
 from test_plotting_correlation import METRICS, found_in, study
 from test_plotting_curvature import measured  # noqa: F401  a fixture
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 from landscape.cli.options.declaring import OUTPUT, flag, value
 
 OutputFolder = Annotated[Path, value(OUTPUT, "--output -o", "FOLDER", "Folder for the results.")]
 OutputCheckpoint = Annotated[Path, value(OUTPUT, "--output -o", "FOLDER", "Folder for the new checkpoint.")]
 OutputTable = Annotated[Path, value(OUTPUT, "--output -o", "FILE", "CSV file for the table.")]
+Results = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A folder with results of other commands, also in folders below it.")
+]
+OutputPage = Annotated[
+    Path | None, value(OUTPUT, "--output -o", "FILE", "HTML file for the page. Default: report.html in the folder.")
+]
 Color = Annotated[
     str | None,
     value(

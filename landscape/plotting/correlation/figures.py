@@ -53,7 +53,7 @@ def plot_correlations(
     """
     from landscape.plotting.correlation import paper
 
-    forest, points, text = _contents(result, table, color, caption)
+    forest, points, text = contents(result, table, color, caption)
     return paper.draw_correlations(result, forest, points and points[1], text)
 
 
@@ -127,10 +127,10 @@ def correlations_html(
         >>> "<h1>Flatness against forgetting</h1>" in landscape.correlations_html(result, table)
         True
     """
-    from landscape.plotting.correlation import interactive
+    from landscape.plotting.correlation.interactive import correlation_section
+    from landscape.plotting.page import page_html
 
-    forest, points, text = _contents(result, table, color, caption)
-    return interactive.correlation_page(result, forest, points, text, title)
+    return page_html(title, [correlation_section(result, *contents(result, table, color, caption))])
 
 
 def write_correlation_figures(
@@ -160,7 +160,7 @@ def write_correlation_figures(
     return [*write_figure(forest, folder / "forest"), *write_figure(scatter, folder / "scatter"), page]
 
 
-def _contents(
+def contents(
     result: pandas.DataFrame, table: pandas.DataFrame | Path | str | None, color: str | None, caption: str | None
 ) -> tuple[Forest, tuple[pandas.DataFrame, Scatter] | None, str]:
     """The forest plot, the table with the scatter plots of it if there is one, and the text under both."""

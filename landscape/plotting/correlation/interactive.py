@@ -1,4 +1,4 @@
-"""Pages of correlations: a forest plot and scatter plots with the checkpoints' names, drawn by plotly."""
+"""Correlations: a forest plot, and scatter plots with the checkpoints' names, drawn by plotly."""
 
 from __future__ import annotations
 
@@ -22,39 +22,47 @@ from landscape.plotting.correlation.shared import (
     significant,
     symbol_of,
 )
-from landscape.plotting.interactive_style import LINE_AXIS, add_heading, new_figure, plot_html, plotly_text
-from landscape.plotting.page import html_page
+from landscape.plotting.interactive_style import LINE_AXIS, add_heading, new_figure, plotly_text
+from landscape.plotting.page import Cell, Plot, Section, Table
 from landscape.plotting.ticks import linear_ticks
 
 if TYPE_CHECKING:
     import pandas
 
-_LEAST, _WIDEST = 760, 1200  # pixels of a plot and of its page
+_LEAST = 640  # pixels below which a plot does not shrink
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 _COLUMNS, _ROW = 3, 330  # panels beside one another, and pixels to a row of them
 
 
-def correlation_page(
+def correlation_section(
     result: pandas.DataFrame,
     forest: Forest,
     points: tuple[pandas.DataFrame, Scatter] | None,
     caption: str,
-    title: str,
-) -> str:
-    """The page of a forest plot; with `points`, the table and what to draw of it, with the scatter plots below."""
-    plot = plot_html(forest_plot(result, forest))
-    if points is not None:  # the HTML of the forest plot contains plotly already
-        plot += plot_html(scatter_plot(result, *points), name="landscape-scatter", include_plotly=False)
+    title: str = "",
+) -> Section:
+    """The section of a page with a forest plot; with `points`, the table and what to draw of it, scatter plots too."""
+    outcome = outcome_of(result)
+    words = f"Correlation of {len(forest.rows)} metrics with {outcome}, each with its interval"
+    plots = [Plot(forest_plot(result, forest), words, least=_LEAST)]
+    if points is not None:
+        words = f"Scatter plots of {len(forest.rows)} metrics against {outcome}"
+        plots.append(Plot(scatter_plot(result, *points), words, least=_LEAST))
     # Few wide columns, because many narrow ones would break their numbers over lines.
-    header = ["metric", symbol_of(result), "further", "note"]
-    rows = [[row["metric"], _main(row), _further(row), row["note"]] for row in forest.rows]
-    return html_page(title, plot, caption, header, rows, (_LEAST, _WIDEST))
+    header = ["metric", symbol_of(result), "p and q", "further", "note"]
+    rows = [[row["metric"], _main(row), _chance(row), _further(row), row["note"]] for row in forest.rows]
+    return Section(title, plots, caption, [Table(header, rows)])
 
 
-def _main(row: dict[str, Any]) -> str:
+def _main(row: dict[str, Any]) -> Cell:
     if not np.isfinite(row["estimate"]):
-        return f"none, n = {row['n']}"
-    return f"{estimate_text(row)}, p {chance_text(row['p'])}, q {chance_text(row['q'])}, n = {row['n']}"
+        return Cell("none")
+    return Cell(estimate_text(row), row["estimate"], row["low"], row["high"])
+
+
+def _chance(row: dict[str, Any]) -> Cell:
+    tested = f"p {chance_text(row['p'])}, q {chance_text(row['q'])}, " if np.isfinite(row["estimate"]) else ""
+    return Cell(f"{tested}n = {row['n']}", row["p"])
 
 
 def _further(row: dict[str, Any]) -> str:

@@ -85,9 +85,10 @@ def density_html(
     places = arrange_densities(densities)
     panels = {data: density_panel(places.of_data(data)) for data in places.data}
     text = density_caption(places, panels) if caption is None else clean(caption)
-    from landscape.plotting.curvature import interactive
+    from landscape.plotting.curvature.interactive import density_section
+    from landscape.plotting.page import page_html
 
-    return interactive.density_page(places, panels, text, title)
+    return page_html(title, [density_section(places, panels, text)])
 
 
 def write_density_figures(densities: Sequence[SpectralDensity], stem: Path | str) -> list[Path]:
@@ -156,9 +157,10 @@ def layers_html(
     """
     places = arrange_layers(tables)
     text = layers_caption(places) if caption is None else clean(caption)
-    from landscape.plotting.curvature import interactive
+    from landscape.plotting.curvature.interactive import layers_section
+    from landscape.plotting.page import page_html
 
-    return interactive.layers_page(places, text, title)
+    return page_html(title, [layers_section(places, text)])
 
 
 def write_layer_figures(tables: Sequence[LayerCurvature], stem: Path | str) -> list[Path]:

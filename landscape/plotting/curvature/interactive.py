@@ -1,4 +1,4 @@
-"""Pages of curvature to zoom and read values from, drawn by plotly."""
+"""Curvature to zoom and read values from, drawn by plotly."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from landscape.plotting.interactive_style import (
     ROW,
     add_heading,
     new_figure,
-    plot_html,
     plotly_text,
 )
-from landscape.plotting.page import html_page
+from landscape.plotting.page import Cell, Plot, Section, Table
 from landscape.plotting.ticks import log_ticks
 
 if TYPE_CHECKING:
     from landscape.curvature.results import LayerCurvature, SpectralDensity
 
-_LEAST, _WIDEST = 700, 1200  # pixels of a plot and of its page
+_LEAST = 520  # pixels below which a plot does not shrink
 
 
 def _legend(foot: float) -> dict[str, Any]:
@@ -40,14 +39,18 @@ def _legend(foot: float) -> dict[str, Any]:
 # --- spectral density ---------------------------------------------------------------------------------------
 
 
-def density_page(places: Places[SpectralDensity], panels: dict[str, DensityPanel], caption: str, title: str) -> str:
-    """The page of comparable densities, with the text under them."""
-    rows = []
+def density_section(
+    places: Places[SpectralDensity], panels: dict[str, DensityPanel], caption: str, title: str = ""
+) -> Section:
+    """The section of a page on comparable densities, with the text under them."""
+    rows: list[list[str | Cell]] = []
     for density in places.cells.values():
         mean, spread = (density.parameters * value for value in density.moment(1))
-        rows.append([density.name, density.data, f"{mean:.5g} +- {spread:.2g}", ", ".join(density_remarks(density))])
-    plot = plot_html(density_figure(places, panels))
-    return html_page(title, plot, caption, ["checkpoint", "data", "trace", "nodes"], rows, (_LEAST, _WIDEST))
+        trace = Cell(f"{mean:.5g} +- {spread:.2g}", mean, mean - spread, mean + spread)
+        rows.append([density.name, density.data, trace, ", ".join(density_remarks(density))])
+    words = f"Spectral density of {len(places.names)} checkpoints on {len(places.data)} data sets"
+    plot = Plot(density_figure(places, panels), words, least=_LEAST)
+    return Section(title, [plot], caption, [Table(["checkpoint", "data", "trace", "nodes"], rows)])
 
 
 def density_figure(places: Places[SpectralDensity], panels: dict[str, DensityPanel]) -> go.Figure:
@@ -111,21 +114,30 @@ def density_figure(places: Places[SpectralDensity], panels: dict[str, DensityPan
 # --- layers -------------------------------------------------------------------------------------------------
 
 
-def layers_page(places: Places[LayerCurvature], caption: str, title: str) -> str:
-    """The page of comparable tables by layer, with the text under them."""
-    rows = [
+def layers_section(places: Places[LayerCurvature], caption: str, title: str = "") -> Section:
+    """The section of a page on comparable tables by layer, with the text under them."""
+    rows: list[list[str | Cell]] = [
         [
             table.name,
             table.data,
             row.name,
-            f"{row.trace:.5g} +- {row.trace_stderr:.2g}",
-            f"{row.top:.5g} +- {row.residual:.1g}" + ("" if row.converged else ", not converged"),
+            _cell(f"{row.trace:.5g} +- {row.trace_stderr:.2g}", row.trace, row.trace_stderr),
+            _cell(
+                f"{row.top:.5g} +- {row.residual:.1g}" + ("" if row.converged else ", not converged"),
+                row.top,
+                row.residual,
+            ),
         ]
         for table in places.cells.values()
         for row in table.layers
     ]
     header = ["checkpoint", "data", "layer", "trace", "largest eigenvalue"]
-    return html_page(title, plot_html(layers_figure(places)), caption, header, rows, (_LEAST, _WIDEST))
+    words = f"Trace and largest eigenvalue of each layer of {len(places.names)} checkpoints"
+    return Section(title, [Plot(layers_figure(places), words, least=_LEAST)], caption, [Table(header, rows)])
+
+
+def _cell(text: str, value: float, error: float) -> Cell:
+    return Cell(text, value, value - error, value + error)
 
 
 def layers_figure(places: Places[LayerCurvature]) -> go.Figure:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from landscape.plotting.basics import clean
 from landscape.plotting.files import write_figure, write_page
+from landscape.plotting.surfaces.interpolation import interpolation_note
 from landscape.plotting.surfaces.shared import arrange, caption_for, loss_scale
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def plot_surfaces(
     arrangement = arrange(surfaces, log)
     scales = {data: loss_scale(arrangement.of_data(data), log, levels) for data in arrangement.data}
     text = caption_for(surfaces, log=log) if caption is None else clean(caption)
+    if caption is None and arrangement.dim == 2:
+        text += interpolation_note(list(arrangement.cells.values()), scales)
     from landscape.plotting.surfaces import paper
 
     return paper.draw_surfaces(arrangement, scales, text)
@@ -91,9 +94,10 @@ def surfaces_html(
     """
     arrangement = arrange(surfaces, log)
     text = caption_for(surfaces, log=log) if caption is None else clean(caption)
-    from landscape.plotting.surfaces import interactive
+    from landscape.plotting.page import page_html
+    from landscape.plotting.surfaces.interactive import surface_section
 
-    return interactive.surface_page(arrangement, text, title)
+    return page_html(title, [surface_section(arrangement, text)])
 
 
 def write_figures(

@@ -25,6 +25,7 @@ from landscape.plotting.paper_style import (
     style,
     text_width,
 )
+from landscape.plotting.surfaces.interpolation import finer_surface
 from landscape.plotting.surfaces.shared import (
     Arrangement,
     LossScale,
@@ -158,11 +159,17 @@ def _draw_contours(axes: Axes, surface: Surface, scale: LossScale, norm: Normali
     axes.patch.set(facecolor="0.9", hatch="////", edgecolor="0.6")  # seen through the holes only
     filled = None
     if np.isfinite(heights).any():
-        masked = np.ma.masked_invalid(heights)
-        filled = axes.contourf(x, y, masked, scale.levels, cmap="viridis", norm=norm, extend=_extend(scale))
+        finer = finer_surface(surface, scale)
+        at_x, at_y, drawn = (x, y, heights) if finer is None else (finer[0], finer[1], finer[2].T)
+        masked = np.ma.masked_invalid(drawn)
+        filled = axes.contourf(at_x, at_y, masked, scale.levels, cmap="viridis", norm=norm, extend=_extend(scale))
         inside = [level for level in scale.levels if masked.min() < level < masked.max()]
         if inside:
-            axes.contour(x, y, masked, inside, colors="white", linewidths=0.35, linestyles="solid", alpha=0.7)
+            axes.contour(at_x, at_y, masked, inside, colors="white", linewidths=0.35, linestyles="solid", alpha=0.7)
+        if finer is not None:
+            points_x, points_y = np.meshgrid(x, y)
+            points = axes.scatter(points_x, points_y, s=1.2, color="white", linewidths=0, alpha=0.8)
+            points.set_gid("measured points")
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     axes.set_xlabel(shorten(clean(surface.axis_labels[0]), 40))
     axes.set_ylabel(shorten(clean(surface.axis_labels[1]), 40))

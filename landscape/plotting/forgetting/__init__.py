@@ -1,0 +1,1 @@
+"""Pictures of what tuned checkpoints lost: `interactive.py` draws forgetting by task, and the Pareto front."""

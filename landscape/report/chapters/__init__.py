@@ -1,0 +1,17 @@
+"""What a report shows, a file for each kind of content, in the order of the page.
+
+To show a new kind of result, write a file with a `CHAPTER` and add it to the list below. Nothing else has to change.
+"""
+
+from landscape.report.chapters import correlations, curvature, design, forgetting, other, sharpness, study, surfaces
+
+CHAPTERS = (
+    forgetting.CHAPTER,
+    surfaces.CHAPTER,
+    sharpness.CHAPTER,
+    curvature.CHAPTER,
+    study.CHAPTER,
+    correlations.CHAPTER,
+    design.CHAPTER,
+    other.CHAPTER,
+)

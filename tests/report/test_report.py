@@ -1,0 +1,331 @@
+"""The report of a folder with results of every command, of real models, in a real browser.
+
+Each test of words compares them with the numbers of the results that are in the files, read by the result's own class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from browser import CHROMIUM, Elements, browse, told, with_script
+from made_surfaces import LINE, bowl, curve, surface_of, wide_bowl
+from markupsafe import escape
+from typer.testing import CliRunner
+
+from landscape import Resampling, correlate, report_html, write_report
+from landscape.cli.app import app
+from landscape.errors import InputError
+from landscape.forgetting.losses import Forgetting, TaskForgetting
+from landscape.plotting.forgetting.interactive import pareto_front
+from landscape.plotting.page import Cell, Section, Table, page_html
+from landscape.plotting.surfaces.interactive_profiles import profile_bands
+from landscape.report.chapters.correlations import _sentence
+from landscape.results import Provenance
+
+SCRIPT = "<script>alert(1)</script>"
+ORIGIN = Provenance(settings={}, seed=0, checkpoint=None, data=None, device="cpu", dtype="float32", seconds=1.0)
+
+
+def call(*arguments: object) -> str:
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return found.stdout
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory, save_checkpoint_folder) -> Path:
+    """A folder with what every command writes; one of the checkpoints is called SCRIPT."""
+    work = tmp_path_factory.mktemp("work")
+    records = work / "tasks.jsonl"
+    lines = [json.dumps({"prompt": f"{i} times {i} is", "completion": f" {i * i}, of course."}) for i in range(28)]
+    records.write_text("\n".join(lines))
+    for seed, name in enumerate(("base", "adamw", "strange")):
+        shutil.copytree(save_checkpoint_folder("llama", seed=seed), work / name)
+    base, *tuned = (work / name for name in ("base", "adamw", "strange"))
+    folder = work / "results"
+    common = ("--device", "cpu", "--limit", "28", "--max-length", "24", "--quiet")
+    data = ("--data", f"tasks={records}", *common)
+    call("plot", *tuned, "--points", 5, "-o", folder / "plane", *data)
+    call("plot", *tuned, "--points", 5, "--dim", 1, "--draws", 3, "-o", folder / "line", *data)
+    metrics = ("--metric", "gradient_norm", "--metric", "average_case:samples=4")
+    call("sharpness", *tuned, *metrics, "-o", folder / "sharpness", *data)
+    effort = ("--top", 2, "--rtol", 0.1, "--trace-rtol", 5, "--max-probes", 8)
+    call("hessian", *tuned, *effort, "--density", "-o", folder / "hessian", *data)
+    call("forgetting", base, *tuned, "--resamples", 99, "-o", folder / "forgetting", *data)
+    halves = ("--old", records, "--new", records, "--metric", "gradient_norm")
+    call("measure", base, *tuned, *halves, "-o", folder / "table.csv", *common)
+    table = study()
+    table.to_csv(folder / "study.csv", index=False)
+    design = ("--groups", "base", "--factor", "optimizer")
+    flatness = ("--flatness", "trace", "--flatness", "noise", "--resamples", 199)
+    call("correlate", folder / "study.csv", *design, *flatness, "-o", folder / "correlate")
+    (folder / "design.json").write_text(call("design", folder / "study.csv", *design, "--replications", 100, "--json"))
+    for path in [*folder.rglob("*.json"), *folder.rglob("*.csv")]:
+        path.write_text(path.read_text().replace("strange", SCRIPT))
+    return folder
+
+
+def study() -> pandas.DataFrame:
+    rng = np.random.default_rng(0)
+    table = pandas.DataFrame({"checkpoint": [f"run-{i}" for i in range(24)], "optimizer": ["adamw", "sam"] * 12})
+    table["base"] = np.arange(24) // 4
+    table["trace"] = rng.normal(size=24)
+    table["noise"] = rng.normal(size=24)
+    table["forgetting"] = table["trace"] + 0.1 * rng.normal(size=24)
+    return table
+
+
+# --- the whole page -----------------------------------------------------------------------------------------
+
+
+def test_every_command_has_its_section_and_nothing_is_left_out(everything):
+    report = report_html(everything)
+    assert report.problems == ()
+    assert report.sections == (
+        "Forgetting",
+        "Loss surfaces along random directions (line)",
+        "Loss surfaces along random directions (plane)",
+        "Sharpness",
+        "Curvature: eigenvalues and traces",
+        "Spectral density",
+        "Measurements of 2 checkpoints (table.csv)",
+        "Flatness against forgetting",
+        "What the design of the table can show",
+    )
+    assert Elements(report.html).tags.count("script") == report.html.count('type="application/json"') + 2
+    assert str(escape(SCRIPT)) in report.html
+    assert f">{SCRIPT}" not in report.html
+    assert len(report.html) < 15e6
+
+
+def test_the_page_says_the_same_each_time_and_the_command_writes_it(everything, tmp_path):
+    out = call("report", everything, "-o", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page == report_html(everything).html
+    assert SCRIPT in out  # a terminal runs no script
+    document = json.loads(call("report", everything, "-o", tmp_path / "report.html", "--json"))
+    assert document["output"] == str(tmp_path / "report.html")
+    assert document["summary"] == list(report_html(everything).summary)
+
+
+def test_numbers_of_the_tables_are_those_of_the_files(everything):
+    page = report_html(everything).html
+    values = {float(value) for value in re.findall(r'data-value="([^"]+)"', page)}
+    for path in (everything / "forgetting").glob("forgetting*.json"):
+        (task,) = Forgetting.load(path).tasks
+        assert {task.forgetting, task.loss_before, task.loss_after, task.kl} <= values
+    sharpness = pandas.read_csv(everything / "sharpness" / "sharpness.csv")
+    assert set(sharpness["value"]) <= values
+    table = pandas.read_csv(everything / "table.csv")
+    assert set(table["forgetting"]) | set(table["distance"]) <= values
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
+def test_browser_draws_all_plots_locks_cameras_and_sorts_tables(everything, tmp_path):
+    """Rejects a plot that fails or is never drawn, a scene that turns alone, and a sort by text ("10" before "9")."""
+    script = """
+    setTimeout(async () => {
+      const plots = [...document.querySelectorAll(".plot")];
+      const until = async drawn => { for (let i = 0; i < 50 && !drawn(); i++) await pause(100); };
+      let drawn = 0;
+      for (const plot of plots) {
+        plot.scrollIntoView({block: "center"});
+        const shown = () => plot.querySelector("canvas, .plot-container path, .plot-container .point") !== null;
+        await until(shown);
+        drawn += shown();
+      }
+      told.append(`drawn ${drawn} of ${plots.length}; `);
+      const scenes = plots.filter(plot => plot.dataset.turns !== undefined);
+      scenes[0].scrollIntoView({block: "center"});
+      await until(() => scenes.every(plot => plot._fullLayout?.scene?._scene));
+      const eyes = () => scenes.map(plot => { const e = plot._fullLayout.scene.camera.eye; return [e.x, e.y, e.z]; });
+      await Plotly.relayout(scenes[1], {"scene.camera.eye": {x: 2, y: 1, z: 0.5}});
+      await pause(300);
+      told.append(`eyes ${eyes().join(" ")}; `);
+      scenes[0].dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft", bubbles: true}));
+      await pause(300);
+      const [one, other] = eyes();
+      told.append(`turned ${Math.abs(one[0] - 2) > 0.1 && String(one) === String(other)}; `);
+      let sorted = 0, columns = 0;
+      for (const table of document.querySelectorAll("table"))
+        for (const heading of table.querySelectorAll("th:has(button)")) {
+          const numbers = () => [...table.tBodies[0].rows].map(row => row.cells[heading.cellIndex].dataset.value)
+            .filter(value => value !== undefined && value !== "nan").map(Number);
+          if (numbers().length < 2) continue;
+          const order = [...numbers()].sort((a, b) => a - b), button = heading.querySelector("button");
+          button.click();
+          const rises = String(numbers()) === String(order) && heading.getAttribute("aria-sort") === "ascending";
+          button.click();
+          const falls = String(numbers()) === String(order.reverse());
+          columns += 1;
+          sorted += rises && falls;
+        }
+      told.append(`sorted ${sorted === columns && columns > 20}; `);
+      const before = getComputedStyle(document.documentElement).backgroundColor;
+      document.getElementById("theme").click();
+      await pause(300);
+      const after = getComputedStyle(document.documentElement).backgroundColor;
+      told.append(`grounds ${before} ${after}; `);
+    }, 500);"""
+    dom = browse(with_script(report_html(everything).html, script), tmp_path, 60_000)
+    said = told(dom)
+    assert "ERROR" not in said
+    drawn, count = map(int, re.match(r"drawn (\d+) of (\d+)", said).groups())
+    assert drawn == count >= 8
+    assert "eyes 2,1,0.5 2,1,0.5; turned true; sorted true; grounds rgb(255, 255, 255) rgb(22, 24, 28)" in said
+
+
+# --- what the summary says ----------------------------------------------------------------------------------
+
+
+def forgetting_of(name: str, rise: float, low: float, high: float) -> Forgetting:
+    task = TaskForgetting(
+        "old", 20, 400, 2.0, 2.0 + rise, rise, (low, high), 0.5, 0.4, 0.1, (0.0, 0.2), 0.3, (0.2, 0.4)
+    )
+    return Forgetting(name, "base", (task,), confidence=0.95, resamples=99, provenance=ORIGIN)
+
+
+def test_forgetting_is_said_where_its_interval_leaves_out_zero_alone(tmp_path):
+    for name, interval in {"a": (0.3, 0.1, 0.5), "b": (0.3, -0.1, 0.7), "c": (-0.3, -0.5, -0.1)}.items():
+        forgetting_of(name, *interval).save(tmp_path / f"{name}.json")
+    said = "\n".join(report_html(tmp_path).summary)
+    assert "a lost on old: its loss is +0.3 [+0.1, +0.5] nats" in said
+    assert "b shows no change on old" in said
+    assert "c got better on old" in said
+
+
+def test_many_checkpoints_are_counted_and_not_listed(tmp_path):
+    for index in range(9):
+        forgetting_of(f"c{index}", 0.3, 0.1 - 0.04 * index, 0.5).save(tmp_path / f"{index}.json")
+    assert "Of 9 checkpoints, 3 lost on old, 0 got better, and of 6 no change" in report_html(tmp_path).summary[0]
+
+
+def test_one_draw_is_said_to_be_no_evidence_and_several_give_the_difference(tmp_path):
+    for name, f in {"a": bowl, "b": wide_bowl}.items():
+        surface_of(f, name=name).save(tmp_path / f"{name}.json")
+    assert "no evidence" in report_html(tmp_path).summary[0]
+    for seed in range(4, 7):
+        for name, f in {"a": bowl, "b": wide_bowl}.items():
+            surface_of(f, name=name, seed=seed).save(tmp_path / f"{name}-{seed}.json")
+    (said,) = report_html(tmp_path).summary
+    assert "the surface of b curves" in said or "b shows no difference" in said
+    assert re.search(r"Over \d draws on docs", said)
+
+
+def test_a_correlation_speaks_within_its_estimand():
+    """Rejects a summary that says of runs tuned alike what holds of all runs together."""
+    rng = np.random.default_rng(1)
+    table = pandas.DataFrame({"lr": [1, 2] * 30, "base": np.arange(60) // 4})
+    table["trace"] = 10 * table["lr"] + rng.normal(size=60)  # the learning rate alone links the two
+    table["forgetting"] = 10 * table["lr"] + rng.normal(size=60)
+    result = correlate(
+        table, flatness=["trace"], factors=["lr"], groups="base", resampling=Resampling(resamples=999, seed=0)
+    )
+    from landscape import estimand_table
+
+    verdicts = estimand_table(result)
+    pooled, alike = (_sentence(verdicts, label, result.attrs) for label in ("pooled", "tuned alike"))
+    assert pooled.startswith("Over all runs together (pooled): more forgetting goes with larger trace")
+    assert alike == "Among runs that agree in lr (tuned alike): no link of trace with forgetting is shown."
+
+
+# --- parts --------------------------------------------------------------------------------------------------
+
+
+def test_a_band_is_students_interval_of_the_mean():
+    """Against scipy's own interval, to rounding; with a normal quantile it would be 2.2 times narrower."""
+    from scipy import stats
+
+    losses = np.random.default_rng(0).normal(size=(3, 5))
+    mean, half = profile_bands(losses)
+    expected = [stats.ttest_1samp(column, 0).confidence_interval(0.95) for column in losses.T]
+    assert np.allclose(mean - half, [ends.low for ends in expected], rtol=1e-12)
+    assert np.allclose(mean + half, [ends.high for ends in expected], rtol=1e-12)
+    assert np.isnan(profile_bands(np.array([[1.0, np.inf], [2.0, 1.0]]))[0]).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_pareto_front_is_what_no_other_point_beats(seed):
+    costs = np.random.default_rng(seed).integers(0, 6, (20, 2)).astype(float)  # with ties and repeated points
+    costs[3] = np.nan
+    beaten = [
+        any(all(b <= a for a, b in zip(one, other, strict=True)) and any(other < one) for other in costs)
+        for one in costs
+    ]
+    assert pareto_front(costs).tolist() == [not b and np.isfinite(c).all() for b, c in zip(beaten, costs, strict=True)]
+
+
+def test_an_error_bar_ends_where_its_interval_does():
+    table = Table(["x"], [[Cell("a", 1.0, 0.0, 2.0)], [Cell("b", 3.0, 2.0, 4.0)], [Cell("c")]])
+    page = page_html("t", [Section("", tables=[table])])
+    ends = [tuple(map(float, ends)) for ends in re.findall(r'<path d="M([\d.]+) 5H([\d.]+)', page)]
+    assert ends == [(4.0, 55.0), (55.0, 106.0)]  # of 110 pixels with 4 at each end
+
+
+def test_no_other_script_than_the_pages_own_would_run():
+    import base64
+    import hashlib
+
+    page = page_html("t", [Section("", tables=[Table(["x"], [["y"]])])])
+    allowed = re.search(r"script-src ([^;]+);", page)[1].split()
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert allowed == [f"'sha256-{digest}'" for digest in digests]
+
+
+# --- what cannot be shown -----------------------------------------------------------------------------------
+
+
+def test_a_folder_without_results_is_refused_and_damaged_files_are_named(tmp_path, run):
+    with pytest.raises(InputError, match="holds no results to show"):
+        report_html(tmp_path)
+    (tmp_path / "broken.json").write_text('{"format": "landscape/surface", "format_version": 1}')
+    (tmp_path / "newer.json").write_text('{"format": "landscape/unheard-of", "format_version": 1}')
+    surface_of(curve, LINE).save(tmp_path / "whole.json")
+    problems = report_html(tmp_path).problems
+    assert any("broken.json is a damaged landscape/surface file" in problem for problem in problems)
+    assert any("landscape/unheard-of" in problem for problem in problems)
+    assert all(f"Not shown: {problem}" in report_html(tmp_path).summary for problem in problems)
+    code, _, err = run("report", tmp_path / "nothing")
+    assert (code, "does not exist" in err) == (2, True)
+
+
+def test_other_files_are_neither_read_nor_replaced(tmp_path):
+    surface_of(curve, LINE).save(tmp_path / "surface.json")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "tokenizer.json").write_text('{"format": "landscape/surface"}')
+    assert report_html(tmp_path).problems == ()
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    with pytest.raises(InputError, match="is not a report"):
+        write_report(tmp_path, tmp_path / "mine.html")
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+    for _ in range(2):
+        write_report(tmp_path, tmp_path / "report.html")
+
+
+def test_surfaces_that_do_not_compare_stand_apart(tmp_path):
+    first = surface_of(curve, LINE)
+    first.save(tmp_path / "a.json")
+    dataclasses.replace(first, name="b", axes=(np.linspace(-2, 2, 11),)).save(tmp_path / "b.json")
+    report = report_html(tmp_path)
+    assert len(report.sections) == 2
+    assert report.problems == ()
+
+
+def test_the_report_needs_no_torch_to_refuse(tmp_path):
+    import subprocess
+
+    code = "import sys; sys.argv = ['landscape', 'report', 'nothing-here']\n"
+    code += "from landscape.cli import main\ntry: main()\nexcept SystemExit as e: print(e.code, 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["2", "False"]
