@@ -1,7 +1,7 @@
 """The code of the README and of the documentation runs as it is printed, on tiny checkpoints.
 
 Every `landscape` line is parsed by the real parser. Blocks of shell and of Python run in a folder that holds what the
-pages speak of; those of one page share the folder and the names. A block that is not run says why in a comment above it.
+pages speak of; those of one page share the folder and the names. A block that is not run says why in a comment above.
 """
 
 from __future__ import annotations
