@@ -6,6 +6,7 @@ pages speak of; those of one page share the folder and the names. A block that i
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -123,3 +124,27 @@ def test_python_of_a_page_runs(page, folder):
         code = compile(block.text, f"{name_of(page)}, block {number + 1}", "exec")
         if block.only is None:
             exec(code, names)
+
+
+# --- what the page on JSON says of it -------------------------------------------------------------------------
+
+JSON_PAGE = ROOT / "docs" / "howto" / "json.md"
+JSON_CALLS = {
+    "plot": ["runs/adamw", "--points", "3", "--data", "old=alpaca.jsonl", "--quiet"],
+    "sharpness": ["runs/adamw", "--metric", "gradient_norm", "--data", "old=alpaca.jsonl", "--quiet"],
+    "hessian": ["runs/adamw", "--top", "1", "--trace-rtol", "0.5", "--data", "old=alpaca.jsonl", "--quiet"],
+    "forgetting": ["base", "runs/adamw", "--data", "old=alpaca.jsonl", "--resamples", "99", "--quiet"],
+    "metrics": [],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", JSON_CALLS)
+def test_keys_of_json_are_those_on_its_page(command, folder, run):
+    row = next(line for line in JSON_PAGE.read_text().splitlines() if line.startswith(f"| `{command}` |"))
+    of_document, of_rows = (re.findall(r"`(\w+)`", cell) for cell in row.split("|")[2:4])
+    code, out, errors = run(command, *JSON_CALLS[command], "--json")
+    assert code == 0, errors
+    document = json.loads(out)
+    assert list(document) == of_document
+    assert list(document[of_document[-1]][0]) == of_rows
