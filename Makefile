@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick install
+.PHONY: demo test quick docs build install
 demo: install
 	$(BIN)/landscape demo
 
@@ -16,6 +16,18 @@ test: install
 # What to run at every save: the tests that take at most a few seconds each.
 quick: install
 	$(BIN)/pytest -n 2 -m 'not slow'
+
+# The documentation site, in build/site: open build/site/index.html. A broken link or an unknown name is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# What is released, in dist/; and whether the wheel alone, outside of this folder, is the whole package.
+build: install
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
+	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -P -m landscape metrics --json > /dev/null
 
 install: .venv/installed
 

@@ -1,0 +1,150 @@
+"""The code of the README and of the documentation runs as it is printed, on tiny checkpoints.
+
+Every `landscape` line is parsed by the real parser. Blocks of shell and of Python run in a folder that holds what the
+pages speak of; those of one page share the folder and the names. A block that is not run says why in a comment above.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+
+from landscape.cli.app import COMMANDS, app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"(?:^<!-- only (parsed|shown): (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and "parsed" or "shown" where it is not run."""
+
+    language: str
+    text: str
+    only: str | None
+
+
+def blocks_of(page: Path) -> list[Block]:
+    return [Block(language, text, only or None) for only, _, language, text in FENCE.findall(page.read_text())]
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The arguments of every line that calls `landscape`, also through torchrun, without comments."""
+    lines = [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines()]
+    return [words[words.index("landscape") + 1 :] for words in lines if "landscape" in words[:1] + words[4:5]]
+
+
+def parse(arguments: list[str]) -> None:
+    """Raise what the command line would, before it does anything."""
+    root = typer.main.get_command(app)
+    name, *rest = arguments
+    if name not in ("--help", "--version"):
+        root.commands[name].make_context(name, list(rest))
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def pages_with(language: str, found) -> list:
+    return [
+        pytest.param(p, id=name_of(p)) for p in PAGES if any(b.language == language and found(b) for b in blocks_of(p))
+    ]
+
+
+def examples_in_help() -> list[tuple[str, str]]:
+    functions = [function for functions in COMMANDS.values() for function in functions]
+    lines = [(f.__name__, line.strip()) for f in functions for line in (f.__doc__ or "").splitlines()]
+    return [(name, line) for name, line in lines if line.startswith("landscape ")]
+
+
+@pytest.mark.parametrize("page", pages_with("sh", lambda block: commands_in(block.text)))
+def test_every_command_on_a_page_is_one(page):
+    for block in blocks_of(page):
+        if block.language == "sh":
+            for arguments in commands_in(block.text):
+                parse(arguments)
+
+
+@pytest.mark.parametrize(("name", "line"), examples_in_help())
+def test_examples_in_the_help_are_commands(name, line):
+    parse(shlex.split(line)[1:])
+
+
+def test_a_command_that_is_none_does_not_pass():
+    """The two tests above would see a renamed option: this is what they catch."""
+    with pytest.raises(Exception, match="--rhoo"):
+        parse(["finetune", "base", "--data", "d.jsonl", "-o", "out", "--rhoo", "0.1"])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, save_checkpoint_folder, records):
+    """What the pages speak of: a base, two tuned checkpoints, old and new data, questions, and the demo's folder."""
+    for name, seed in (("base", 1), ("runs/adamw", 2), ("runs/sam", 3)):
+        source = save_checkpoint_folder("llama", seed=seed)
+        shutil.copytree(source, tmp_path / name)
+        shutil.copytree(source, tmp_path / "landscape-demo" / Path(name).name)
+    for name in ("alpaca.jsonl", "tasks.jsonl"):
+        shutil.copy(records, tmp_path / name)
+    question = '{"prompt": "The quick brown fox", "choices": [" jumps", " sleeps"], "answer": 0}\n'
+    (tmp_path / "questions.jsonl").write_text(question * 3)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def is_run_in_a_shell(block: Block) -> bool:
+    lines = [line.split("#")[0].strip() for line in block.text.replace("\\\n", " ").splitlines()]
+    is_ours = all(line.startswith("landscape ") for line in lines if line)
+    return block.language == "sh" and block.only is None and is_ours and "landscape demo" not in block.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with("sh", is_run_in_a_shell))
+def test_commands_of_a_page_run_one_after_the_other(page, folder, run):
+    for block in filter(is_run_in_a_shell, blocks_of(page)):
+        for arguments in commands_in(block.text):
+            code, _, errors = run(*arguments)
+            assert code == 0, (arguments, errors)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::landscape.errors.MeasurementWarning")  # tiny models may not converge
+@pytest.mark.parametrize("page", pages_with("python", lambda block: True))
+def test_python_of_a_page_runs(page, folder):
+    names = {"__name__": "__page__"}
+    for number, block in enumerate(b for b in blocks_of(page) if b.language == "python"):
+        code = compile(block.text, f"{name_of(page)}, block {number + 1}", "exec")
+        if block.only is None:
+            exec(code, names)
+
+
+# --- what the page on JSON says of it -------------------------------------------------------------------------
+
+JSON_PAGE = ROOT / "docs" / "howto" / "json.md"
+JSON_CALLS = {
+    "plot": ["runs/adamw", "--points", "3", "--data", "old=alpaca.jsonl", "--quiet"],
+    "sharpness": ["runs/adamw", "--metric", "gradient_norm", "--data", "old=alpaca.jsonl", "--quiet"],
+    "hessian": ["runs/adamw", "--top", "1", "--trace-rtol", "0.5", "--data", "old=alpaca.jsonl", "--quiet"],
+    "forgetting": ["base", "runs/adamw", "--data", "old=alpaca.jsonl", "--resamples", "99", "--quiet"],
+    "metrics": [],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", JSON_CALLS)
+def test_keys_of_json_are_those_on_its_page(command, folder, run):
+    row = next(line for line in JSON_PAGE.read_text().splitlines() if line.startswith(f"| `{command}` |"))
+    of_document, of_rows = (re.findall(r"`(\w+)`", cell) for cell in row.split("|")[2:4])
+    code, out, errors = run(command, *JSON_CALLS[command], "--json")
+    assert code == 0, errors
+    document = json.loads(out)
+    assert list(document) == of_document
+    assert list(document[of_document[-1]][0]) == of_rows
