@@ -268,7 +268,8 @@ class _KeptBasis:
             return
         state, tensors = last
         projected = np.array(state["projected"], dtype=np.float64)
-        self.resume = LanczosState(tensors["basis"], projected, state["products"])
+        defects = np.array(state.get("defects", [0.0] * len(projected)))
+        self.resume = LanczosState(tensors, projected, state["products"], defects)
         self.basis_size = int(state["basis_size"])  # restarts come where they came before
         operator.recall(state)
 
@@ -276,7 +277,8 @@ class _KeptBasis:
         """Keep a state where it is time to."""
         # "products" is what files have called matvecs so far
         small = {"projected": state.projected, "products": state.matvecs, "basis_size": self.basis_size}
-        self._snapshots.offer(small | self._operator.learnt(), {"basis": state.basis})
+        small["defects"] = state.defects
+        self._snapshots.offer(small | self._operator.learnt(), state.basis)
 
 
 def _directions_of(
