@@ -11,6 +11,9 @@ from torch import Tensor
 
 from landscape.linalg.operator import SymmetricOperator
 
+PACKED_SHARE = 0.52  # the memory of a packed vector over that of one in float32
+PACKED_RTOL = 1e-3  # the smallest relative residual that packed vectors are meant for
+
 _BLOCK = 64  # elements that share a scale
 _CHUNK = 2**12  # blocks that are worked on at a time: what is unpacked of some vectors stays in the cache of a CPU
 _LARGEST = 2**15 - 1  # of a 16-bit integer

@@ -166,7 +166,8 @@ class KrylovSpace:
             y.div_(self._operator.norm(y[0]))
             image = finite_product(self._operator, y.to(self._operator.device))[0].to(y.device)
             values[i] = float(self._operator.inner(y, image)[0])
-            residuals[i] = float(self._operator.norm(image.sub_(y[0], alpha=values[i])))
+            image.sub_(y[0], alpha=values[i])
+            residuals[i] = float(self._operator.norm(image))
         return values, residuals
 
     def _add(self, tail: Tensor, coupling: np.ndarray) -> None:

@@ -169,11 +169,11 @@ def lanczos(  # noqa: PLR0913 - the core below `hessian_eigenvalues`, with its c
             space.add_tail(fresh(searches))
             searches += 1
         elif search is None:
-            if space.size == m:
-                space.restart(order[: min(m - 1, k + (m - k) // 2)])
             if searches:
                 space.turn_to(chosen[np.argmin(converged)])
-            else:
+            if space.size == m:
+                space.restart(order[: min(m - 1, k + (m - k) // 2)])
+            if not searches:
                 save_state(LanczosState(space.state(), space.matrix.copy(), matvecs, space.defects))
     if space.size == n and complete is None and fresh is not None:
         complete = np.ones(len(pairs.values), dtype=bool)

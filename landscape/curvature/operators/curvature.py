@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.curvature.operators.differences import central_difference
+from landscape.curvature.operators.memory import give_back_freed_memory, is_large
 from landscape.data.batches import Batch
 from landscape.errors import InputError
-from landscape.linalg.operator import SymmetricOperator
+from landscape.linalg.operator import SymmetricOperator, inner_products, length
 from landscape.objective.loss_functions import OutputLoss
 from landscape.objective.objective import Objective
 from landscape.parallel import distributed
@@ -94,11 +96,11 @@ class CurvatureOperator(SymmetricOperator):
 
     def inner(self, basis: Tensor, vector: Tensor) -> Tensor:
         """Return the inner products of the rows of `basis` with `vector`, over all slices."""
-        return whole(basis @ vector)
+        return whole(basis @ vector) if isinstance(vector, DTensor) else inner_products(basis, vector)
 
     def norm(self, vector: Tensor) -> Tensor:
         """Return the Euclidean length of `vector`, over all slices."""
-        return whole(torch.linalg.vector_norm(vector))
+        return whole(torch.linalg.vector_norm(vector)) if isinstance(vector, DTensor) else length(vector)
 
     def combine(self, coefficients: Tensor, basis: Tensor) -> Tensor:
         """Return `coefficients @ basis`, sharded as the basis is."""
@@ -106,6 +108,8 @@ class CurvatureOperator(SymmetricOperator):
 
     def all_finite(self, vectors: Tensor) -> bool:
         """Return whether no element of any slice of `vectors` is infinite or NaN."""
+        if not isinstance(vectors, DTensor):  # a view at a time: nothing as large as the weights is made
+            return all(bool(torch.isfinite(view).all()) for vector in vectors for view in self.layout.views(vector))
         return bool(whole(torch.isfinite(vectors).all()))
 
     # --- products from graphs -------------------------------------------------------------------------------
@@ -145,11 +149,15 @@ class CurvatureOperator(SymmetricOperator):
             graph, weight = self.build(batch)
             last = len(views) - 1
             # all of them before the first is added: memory may run out, and the batch be cut, at any of them
-            total.add([graph(view, self.keeps_graphs or i < last) for i, view in enumerate(views)], weight)
+            products = [graph(view, self.keeps_graphs or i < last) for i, view in enumerate(views)]
             if self.keeps_graphs:
                 keeping.append((graph, weight))
+            del graph
+            if large:
+                give_back_freed_memory()
+            total.add(products, weight)
 
-        limit = self.objective.rows_limit
+        large, limit = is_large(self) and self.device.type == "cpu", self.objective.rows_limit
         for _ in self.objective.over_share(share, measure):
             if self.objective.rows_limit != limit:  # memory ran out on the way: there is none to keep graphs in
                 keeping.clear()
