@@ -83,6 +83,9 @@ def hessian(
     On request the command also measures single layers and the density of all eigenvalues. With --check it measures
     nothing, and says instead whether the products that all of this is made of are right.
 
+    Eigenvalues are ordered by value, not by magnitude as PyHessian orders them. Its top eigenvalue is the lowest one
+    here where that is the larger in magnitude, as it may be away from a minimum; in Python which="LM" asks for it.
+
         landscape hessian runs/adamw runs/sam --density --per-layer
     """
     extra = {"--per-layer": per_layer, "--density": density, "--weighting": weighting}

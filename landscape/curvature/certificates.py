@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from landscape.curvature.operators.agreement import widened
 from landscape.curvature.operators.curvature import CurvatureOperator
+from landscape.errors import MeasurementWarning
 from landscape.linalg.lanczos import RitzPairs
 
 _UNEVEN = 1.37  # of no power of two, so that a vector this much longer is rounded differently
@@ -44,8 +46,9 @@ def certificate(operator: CurvatureOperator, pairs: RitzPairs, rtol: float) -> C
     A residual that comes out of products in half precision says how well the products fit each other, and not how well
     they fit the Hessian: rounding moves eigenvalues by about a percent. There, and where `rtol` comes near the rounding
     of float32, residuals are measured with one more product for each pair, of a copy of the model in a wider type. A
-    residual in that type is a certificate whatever rounding did to the vector. Where no copy can be had, the residual
-    is widened by what another rounding of the vector changes, and whether it met the tolerance is unknown.
+    residual in that type is a certificate whatever rounding did to the vector. Where no copy can be had, a
+    MeasurementWarning says why; the residual is then widened by what another rounding of the vector changes, and
+    whether it met the tolerance is unknown.
 
     Args:
         operator: The operator that the pairs are of, still open.
@@ -63,10 +66,15 @@ def certificate(operator: CurvatureOperator, pairs: RitzPairs, rtol: float) -> C
     if pairs.vectors is not None and needs_wider(operator, rtol):
         wide = _wider(operator)
         vectors = pairs.vectors.to(operator.device)
-        if wide is not None:
+        if not isinstance(wide, str):
             images, spread = wide(vectors), wide.error * size
             matvecs = len(vectors)
         else:
+            warnings.warn(
+                f"residuals are measured in the weights' own type, because {wide}: rounding may hide in them.",
+                MeasurementWarning,
+                stacklevel=4,
+            )
             images, again = operator(torch.cat([vectors, _UNEVEN * vectors])).chunk(2)
             spread = _lengths(images - again / _UNEVEN)
             matvecs, known = 2 * len(vectors), False
@@ -78,12 +86,12 @@ def certificate(operator: CurvatureOperator, pairs: RitzPairs, rtol: float) -> C
     return Certificate(residuals.astype(np.float64), converged, error, matvecs)
 
 
-def _wider(operator: CurvatureOperator) -> CurvatureOperator | None:
-    """Return the same curvature of a copy of the model in a wider type; None where it cannot be had."""
+def _wider(operator: CurvatureOperator) -> CurvatureOperator | str:
+    """Return the same curvature of a copy of the model in a wider type, or in words why there is none."""
     half = any(tensor.dtype.itemsize < 4 for tensor in operator.parameters.tensors)
     twin = widened(operator.objective, operator.parameters, torch.float32 if half else torch.float64)
-    if twin is None:
-        return None
+    if isinstance(twin, str):
+        return twin
     return CurvatureOperator(*twin, operator.hvp)
 
 

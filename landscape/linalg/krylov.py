@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.linalg.basis import Basis, FullBasis, PackedBasis
 from landscape.linalg.operator import SymmetricOperator, finite_product
 
 
@@ -22,6 +25,7 @@ class KrylovSpace:
         operator: The symmetric operator A.
         most: The largest number of vectors.
         first: The first tail, of unit length.
+        packed: Keep vectors in half the memory, as 16-bit integers. See `basis.PackedBasis`.
 
     Attributes:
         size: The number of vectors.
@@ -36,15 +40,17 @@ class KrylovSpace:
         symmetric matrices", Mathematics of Computation 33.
     """
 
-    def __init__(self, operator: SymmetricOperator, most: int, first: Tensor):
+    def __init__(self, operator: SymmetricOperator, most: int, first: Tensor, packed: bool = False):
         self._operator = operator
-        self._basis = torch.stack([torch.zeros_like(first)] * (most + 1))  # like the first: sharded where it is
+        self._basis: Basis = PackedBasis(first) if packed else FullBasis(operator, most, first)
         self._projected = np.zeros((most, most))
         self._couplings = [np.zeros(most)]  # C: what each vector's product has along each tail
         self._tiny = 10 * torch.finfo(operator.dtype).eps
+        self._device = first.device
         self._turn = 0
         self.size = 0
-        self.tails = [first]
+        self.tails: list[Any] = [self._basis.stored(first)[0]]
+        self._defects = np.zeros(most)  # of A V - V T - W' C', by rounding of vectors that are kept, for each vector
         self.values, self.rotation = np.zeros(0), np.zeros((0, 0))
         self.last_length = 0.0
         self.negligible = 0.0
@@ -55,37 +61,42 @@ class KrylovSpace:
         """T, shape (size, size), a view."""
         return self._projected[: self.size, : self.size]
 
-    def rows(self) -> Tensor:
-        """Return the vectors and the only tail as a view, shape (size + 1, n)."""
+    def state(self) -> dict[str, Tensor]:
+        """Return the vectors and the only tail by name, as views."""
         (tail,) = self.tails
-        self._basis[self.size] = tail
-        return self._basis[: self.size + 1]
+        return self._basis.state(tail)
 
-    def recall(self, rows: Tensor, projected: np.ndarray) -> None:
-        """Continue from the `rows` and the `matrix` of another space."""
+    @property
+    def defects(self) -> np.ndarray:
+        """How far rounding of the vectors took A from T, for each vector, shape (size,)."""
+        return self._defects[: self.size].copy()
+
+    def recall(self, state: Mapping[str, Tensor], projected: np.ndarray, defects: np.ndarray) -> None:
+        """Continue from the `state`, the `matrix` and the `defects` of another space."""
         self.size = len(projected)
-        self._basis[: self.size + 1] = rows.to(self._basis.device, self._basis.dtype)
         self._projected[: self.size, : self.size] = projected
-        self.tails = [self._basis[self.size].clone()]
+        self._defects[: self.size] = defects
+        self.tails = [self._basis.recall(state)]
 
     def expand(self) -> None:
         """Multiply a tail, which becomes a vector."""
         operator, turn = self._operator, self._turn
-        tail = self.tails.pop(turn)
+        vector = self._basis.loaded(self.tails.pop(turn))
         self._couplings.pop(turn)
-        self._basis[self.size] = tail
+        product = finite_product(operator, vector[None].to(operator.device))[0].to(vector.device)
+        self._basis.append(vector)
+        del vector
         self.size += 1
         self._straighten_tails()
-        product = finite_product(operator, tail[None].to(operator.device))[0].to(tail.device)
-        column, remainder = self._orthogonalized(product)
+        column, remainder = self._basis.orthogonalized(product)
+        del product
         self._projected[: self.size, self.size - 1] = self._projected[self.size - 1, : self.size] = column
         self.values, self.rotation = np.linalg.eigh(self.matrix)
         length, scale = float(operator.norm(remainder)), float(np.abs(self.values).max())
         if length > self._tiny * scale:
             coupling = np.zeros(len(self._projected))
             coupling[self.size - 1] = length
-            self.tails.append(remainder / length)
-            self._couplings.append(coupling)
+            self._add(remainder.div_(length), coupling)
             self._turn, self.last_length = len(self.tails) - 1, length
         else:
             self._turn, self.last_length, self._vanished = 0, 0.0, max(self._vanished, length)
@@ -95,10 +106,9 @@ class KrylovSpace:
 
     def add_tail(self, vector: Tensor) -> None:
         """Add the part of a vector that is orthogonal to all vectors as a tail, and turn to it."""
-        vector = vector.to(self._basis.device, self._basis.dtype)
-        _, tail = self._orthogonalized(vector / self._operator.norm(vector))
-        self.tails.append(tail / self._operator.norm(tail))
-        self._couplings.append(np.zeros(len(self._projected)))
+        vector = vector.to(self._device, self._operator.dtype)
+        _, tail = self._basis.orthogonalized(vector / self._operator.norm(vector))
+        self._add(tail.div_(self._operator.norm(tail)), np.zeros(len(self._projected)))
         self._turn = len(self.tails) - 1
 
     def turn_to(self, index: int) -> None:
@@ -113,21 +123,26 @@ class KrylovSpace:
         else:
             squares = self.rotation[:, chosen].T @ self.spill() @ self.rotation[:, chosen]
             lengths = np.sqrt(np.maximum(np.diagonal(squares), 0))
+        if not self._basis.exact:  # roundings of many elements are orthogonal to each other
+            lengths = np.hypot(lengths, np.linalg.norm(self.defects[:, None] * self.rotation[:, chosen], axis=0))
         return lengths + self._vanished
 
     def spill(self) -> np.ndarray:
         """Return the Gram matrix of A V - V T, shape (size, size)."""
         if not self.tails:
             return np.zeros((self.size, self.size))
-        tails = torch.stack(self.tails)
-        gram = np.array([self._operator.inner(tails, tail).double().tolist() for tail in self.tails])
+        tails = torch.stack([self._basis.loaded(tail) for tail in self.tails])
+        gram = np.array([self._operator.inner(tails, tail).double().tolist() for tail in tails])
         couplings = np.stack([coupling[: self.size] for coupling in self._couplings])
         return couplings.T @ gram @ couplings
 
     def restart(self, kept: np.ndarray) -> None:
         """Replace the vectors by the Ritz vectors of the eigenvalues `kept` of T, in that order."""
         turn = self.rotation[:, kept]
-        self._basis[: len(kept)] = self.combined(kept)
+        moved = self._basis.replace(turn)
+        self._defects[: len(kept)] = np.hypot(
+            np.linalg.norm(self.defects[:, None] * turn, axis=0), moved * np.abs(self.values[kept])
+        )
         for coupling in self._couplings:
             coupling[: len(kept)] = coupling[: self.size] @ turn
             coupling[len(kept) :] = 0
@@ -135,33 +150,39 @@ class KrylovSpace:
         self._projected[range(len(kept)), range(len(kept))] = self.values[kept]
         self.size = len(kept)
 
-    def combined(self, chosen: np.ndarray) -> Tensor:
-        """Return the Ritz vectors of some of the eigenvalues of T, as rows."""
-        turn = torch.from_numpy(self.rotation[:, chosen].T.copy()).to(self._basis.device, self._basis.dtype)
-        return self._operator.combine(turn, self._basis[: self.size])
+    def combined(self, turn: np.ndarray) -> Tensor:
+        """Return the combinations of the vectors with the columns of `turn`, as rows."""
+        return self._basis.combined(turn)
 
-    def first(self, count: int) -> Tensor:
-        """Return a copy of the first vectors, as rows."""
-        return self._basis[:count].clone()
+    def measured(self, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the Rayleigh quotients y'Ay and |A y - (y'Ay) y| of unit vectors y, with a product for each.
+
+        Args:
+            turn: The coefficients of the vectors in those of the space, as columns.
+        """
+        values, residuals = np.zeros(turn.shape[1]), np.zeros(turn.shape[1])
+        for i, column in enumerate(turn.T):
+            y = self._basis.combined(column[:, None])
+            y.div_(self._operator.norm(y[0]))
+            image = finite_product(self._operator, y.to(self._operator.device))[0].to(y.device)
+            values[i] = float(self._operator.inner(y, image)[0])
+            image.sub_(y[0], alpha=values[i])
+            residuals[i] = float(self._operator.norm(image))
+        return values, residuals
+
+    def _add(self, tail: Tensor, coupling: np.ndarray) -> None:
+        """Add a unit vector as a tail, with what each vector's product has along it."""
+        stored, moved = self._basis.stored(tail)
+        self._defects = np.hypot(self._defects, moved * coupling)
+        self.tails.append(stored)
+        self._couplings.append(coupling)
 
     def _straighten_tails(self) -> None:
         """Make the other tails orthogonal to the last vector; what rounding alone leaves of one is dropped."""
-        kept = []
-        for tail, coupling in zip(self.tails, self._couplings, strict=True):
-            _, rest = self._orthogonalized(tail)
+        before = list(zip(self.tails, self._couplings, strict=True))
+        self.tails, self._couplings = [], []
+        for tail, coupling in before:
+            _, rest = self._basis.orthogonalized(self._basis.loaded(tail))
             length = float(self._operator.norm(rest))
             if length > self._tiny:
-                kept.append((rest / length, coupling * length))
-        self.tails, self._couplings = [tail for tail, _ in kept], [coupling for _, coupling in kept]
-
-    def _orthogonalized(self, vector: Tensor) -> tuple[np.ndarray, Tensor]:
-        """Return the coefficients of `vector` in the vectors, and the rest of it.
-
-        Classical Gram-Schmidt is applied twice: once leaves errors as large as the cancellation.
-        """
-        operator, basis = self._operator, self._basis[: self.size]
-        first = operator.inner(basis, vector)
-        remainder = vector - operator.combine(first, basis)
-        second = operator.inner(basis, remainder)
-        remainder -= operator.combine(second, basis)
-        return (first + second).double().cpu().numpy(), remainder
+                self._add(rest / length, coupling * length)

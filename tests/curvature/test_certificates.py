@@ -7,17 +7,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import make_batches
+from conftest import build_model, make_batches
 from curved import TinyTransformer, matrix_of, tiny_data
 from opaque import WORDS, gpt2, mixtral, opt
 from torch import nn
 
-from landscape import Eigenvalues, InputError, hessian_eigenvalues
+from landscape import Eigenvalues, InputError, MeasurementWarning, hessian_eigenvalues, supervised_loss
 from landscape.curvature import certificates
 from landscape.curvature.checks import CurvatureCheck, check_curvature
 from landscape.curvature.operators import agreement as comparing
 from landscape.curvature.operators import trial
-from landscape.curvature.operators.agreement import agreement
+from landscape.curvature.operators.agreement import agreement, widened
 from landscape.curvature.operators.opening import curvature_of
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
@@ -188,10 +188,6 @@ def test_a_mixture_of_experts_is_compared_in_float64_where_float32_does_not_sett
     from conftest import VOCABULARY
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    from landscape.curvature.operators.agreement import widened
-    from landscape.objective.objective import Objective
-    from landscape.weights.parameters import Parameters
-
     torch.manual_seed(0)
     model = MixtralForCausalLM(
         MixtralConfig(
@@ -203,5 +199,33 @@ def test_a_mixture_of_experts_is_compared_in_float64_where_float32_does_not_sett
     ids = torch.arange(12).reshape(2, 6)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     wide = widened(Objective(model, [batch]), Parameters(model), torch.float64)
-    assert wide is not None
+    assert not isinstance(wide, str)
     assert wide[0].loss().mean == pytest.approx(Objective(model, [batch]).loss().mean, rel=1e-5)  # float32 rounding
+
+
+def test_why_there_is_no_wider_copy_is_said(monkeypatch):
+    model = build_model("llama").bfloat16()
+    monkeypatch.setattr(comparing, "_COPY_SHARE", 0.0)
+    with pytest.warns(MeasurementWarning) as caught:
+        found = hessian_eigenvalues(model, BATCHES, k=1, rtol=0.05)
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "measured in the weights' own type, because a float32 copy of the model takes" in said
+    assert "no float32 copy to compare second derivatives in, because a float32 copy of the model takes" in said
+    assert found.converged == (None,)
+
+
+def test_a_copy_that_cannot_be_evaluated_says_what_went_wrong():
+    class Narrow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            if self.weight.dtype == torch.float64:
+                raise ValueError("my kernel knows float32 only")
+            return x @ self.weight[:, None]
+
+    data = [(torch.ones(2, 3), torch.zeros(2, 1))]
+    objective = Objective(Narrow(), data, supervised_loss(torch.nn.MSELoss()))
+    said = widened(objective, Parameters(objective.model), torch.float64)
+    assert said == "a float64 copy of the model cannot be evaluated (my kernel knows float32 only)"

@@ -35,7 +35,8 @@ Top = Annotated[
         MEASUREMENT,
         "--top",
         "K",
-        "Number of largest eigenvalues to compute. The lowest eigenvalue is always computed as well.",
+        "Number of largest eigenvalues to compute. The lowest eigenvalue is always computed as well: PyHessian's top "
+        "eigenvalue is whichever of the two ends is larger in magnitude.",
         callback=at_least(1),
     ),
 ]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from landscape.checkpoints.loading import grouped_experts
-from landscape.curvature.operators.memory import available_memory
+from landscape.curvature.operators.memory import available_memory, in_bytes
 from landscape.data.batches import Batch
+from landscape.errors import first_line
 from landscape.objective.objective import Objective
 from landscape.parallel.sharding import is_sharded, whole
 from landscape.weights.flat import Layout
@@ -34,6 +35,7 @@ class Agreement:
         error: How far differences at two neighbouring steps are from each other, at the best, relative to their length.
         gradients: The number of gradients taken.
         dtype: The type in which the differences were taken.
+        narrow: Why they were not taken in float64, where that might have decided; "" otherwise.
     """
 
     right: bool | None
@@ -41,12 +43,15 @@ class Agreement:
     error: float
     gradients: int
     dtype: torch.dtype
+    narrow: str = ""
 
     @property
     def words(self) -> str:
         """The comparison in words."""
         said = f"differences of gradients in {str(self.dtype).removeprefix('torch.')} are {self.apart:.1e} from Hv"
-        return said if self.right else f"{said} and {self.error:.1e} from each other at the next step"
+        if not self.right:
+            said += f" and {self.error:.1e} from each other at the next step"
+        return f"{said}, and float64 could not be asked, because {self.narrow}" if self.narrow else said
 
 
 def agreement(objective: Objective, parameters: Parameters, vector: Tensor, product: Tensor) -> Agreement:
@@ -74,17 +79,20 @@ def agreement(objective: Objective, parameters: Parameters, vector: Tensor, prod
     found = _compared(objective, parameters, vector, product)
     if found.apart <= found.floor:
         return found.verdict(True)
-    twin = None
+    narrow = ""
     if found.dtype != torch.float64:
         twin = widened(objective, parameters, torch.float64)
-    if twin is not None:
-        wide = _compared(*twin, vector.double(), product)
-        found = dataclasses.replace(wide, gradients=wide.gradients + found.gradients)
+        if isinstance(twin, str):
+            narrow = twin
+        else:
+            wide = _compared(*twin, vector.double(), product)
+            found = dataclasses.replace(wide, gradients=wide.gradients + found.gradients)
     # in float32 a great many kinks look like curvature at every step that rounding leaves, up to some size
     least = found.floor if found.dtype == torch.float64 else 0.05
     if found.apart <= max(found.floor, 3 * min(found.error, 0.01)):
         return found.verdict(True)
-    return found.verdict(False if found.settled and found.apart > least else None)
+    verdict = found.verdict(False if found.settled and found.apart > least else None)
+    return dataclasses.replace(verdict, narrow=narrow)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,20 +152,22 @@ def _slopes(objective: Objective, parameters: Parameters, vector: Tensor, steps:
             yield ahead.sub_(layout.flat(objective.gradient(parameters)[1])).mul_(norm / (2 * h))
 
 
-def widened(objective: Objective, parameters: Parameters, dtype: torch.dtype) -> tuple[Objective, Parameters] | None:
+def widened(objective: Objective, parameters: Parameters, dtype: torch.dtype) -> tuple[Objective, Parameters] | str:
     """Return the same loss of a copy of the model in a wider type, and the same parameters of that copy.
 
     Returns:
-        None where the copy does not fit in memory, cannot be made or evaluated, or does not have the gradient of the
-        model (a loss function that looks at another model than the one that it is given).
+        In words why there is no such copy: it does not fit in memory, cannot be made or evaluated, or does not have the
+        gradient of the model (a loss function that looks at another model than the one that it is given).
     """
-    model = objective.model
+    model, wider = objective.model, str(dtype).removeprefix("torch.")
     if is_sharded(model) or any(tensor.is_meta for tensor in model.parameters()):
-        return None
+        return "the weights are sharded or offloaded"
     needed = sum(tensor.numel() for tensor in model.parameters()) * dtype.itemsize
     available = available_memory(objective.device)
-    if available is None or needed > _COPY_SHARE * available:
-        return None
+    if available is None:
+        return "the system does not say how much memory a copy of the model would find"
+    if needed > _COPY_SHARE * available:
+        return f"a {wider} copy of the model takes {in_bytes(needed)}, of {in_bytes(available)} available"
     try:
         twin: Any = copy.deepcopy(model).to(dtype)
         if dtype == torch.float64 and grouped_experts(twin):
@@ -168,15 +178,15 @@ def widened(objective: Objective, parameters: Parameters, dtype: torch.dtype) ->
         loss, narrow = objective.gradient(parameters)
         wide_loss, gradient = wide.gradient(selected)
     except torch.OutOfMemoryError:
-        return None
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):
-        return None
+        return f"memory ran out with a {wider} copy of the model"
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        return f"a {wider} copy of the model cannot be evaluated ({first_line(error).rstrip('.')})"
     before, after = Layout(parameters).flat(narrow).to(dtype), Layout(selected).flat(gradient)
     if any(tensor.dtype.itemsize < 4 for tensor in parameters.tensors):  # whose gradient may be rounding alone
         same = abs(loss.mean - wide_loss.mean) <= 0.02 * abs(wide_loss.mean) and (bool(after.any()) or not before.any())
     else:
         same = _norm(before - after) <= 1e-2 * max(_norm(before), _norm(after))
-    return (wide, selected) if same else None
+    return (wide, selected) if same else f"a {wider} copy of the model has another gradient than the model"
 
 
 class _Widened:

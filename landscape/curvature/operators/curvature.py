@@ -11,18 +11,21 @@ ggn: J' (d2 loss / d outputs2) J, from the graph of J'u, which is differentiated
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import get_gradient_edge
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.curvature.operators.differences import central_difference
+from landscape.curvature.operators.memory import give_back_freed_memory, is_large
 from landscape.data.batches import Batch
 from landscape.errors import InputError
-from landscape.linalg.operator import SymmetricOperator
+from landscape.linalg.operator import SymmetricOperator, inner_products, length
 from landscape.objective.loss_functions import OutputLoss
 from landscape.objective.objective import Objective
 from landscape.parallel import distributed
@@ -93,11 +96,11 @@ class CurvatureOperator(SymmetricOperator):
 
     def inner(self, basis: Tensor, vector: Tensor) -> Tensor:
         """Return the inner products of the rows of `basis` with `vector`, over all slices."""
-        return whole(basis @ vector)
+        return whole(basis @ vector) if isinstance(vector, DTensor) else inner_products(basis, vector)
 
     def norm(self, vector: Tensor) -> Tensor:
         """Return the Euclidean length of `vector`, over all slices."""
-        return whole(torch.linalg.vector_norm(vector))
+        return whole(torch.linalg.vector_norm(vector)) if isinstance(vector, DTensor) else length(vector)
 
     def combine(self, coefficients: Tensor, basis: Tensor) -> Tensor:
         """Return `coefficients @ basis`, sharded as the basis is."""
@@ -105,6 +108,8 @@ class CurvatureOperator(SymmetricOperator):
 
     def all_finite(self, vectors: Tensor) -> bool:
         """Return whether no element of any slice of `vectors` is infinite or NaN."""
+        if not isinstance(vectors, DTensor):  # a view at a time: nothing as large as the weights is made
+            return all(bool(torch.isfinite(view).all()) for vector in vectors for view in self.layout.views(vector))
         return bool(whole(torch.isfinite(vectors).all()))
 
     # --- products from graphs -------------------------------------------------------------------------------
@@ -120,45 +125,40 @@ class CurvatureOperator(SymmetricOperator):
 
         def part(share: Share) -> tuple[float, list[Tensor]]:
             if self._kept:
+                total = _Total(self.layout, vectors)
                 try:
-                    weight, total = self._sum(vectors, (([g(v, True) for v in views], w) for g, w in self._kept))
-                    return weight, [total]
+                    for graph, weight in self._kept:
+                        total.add([graph(view, True) for view in views], weight)
+                    return total.weight, [total.sums]
                 except torch.OutOfMemoryError:
                     self._kept, self.keeps_graphs = [], False
-            weight, total = self._sum(vectors, self._fresh_products(views, share))
-            return weight, [total]
+            total = _Total(self.layout, vectors)
+            self._add_fresh_products(total, views, share)
+            return total.weight, [total.sums]
 
         weights, (total,) = distributed.summed(part)
         if sum(weights) == 0:
             raise InputError("the data has no supervised token: no curvature can be taken over it.")
         return total.div_(sum(weights))
 
-    def _sum(self, like: Tensor, products: Iterable[tuple[list[Parts], float]]) -> tuple[float, Tensor]:
-        """Return the sums of the weights and of the products, which are shaped like `like`."""
-        total, weight = torch.zeros_like(like), 0.0
-        for parts_of_vectors, batch_weight in products:
-            for row, parts in zip(total, parts_of_vectors, strict=True):
-                for accumulated, part in zip(self.layout.views(row), parts, strict=True):
-                    if part is not None:
-                        accumulated += part.to(accumulated.device)
-            weight += batch_weight
-        return weight, total
-
-    def _fresh_products(self, views: Sequence[Sequence[Tensor]], share: Share) -> Iterator[tuple[list[Parts], float]]:
-        """Yield every micro-batch's products with every vector, and its weight; keep the graphs where they fit."""
+    def _add_fresh_products(self, total: _Total, views: Sequence[Sequence[Tensor]], share: Share) -> None:
+        """Add every micro-batch's products with every vector; keep the graphs where they fit."""
         keeping: list[tuple[Graph, float]] = []
 
-        def measure(batch: Batch) -> tuple[list[Parts], float]:
+        def measure(batch: Batch) -> None:
             graph, weight = self.build(batch)
             last = len(views) - 1
+            # all of them before the first is added: memory may run out, and the batch be cut, at any of them
             products = [graph(view, self.keeps_graphs or i < last) for i, view in enumerate(views)]
             if self.keeps_graphs:
                 keeping.append((graph, weight))
-            return products, weight
+            del graph
+            if large:
+                give_back_freed_memory()
+            total.add(products, weight)
 
-        limit = self.objective.rows_limit
-        for _, weighted_products in self.objective.over_share(share, measure):
-            yield weighted_products
+        large, limit = is_large(self) and self.device.type == "cpu", self.objective.rows_limit
+        for _ in self.objective.over_share(share, measure):
             if self.objective.rows_limit != limit:  # memory ran out on the way: there is none to keep graphs in
                 keeping.clear()
                 self.keeps_graphs = False
@@ -177,8 +177,10 @@ class CurvatureOperator(SymmetricOperator):
     def _gradient_graph(self, batch: Batch) -> tuple[Graph, float]:
         loss_sum, weight = self.objective.evaluate(batch)
         gradients = torch.autograd.grad(loss_sum, self._tensors, create_graph=True, allow_unused=True)
-        curved = [g for g in gradients if g is not None and g.requires_grad]
         where = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
+        # what made the gradients is differentiated: they themselves, as large as the weights, are not needed for it
+        curved = [get_gradient_edge(gradients[i]) for i in where]
+        del gradients
 
         def product(vector: Sequence[Tensor], again: bool) -> Parts:
             if not curved:
@@ -243,6 +245,33 @@ class CurvatureOperator(SymmetricOperator):
         """Continue from what another operator had `learnt`, which may have been to a journal since."""
         self.step, self.error = float(learnt["step"]), float(learnt["error"])
         self.fidelity = from_plain(Fidelity, to_plain(learnt["fidelity"]))
+
+
+class _Total:
+    """The sum of the weights and of the products of the batches so far.
+
+    Attributes:
+        weight: The sum of the weights.
+    """
+
+    def __init__(self, layout: Layout, like: Tensor):
+        self._layout, self._like = layout, like
+        self._sums: Tensor | None = None  # made when there is something to add, and the graph is gone
+        self.weight = 0.0
+
+    @property
+    def sums(self) -> Tensor:
+        """The sums of the products, shape (k, size)."""
+        return torch.zeros_like(self._like) if self._sums is None else self._sums
+
+    def add(self, products: Sequence[Parts], weight: float) -> None:
+        """Add the products of one batch."""
+        self._sums = self.sums
+        for row, parts in zip(self._sums, products, strict=True):
+            for accumulated, part in zip(self._layout.views(row), parts, strict=True):
+                if part is not None:
+                    accumulated += part.to(accumulated.device)
+        self.weight += weight
 
 
 class _LossOf(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landscape.curvature.operators.agreement import agreement, widened
 from landscape.curvature.operators.curvature import CurvatureOperator
-from landscape.curvature.operators.memory import available_memory, counting_saved_bytes
+from landscape.curvature.operators.memory import available_memory, counting_saved_bytes, rows_that_fit
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError, as_typed
 from landscape.objective.loss_functions import OutputLoss
@@ -40,6 +40,12 @@ def tried(operator: CurvatureOperator) -> CurvatureOperator:
         _check_outputs(objective, row)
     else:
         _check_against_differences(operator, samples)
+    most = rows_that_fit(operator, count[0])
+    if most is not None:
+        operator.keeps_graphs &= all_rows <= most
+        if rows > most:
+            operator.objective = objective.restricted(objective.data)
+            operator.objective.rows_limit, rows = most, most
     operator.graph_bytes = int(count[0] * rows)
     available = available_memory(operator.device)
     operator.keeps_graphs &= (
@@ -88,8 +94,8 @@ def _check_against_differences(operator: CurvatureOperator, samples: Sequence[Se
         single, chosen = objective.restricted(sample), small
         if half:
             twin = widened(single, small, torch.float32)
-            if twin is None:
-                operator.unverified = "no float32 copy of the model could be had to compare second derivatives in"
+            if isinstance(twin, str):
+                operator.unverified = f"there is no float32 copy to compare second derivatives in, because {twin}"
                 return
             single, chosen = twin
         checked = CurvatureOperator(single, chosen, operator.hvp)
