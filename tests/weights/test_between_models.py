@@ -24,7 +24,7 @@ def models(scale, dtype, count=2):
 @given(t=st.floats(-1, 2), scale=st.sampled_from([1e-4, 1.0, 1e3]), dtype=st.sampled_from(["float32", "bfloat16"]))
 @settings(max_examples=30, deadline=None)
 def test_a_point_on_a_line_is_that_of_float64_but_for_the_rounding_of_its_parts(t, scale, dtype):
-    """The coefficient and each of three float32 operations round by 2^-24 of what they give, and bfloat16 once more by 2^-8.
+    """The coefficient and three float32 operations round by 2^-24 of what they give, and bfloat16 once more by 2^-8.
 
     Were the parts (1 - t) base and t other rounded to bfloat16, the error would be 2^-8 of those instead of the sum.
     """
