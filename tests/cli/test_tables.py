@@ -22,7 +22,7 @@ def printed(width, rows=ROWS, **options):
     return console.file.getvalue().splitlines()
 
 
-@pytest.mark.parametrize("width", [80, 100, 150])
+@pytest.mark.parametrize("width", [80, 100, 120])
 def test_a_row_is_a_line_that_fits(width):
     heading, rule, *rows, note = printed(width, spare=("tokens", "after"), file="table.csv")
     assert all(len(line) <= width for line in (heading, rule, *rows))
@@ -55,7 +55,7 @@ def test_the_files_of_forgetting_hold_what_the_result_holds(run, save_checkpoint
     quiz = tmp_path / "quiz.jsonl"
     record = {"choices": ["fox", "dog", "loss"], "instruction": "Reply:"}
     quiz.write_text("".join(json.dumps({**record, "question": f"{i}?", "answer": i % 3}) + "\n" for i in range(12)))
-    code, _out, err = run("forgetting", base, tuned, "--data", f"mc={quiz}", "-o", tmp_path / "out", "--quiet")
+    code, _, err = run("forgetting", base, tuned, "--data", f"mc={quiz}", "-o", tmp_path / "out", "--quiet")
     assert code == 0, err
     assert "forgetting.csv" in err
     assert "answers.csv" in err
