@@ -63,7 +63,8 @@ def test_a_model_against_itself_has_changed_nothing_and_without_its_heads_it_has
 
 def test_models_of_other_shapes_are_refused():
     tokenizer, tasks = planted.letter_tokenizer(), load_tasks(planted.tasks())
+    options = VectorOptions(shots=planted.SHOTS, prompts=16, heads=2)
     base = build_model("llama", vocabulary=30)
     other = build_model("llama", vocabulary=30, num_hidden_layers=3)
     with pytest.raises(InputError, match=r"2 layers of 4 heads of size 8 and width 32, but .* 3 layers"):
-        compare_instruction_vectors(base, other, tasks, tokenizer=tokenizer, options=OPTIONS)
+        compare_instruction_vectors(base, other, tasks, tokenizer=tokenizer, options=options)
