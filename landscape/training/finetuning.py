@@ -299,8 +299,8 @@ def _check_guidance(guidance: Guidance, start: Checkpoint, train: TokenData) -> 
         raise InputError(f"{start.source} has no layer {guidance.layer} for the vector of task {guidance.task}.")
     if all(example.labels[1] != IGNORED for example in train.examples):  # as in running text
         raise InputError(
-            f"{train.source} has no example with a prompt, but guidance acts on the last token of prompts; give records of "
-            "prompt and completion."
+            f"{train.source} has no example with a prompt, but guidance acts on the last token of prompts; give "
+            "records of prompt and completion."
         )
 
 
