@@ -120,7 +120,7 @@ def compute_instruction_vector(
 
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
         >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-        >>> from landscape import compute_instruction_vector, load_tasks
+        >>> from landscape import VectorOptions, compute_instruction_vector, load_tasks
         >>> words = {word: index for index, word in enumerate(["?", "Q", "A", ":", *map(str, range(40))])}
         >>> split = Tokenizer(models.WordLevel(words, unk_token="?"))
         >>> split.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -129,7 +129,9 @@ def compute_instruction_vector(
         >>> model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=1))
         >>> next_one = [{"task": "next", "input": str(i), "output": str(i + 1)} for i in range(39)]
         >>> try:
-        ...     compute_instruction_vector(model, load_tasks(next_one)["next"], tokenizer=tokenizer)
+        ...     compute_instruction_vector(
+        ...         model, load_tasks(next_one)["next"], tokenizer=tokenizer, options=VectorOptions(heads=1)
+        ...     )
         ... except ValueError as error:
         ...     print(str(error).split(":")[1])
          an instruction vector is of a task that the model can do in at least half of them.

@@ -299,10 +299,10 @@ def _check_guidance(guidance: Guidance, start: Checkpoint, train: TokenData) -> 
         )
     if guidance.layer >= attention_of(start.model).layers:
         raise InputError(f"{start.source} has no layer {guidance.layer} for the vector of task {guidance.task}.")
-    if any(label != IGNORED for example in train.examples for label in example.labels[:2]):
+    if all(example.labels[1] != IGNORED for example in train.examples):  # as in running text
         raise InputError(
-            f"{train.source} has examples without a prompt of two tokens, but guidance acts on the last token of "
-            "prompts; give records of prompt and completion."
+            f"{train.source} has no example with a prompt, but guidance acts on the last token of prompts; give "
+            "records of prompt and completion."
         )
 
 

@@ -18,7 +18,7 @@ from landscape.instruction_vectors.prompts import Prompt, make_prompts
 from landscape.instruction_vectors.runs import answers, answers_with_heads_replaced, head_outputs
 from landscape.weights.attention import attention_of
 
-OPTIONS = VectorOptions(shots=planted.SHOTS, prompts=24, heads=2)
+OPTIONS = VectorOptions(shots=planted.SHOTS, prompts=32, heads=3)
 PROMPTS = tuple(Prompt(tuple(range(5, 5 + length)), answer) for length, answer in ((9, 40), (12, 41), (9, 42)))
 
 
@@ -209,7 +209,7 @@ def test_bad_input_is_refused_in_a_sentence():
     for task, message in (
         (short, "3 pairs whose answer is one token; 4 examples in a prompt need at least 20"),
         (long, "0 pairs whose answer is one token \\(26 more have answers of several tokens\\)"),
-        (tasks["copy"], "is right in \\d+ of 24 prompts of task copy"),
+        (tasks["copy"], "is right in \\d+ of 32 prompts of task copy"),
         ("capitals", "the task is a str; give one of those that load_tasks"),
     ):
         with pytest.raises(InputError, match=message):

@@ -91,7 +91,7 @@ def test_a_vector_of_another_checkpoint_and_data_without_prompts_are_refused(bas
     for data, guidance, message in (
         (records, other, "is of another checkpoint than"),
         (records, deep, "has no layer 7"),
-        (text, guidance_of(base), "has examples without a prompt of two tokens"),
+        (text, guidance_of(base), "has no example with a prompt"),
     ):
         with pytest.raises(InputError, match=message):
             finetune(base, data, tmp_path / "out", guidance=guidance, **options)
