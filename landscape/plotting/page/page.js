@@ -34,13 +34,16 @@
 
   const cameras = new Map(); // of each section whose scenes were turned, as JSON
   const groupOf = plot => plot.closest("section");
-  const isDrawn = plot => plot.classList.contains("js-plotly-plot");
+  const isDrawn = plot => plot.dataset.drawn !== undefined; // plotly's own class outlives the plot
   const waiting = new Set();
 
   function draw(plot) {
     const { data, layout } = figureOf(plot);
     return Plotly.react(plot, data, layout, CONFIG).then(
-      () => { if (plot.dataset.turns !== undefined) lock(plot); },
+      () => {
+        plot.dataset.drawn = "yes";
+        if (plot.dataset.turns !== undefined) lock(plot);
+      },
       error => { plot.textContent = "This plot could not be drawn: " + error.message; },
     );
   }
@@ -61,6 +64,7 @@
       if (isDrawn(target) && target.dataset.turns !== undefined) {
         Plotly.purge(target);
         delete target.dataset.locked;
+        delete target.dataset.drawn;
       }
     }
     if (idle) setTimeout(drawNext);
