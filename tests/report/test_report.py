@@ -139,14 +139,14 @@ def test_browser_draws_all_plots_locks_cameras_and_sorts_tables(everything, tmp_
       let drawn = 0;
       for (const plot of plots) {
         plot.scrollIntoView({block: "center"});
-        const shown = () => plot.querySelector("canvas, .plot-container path, .plot-container .point") !== null;
+        const shown = () => plot.dataset.drawn && plot.querySelector("canvas, path") !== null;
         await until(shown);
-        drawn += shown();
+        drawn += Boolean(shown());
       }
       told.append(`drawn ${drawn} of ${plots.length}; `);
       const scenes = plots.filter(plot => plot.dataset.turns !== undefined);
       scenes[0].scrollIntoView({block: "center"});
-      await until(() => scenes.every(plot => plot._fullLayout?.scene?._scene));
+      await until(() => scenes.every(plot => plot.dataset.drawn));
       const eyes = () => scenes.map(plot => { const e = plot._fullLayout.scene.camera.eye; return [e.x, e.y, e.z]; });
       await Plotly.relayout(scenes[1], {"scene.camera.eye": {x: 2, y: 1, z: 0.5}});
       await pause(300);

@@ -36,6 +36,7 @@ def forgetting_figure(results: Sequence[Forgetting]) -> go.Figure:
         figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
             "anchor": f"y{suffix}",
             "title": {"text": "forgetting (nats per token)", "standoff": 4},
+            "rangemode": "tozero",
             "zeroline": True,
             "zerolinecolor": "#555",
         }

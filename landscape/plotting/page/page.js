@@ -34,15 +34,27 @@
 
   const cameras = new Map(); // of each section whose scenes were turned, as JSON
   const groupOf = plot => plot.closest("section");
-  const isDrawn = plot => plot.classList.contains("js-plotly-plot");
+  const isDrawn = plot => plot.dataset.drawn !== undefined; // plotly's own class outlives the plot
   const waiting = new Set();
+  const near = new Set(); // plots in view, or almost
 
   function draw(plot) {
     const { data, layout } = figureOf(plot);
     return Plotly.react(plot, data, layout, CONFIG).then(
-      () => { if (plot.dataset.turns !== undefined) lock(plot); },
+      () => {
+        plot.dataset.drawn = "yes";
+        if (plot.dataset.turns === undefined) return;
+        if (near.has(plot)) lock(plot);
+        else drop(plot); // it left the view while it was drawn
+      },
       error => { plot.textContent = "This plot could not be drawn: " + error.message; },
     );
+  }
+
+  function drop(plot) {
+    Plotly.purge(plot);
+    delete plot.dataset.locked;
+    delete plot.dataset.drawn;
   }
 
   function drawNext() {
@@ -55,13 +67,12 @@
   const observer = new IntersectionObserver(entries => {
     const idle = waiting.size === 0;
     for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) near.add(target);
+      else near.delete(target);
       if (isIntersecting && !isDrawn(target)) waiting.add(target);
       if (isIntersecting) continue;
       waiting.delete(target);
-      if (isDrawn(target) && target.dataset.turns !== undefined) {
-        Plotly.purge(target);
-        delete target.dataset.locked;
-      }
+      if (isDrawn(target) && target.dataset.turns !== undefined) drop(target);
     }
     if (idle) setTimeout(drawNext);
   }, { rootMargin: "300px 0px" });

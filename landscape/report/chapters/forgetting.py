@@ -27,7 +27,7 @@ def _part(found: list[Found[Forgetting]]) -> Part:
         tables = [_losses(results)]
         tables += [_answers(results)] if any(result.choices for result in results) else []
         tables += [_benchmarks(results)] if any(result.benchmarks for result in results) else []
-        plots = [Plot(forgetting_figure(results), words, least=420)]
+        plots = [Plot(forgetting_figure(results), words)]
         title = titled("Forgetting", place, places)
         whole.sections.append(Section(title, plots, caption, tables, provenance_tables(here)))
         whole.sentences += _sentences(results)
