@@ -84,6 +84,8 @@ def hessian(
     nothing, and says instead whether the products that all of this is made of are right.
 
         landscape hessian runs/adamw runs/sam --density --per-layer
+        landscape hessian runs/sam --curvature ggn --top 10
+        landscape hessian runs/sam --check -o checked
     """
     extra = {"--per-layer": per_layer, "--density": density, "--weighting": weighting}
     if check and any(extra.values()):

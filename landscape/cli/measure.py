@@ -54,6 +54,7 @@ def measure(
     interrupted run continues, and adding checkpoints measures only the new ones.
 
         landscape measure base runs/* --old alpaca.jsonl --new tasks.jsonl
+        landscape measure base runs/* --old alpaca.jsonl --new tasks.jsonl --metric trace
     """
     metrics = [parse_metric(text)[1] for text in metric] if metric else None
     chosen_metrics(metrics or DEFAULT_METRICS, declared_metrics())
