@@ -29,7 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def _overview() -> str:
     rows = [
-        f"| [`{name}`]({name}.md) | {d['description']} | `{_cell(d['formula'])}` | {_cell(d['cost'])} |"
+        f"| [`{name}`]({name}.md) | {d['description']} | `{d['formula']}` | {_cell(d['cost'])} |"
         for name, d in METRICS.items()
     ]
     return "\n".join(
@@ -65,9 +65,8 @@ def _page(name: str) -> str:
             described["description"],
             *base,
             "",
-            "| | |",
+            f"| formula | `{described['formula']}` |",
             "|---|---|",
-            f"| formula | `{_cell(described['formula'])}` |",
             f"| options | {_cell(options)} |",
             f"| cost | {_cell(described['cost'])} |",
             f"| unchanged by | {_cell(described['invariance'])} |",
@@ -108,5 +107,5 @@ def _trust(name: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text in a cell of a table, whose columns are parted by bars."""
+    """Text in a cell of a table, whose columns are parted by bars; bars between backquotes part nothing."""
     return text.replace("|", "\\|")

@@ -59,6 +59,7 @@ def correlate(
     runs tuned alike, and within the widest group.
 
         landscape correlate table.csv --groups recipe/base --factor optimizer --factor lr
+        landscape correlate table.csv --flatness trace_old --control kl_new
     """
     check_table(
         table,

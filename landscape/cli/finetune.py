@@ -59,6 +59,8 @@ def finetune(
     the losses. An interrupted run continues when the same command is given again.
 
         landscape finetune base --data tasks.jsonl --optimizer sam -o runs/sam
+        landscape finetune base --data tasks.jsonl --lora 16 --lr 2e-4 -o runs/lora
+        landscape finetune base --data tasks.jsonl --rehearse alpaca.jsonl -o runs/both
     """
     if optimizer == "adamw" and rho is not None:
         raise InputError("--rho is the radius of sam and asam; it does not go with --optimizer adamw.")

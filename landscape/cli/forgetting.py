@@ -54,6 +54,8 @@ def forgetting(
     command then also counts right answers, and tells apart what is lost with the instruction's format and without it.
 
         landscape forgetting base runs/sam --data old=alpaca.jsonl
+        landscape forgetting base runs/sam --data quiz=questions.jsonl
+        landscape forgetting base runs/sam --tasks hellaswag --limit 200
     """
     specs = check_tasks(tasks)
     check_inputs([base, *checkpoints], data, output)

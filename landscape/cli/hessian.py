@@ -87,6 +87,8 @@ def hessian(
     here where that is the larger in magnitude, as it may be away from a minimum; in Python which="LM" asks for it.
 
         landscape hessian runs/adamw runs/sam --density --per-layer
+        landscape hessian runs/sam --curvature ggn --top 10
+        landscape hessian runs/sam --check -o checked
     """
     extra = {"--per-layer": per_layer, "--density": density, "--weighting": weighting}
     if check and any(extra.values()):

@@ -56,6 +56,7 @@ def measure(
     `--metric instruction_vector:tasks=FILE` adds what tuning changed of the instruction vectors of in-context tasks.
 
         landscape measure base runs/* --old alpaca.jsonl --new tasks.jsonl
+        landscape measure base runs/* --old alpaca.jsonl --new tasks.jsonl --metric trace
     """
     metrics = [parse_metric(text)[1] for text in metric] if metric else None
     chosen_metrics(metrics or DEFAULT_METRICS, declared_metrics())

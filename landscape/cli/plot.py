@@ -75,6 +75,8 @@ def plot(
     load again.
 
         landscape plot runs/adamw runs/sam --data old=alpaca.jsonl
+        landscape plot base runs/adamw runs/sam --kind plane
+        landscape plot runs/adamw runs/sam --draws 8
     """
     surface_kind = SURFACE_KINDS[kind].from_options(
         dim=dim, points=points, span=span, margin=margin, normalize=normalize, seed=seed

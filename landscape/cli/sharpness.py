@@ -69,6 +69,8 @@ def sharpness(
     measured.
 
         landscape sharpness runs/adamw runs/sam --metric worst_case:rho=0.1
+        landscape sharpness runs/sam --metric average_case:adaptive=true --metric trace
+        landscape sharpness runs/adamw runs/sam --base base --data old=alpaca.jsonl
     """
     check_device(device, device_map)
     requested = [*(metric or DEFAULT_METRICS), *(["displacement_curvature"] if base and not metric else [])]

@@ -132,7 +132,7 @@ JSON_PAGE = ROOT / "docs" / "howto" / "json.md"
 JSON_CALLS = {
     "plot": ["runs/adamw", "--points", "3", "--data", "old=alpaca.jsonl", "--quiet"],
     "sharpness": ["runs/adamw", "--metric", "gradient_norm", "--data", "old=alpaca.jsonl", "--quiet"],
-    "hessian": ["runs/adamw", "--top", "1", "--trace-rtol", "0.5", "--data", "old=alpaca.jsonl", "--quiet"],
+    "hessian": ["runs/adamw", "--top", "1", "--max-probes", "32", "--data", "old=alpaca.jsonl", "--quiet"],
     "forgetting": ["base", "runs/adamw", "--data", "old=alpaca.jsonl", "--resamples", "99", "--quiet"],
     "metrics": [],
 }
