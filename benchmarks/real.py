@@ -82,6 +82,15 @@ def chat_data(checkpoint):
         return load_data(path, checkpoint.tokenizer)
 
 
+class GivenLoss(torch.nn.Module):
+    """A loss that is the model's output; curvlinops asks how it is reduced over a batch."""
+
+    reduction = "mean"
+
+    def forward(self, loss: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return loss
+
+
 # --- what each tool does: a function that returns a value, and where it can be had a vector ------------------
 
 
@@ -134,7 +143,7 @@ def products(checkpoint, data, tool: str) -> tuple[Callable[[torch.Tensor], torc
 
     linear = HessianLinearOperator(
         lambda batch: model(**batch).loss,
-        lambda loss, _: loss,
+        GivenLoss(),
         tensors,
         [(batch, torch.zeros(1)) for batch in batches],
         check_deterministic=False,
