@@ -138,14 +138,12 @@ def test_browser_draws_all_plots_locks_cameras_and_sorts_tables(everything, tmp_
       const until = async drawn => { for (let i = 0; i < 50 && !drawn(); i++) await pause(100); };
       let drawn = 0;
       for (const plot of plots) {
-        plot.scrollIntoView({block: "center"});
         const shown = () => plot.dataset.drawn && plot.querySelector("canvas, path") !== null;
         await until(shown);
         drawn += Boolean(shown());
       }
       told.append(`drawn ${drawn} of ${plots.length}; `);
       const scenes = plots.filter(plot => plot.dataset.turns !== undefined);
-      scenes[0].scrollIntoView({block: "center"});
       await until(() => scenes.every(plot => plot.dataset.drawn));
       const eyes = () => scenes.map(plot => { const e = plot._fullLayout.scene.camera.eye; return [e.x, e.y, e.z]; });
       await Plotly.relayout(scenes[1], {"scene.camera.eye": {x: 2, y: 1, z: 0.5}});
@@ -176,7 +174,7 @@ def test_browser_draws_all_plots_locks_cameras_and_sorts_tables(everything, tmp_
       const after = getComputedStyle(document.documentElement).backgroundColor;
       told.append(`grounds ${before} ${after}; `);
     }, 500);"""
-    dom = browse(with_script(report_html(everything).html, script), tmp_path, 60_000)
+    dom = browse(with_script(report_html(everything).html, script), tmp_path, 30_000, height=9000)
     said = told(dom)
     assert "ERROR" not in said
     drawn, count = map(int, re.match(r"drawn (\d+) of (\d+)", said).groups())
