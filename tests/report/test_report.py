@@ -218,7 +218,7 @@ def vector_change_of(name: str, lost: Estimate, gained: Estimate) -> Instruction
 
 def test_instruction_vectors_have_maps_and_sentences_within_their_intervals(tmp_path):
     sure, effects = Estimate(0.9, 0.8, 1.0), np.random.default_rng(0).normal(size=(6, 2, 4))
-    shares = {name: sure for name in ("few_shot", "zero_shot", "steered", "joint_effect", "random_effect")}
+    shares = dict.fromkeys(("few_shot", "zero_shot", "steered", "joint_effect", "random_effect"), sure)
     for name in ("base", SCRIPT):
         vector = InstructionVector(
             name, "plurals", ((1, 2), (0, 3)), np.ones(8), 1, effects,
