@@ -19,6 +19,7 @@ from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
 from landscape.objective.subject import Subject
 from landscape.results import Provenance, Result
+from landscape.weights.flat import flat_length
 from landscape.weights.parameters import Parameters
 from landscape.weights.preservation import preserved
 
@@ -135,7 +136,7 @@ def check_curvature(
         u, v = operator.layout.random(seed, "check u"), operator.layout.random(seed, "check v")
         left, right = operator(torch.stack([v, u]))
         # u'Hv of a random u is about |u| |Hv| / sqrt(n)
-        scale = float(torch.linalg.vector_norm(u) * torch.linalg.vector_norm(left)) / operator.size**0.5
+        scale = float(flat_length(u) * flat_length(left)) / operator.size**0.5
         error = abs(float(u.double() @ left.double()) - float(v.double() @ right.double())) / scale
         said = f"|u'Hv - v'Hu| is {error:.1e} of the typical |u'Hv|, with {operator.hvp} products"
         if operator.reason:

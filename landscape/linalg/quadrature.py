@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.linalg.operator import SymmetricOperator, finite_product
+from landscape.linalg.operator import SymmetricOperator, finite_product, length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def quadrature(
     """
     count = len(probes)
     steps = min(steps, operator.size)
-    norms = torch.linalg.vector_norm(probes, dim=1, keepdim=True)
+    norms = torch.stack([length(probe) for probe in probes])[:, None]
     current, previous = probes / norms, torch.zeros_like(probes)
     alphas, betas = np.zeros((count, steps)), np.zeros((count, steps))
     second = np.zeros(count)

@@ -10,11 +10,25 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from landscape.errors import InputError
-from landscape.parallel.sharding import cut_like, flat_slice, own_part, slice_of
+from landscape.linalg.operator import length
+from landscape.parallel.sharding import cut_like, flat_slice, own_part, slice_of, whole
 from landscape.weights.noise import gaussian_noise
 from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import Excursion
 from landscape.weights.vectors import Vector
+
+
+def flat_length(vector: Tensor) -> Tensor:
+    """Return the Euclidean length of a flat vector, over all its slices, as a tensor without dimensions.
+
+    Args:
+        vector: Shape (n,); a `DTensor` where the model is sharded.
+
+    Example:
+        >>> float(flat_length(torch.tensor([3.0, 4.0])))
+        5.0
+    """
+    return whole(torch.linalg.vector_norm(vector)) if isinstance(vector, DTensor) else length(vector)
 
 
 class Layout:

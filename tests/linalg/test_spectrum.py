@@ -154,6 +154,28 @@ def test_quadrature_in_float32_without_reorthogonalization_finds_the_distributio
     assert np.abs(cumulative - expected).max() < 4 * np.sqrt(2 / 4000)
 
 
+class _Multiple:
+    """Three times the identity."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, vectors):
+        return 3 * vectors
+
+    def all_finite(self, vectors):
+        return bool(torch.isfinite(vectors).all())
+
+
+def test_quadrature_of_a_long_vector_starts_with_a_unit_vector():
+    """The only eigenvalue, to 1e-5; a length summed in float32 is off by 6e-4 here, and its square by 1.3e-3."""
+    probe = torch.randn(1, 2**24, generator=torch.Generator().manual_seed(0))
+    found = quadrature(_Multiple(2**24), probe, steps=1)
+    assert abs(found.nodes[0, 0] / 3 - 1) < 1e-5
+
+
 def test_quadrature_ends_with_an_invariant_subspace():
     found = quadrature(MatrixOperator(with_spectrum([1.0, 1, 2, 2])), rademacher(2, 4), 10)
     assert np.allclose(found.weights.sum(1), 1)

@@ -9,6 +9,7 @@ from torch import nn
 
 from landscape.errors import InputError
 from landscape.weights.directions import Direction, difference_direction, random_directions
+from landscape.weights.filters import Filters
 from landscape.weights.parameters import Parameters
 
 
@@ -23,6 +24,14 @@ def test_every_filter_has_the_norm_of_the_models_filter(architecture, mode):
             filters = parameters.filters(name, mode)
             found, wanted = filters.norms(tensor), filters.norms(parameters[name].detach())
             assert torch.allclose(found, wanted, rtol=1e-12, atol=0), name  # one division and one product of rounding
+
+
+def test_a_long_layer_has_its_norm_in_float64():
+    """To 1e-6; the float32 sum over all of its 2^23 elements is off by about 2e-4."""
+    tensor = torch.randn(2**13, 2**10, generator=torch.Generator().manual_seed(0))
+    norm = Filters(()).norms(tensor)
+    assert norm.shape == (1, 1)
+    assert abs(float(norm) / float(tensor.double().norm()) - 1) < 1e-6
 
 
 def test_one_dimensional_tensors_stay_out_by_default():

@@ -16,8 +16,8 @@ from landscape.curvature.operators.memory import available_memory, in_bytes
 from landscape.data.batches import Batch
 from landscape.errors import first_line
 from landscape.objective.objective import Objective
-from landscape.parallel.sharding import is_sharded, whole
-from landscape.weights.flat import Layout
+from landscape.parallel.sharding import is_sharded
+from landscape.weights.flat import Layout, flat_length
 from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import excursion
 
@@ -212,4 +212,4 @@ def _as_type(batch: Batch, dtype: torch.dtype) -> Batch:
 
 
 def _norm(vector: Tensor) -> float:
-    return float(whole(torch.linalg.vector_norm(vector)))
+    return float(flat_length(vector))

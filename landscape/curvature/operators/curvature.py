@@ -25,14 +25,14 @@ from landscape.curvature.operators.differences import central_difference
 from landscape.curvature.operators.memory import give_back_freed_memory, is_large
 from landscape.data.batches import Batch
 from landscape.errors import InputError
-from landscape.linalg.operator import SymmetricOperator, inner_products, length
+from landscape.linalg.operator import SymmetricOperator, inner_products
 from landscape.objective.loss_functions import OutputLoss
 from landscape.objective.objective import Objective
 from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
 from landscape.parallel.sharding import everywhere, whole
 from landscape.results import from_plain, to_plain
-from landscape.weights.flat import Layout
+from landscape.weights.flat import Layout, flat_length
 from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import EXACT, Fidelity
 
@@ -100,7 +100,7 @@ class CurvatureOperator(SymmetricOperator):
 
     def norm(self, vector: Tensor) -> Tensor:
         """Return the Euclidean length of `vector`, over all slices."""
-        return whole(torch.linalg.vector_norm(vector)) if isinstance(vector, DTensor) else length(vector)
+        return flat_length(vector)
 
     def combine(self, coefficients: Tensor, basis: Tensor) -> Tensor:
         """Return `coefficients @ basis`, sharded as the basis is."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.objective.objective import Objective
-from landscape.parallel.sharding import whole
-from landscape.weights.flat import Layout
+from landscape.weights.flat import Layout, flat_length
 from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import EXACT, Excursion, Fidelity, excursion
 from landscape.weights.vectors import vector_norm
@@ -86,7 +85,7 @@ def central_difference(objective: Objective, parameters: Parameters, vector: Ten
 
 
 def _norm(vector: Tensor) -> float:
-    return float(whole(torch.linalg.vector_norm(vector)))
+    return float(flat_length(vector))
 
 
 class SecondDifferences:
@@ -133,7 +132,7 @@ class SecondDifferences:
         self.step = h
 
     def _unit(self, vector: Tensor) -> dict[str, Tensor]:
-        return self._layout.named(vector / whole(torch.linalg.vector_norm(vector)))
+        return self._layout.named(vector / flat_length(vector))
 
     def value(self, vector: Tensor) -> float:
         """Return v'Hv at the step."""
