@@ -1,8 +1,6 @@
-"""The study of a real model, with a tiny Llama and made-up questions in its cache; and its verdicts on planted rows."""
+"""What runs on SmolLM2, with a tiny Llama and made-up questions in its cache; and the study's verdicts on planted rows."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -44,14 +42,16 @@ def cache(tmp_path_factory, tokenizer):
     from smollm2_texts import all_tasks, records_file
     from study_folder import read_settings
 
+    from landscape.study import real_demo
+
     sys.path.pop(0)
     settings = read_settings(ROOT / "analyses/smollm2.toml", quick=True)
     from landscape.public.bigbench import chat_of
 
-    for number, task in enumerate(all_tasks(settings)):
+    for number, task in enumerate(dict.fromkeys([*all_tasks(settings), real_demo.NEW, *real_demo.OLD])):
         made = [
             {"prompt": f"{number} and {i}?", "choices": ["red", "blue", "old"], "answer": (i + number) % 3}
-            for i in range(60)
+            for i in range(80)
         ]
         for chat in (False, True):
             lines = [json.dumps(chat_of(record) if chat else record) for record in made]
@@ -59,15 +59,16 @@ def cache(tmp_path_factory, tokenizer):
     return folder
 
 
-def run_script(*arguments, cache):
-    environment = os.environ | {"LANDSCAPE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def run_script(forks, cache):
+    def run(program, *arguments):
+        return forks.run(*arguments, program=program, cwd=ROOT, environment={"LANDSCAPE_CACHE": str(cache)})
+
+    return run
 
 
 @pytest.mark.slow
-def test_the_study_runs_from_a_cache_and_continues_from_its_committed_rows(tmp_path, cache):
+def test_the_study_runs_from_a_cache_and_continues_from_its_committed_rows(tmp_path, run_script):
     rows = tmp_path / "rows.jsonl"
     settings = tmp_path / "settings.toml"  # The quick ones with one task and fewer methods: each takes two seconds.
     text = (ROOT / "analyses/smollm2.toml").read_text("utf-8")
@@ -75,8 +76,18 @@ def test_the_study_runs_from_a_cache_and_continues_from_its_committed_rows(tmp_p
         assert line in text
     text = text.replace('math = "elementary_math_qa/question_only"\n', "")
     settings.write_text(text.replace('"sam", "lora-adamw", ', ""), encoding="utf-8")
-    study = ["analyses/smollm2.py", "--rows", rows, "--settings", settings, "--workers", 1, "--quick", "--output"]
-    done = run_script(*study, tmp_path / "one", cache=cache)
+    study = [
+        ROOT / "analyses/smollm2.py",
+        "--rows",
+        rows,
+        "--settings",
+        settings,
+        "--workers",
+        1,
+        "--quick",
+        "--output",
+    ]
+    done = run_script(*study, tmp_path / "one")
     assert done.returncode == 0, done.stderr
     read = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
     names = {row["name"] for row in read}
@@ -95,7 +106,7 @@ def test_the_study_runs_from_a_cache_and_continues_from_its_committed_rows(tmp_p
         "runs/intent/lora-sam-1"  # Another machine, with all rows but one: that one alone is made, to the same numbers.
     )
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in read if row["name"] != lost), encoding="utf-8")
-    again = run_script(*study, tmp_path / "two", cache=cache)
+    again = run_script(*study, tmp_path / "two")
     assert again.returncode == 0, again.stderr
     found = {row["name"]: row for row in map(json.loads, rows.read_text("utf-8").splitlines())}
     assert set(found) == names
@@ -104,11 +115,11 @@ def test_the_study_runs_from_a_cache_and_continues_from_its_committed_rows(tmp_p
         kept = {name: value for name, value in row.items() if name not in timed}
         assert kept == {name: value for name, value in found[row["name"]].items() if name not in timed}
         assert row["name"] == lost or found[row["name"]] == row
-    figure = run_script("figures/smollm2.py", rows, tmp_path / "one", cache=cache)
+    figure = run_script(ROOT / "figures/smollm2.py", rows, tmp_path / "one")
     assert figure.returncode == 0, figure.stderr
     assert (tmp_path / "one/smollm2.png").stat().st_size > 10_000
 
-    other = run_script(*study[:7], "--output", tmp_path / "three", cache=cache)  # the settings of the whole study
+    other = run_script(*study[:7], "--output", tmp_path / "three")  # the settings of the whole study
     assert other.returncode == 1
     assert "rows of other settings or another model" in other.stderr
     assert "Traceback" not in other.stderr
@@ -174,3 +185,32 @@ def test_a_verdict_claims_no_more_than_its_interval(results):
     assert results.verdict({**far, "p_holm": 0.06}, same).endswith("no evidence of a difference in forgetting.")
     short = results.contrast(planted({"sam": 0.0, "adamw": 0.0}, seeds=1), "sam", "adamw", "forgetting")
     assert "too few" in results.verdict(short, short)
+
+
+@pytest.mark.slow
+def test_the_real_demo_tells_its_story_in_one_picture_and_is_not_made_twice(tmp_path, run_script):
+    out = tmp_path / "out"
+    done = run_script("landscape", "demo", "--real", "-q", "-o", out)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((out / "demo.json").read_text("utf-8"))
+    assert {(row["checkpoint"], row["data"]) for row in rows} == {
+        (name, data)
+        for name in ("adamw", "sam")
+        for data in ("docs", "word problems", "general_knowledge", "implicatures")
+    }
+    learned = {row["checkpoint"]: row["forgotten"] for row in rows if row["data"] == "word problems"}
+    assert max(learned.values()) < 0  # The answers are one of three words: 40 steps from random weights learn that.
+    assert all((row["accuracy_after"] is None) == (row["data"] in ("docs", "word problems")) for row in rows)
+    assert (out / "story.png").stat().st_size > 20_000
+    assert (out / "story.pdf").read_bytes().startswith(b"%PDF")
+    assert "SmolLM2, fine-tuned" in (out / "report.html").read_text("utf-8")
+    trained = {json.loads(line)["messages"][0]["content"] for line in open(out / "data/word-problems.jsonl")}
+    held_out = {json.loads(line)["messages"][0]["content"] for line in open(out / "data/word-problems-heldout.jsonl")}
+    assert len(held_out) == 64
+    assert not trained & held_out
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    again = run_script("landscape", "demo", "--real", "-q", "-o", out)
+    assert again.returncode == 0, again.stderr
+    measured = [path for path in made if path.parent.name in ("plot", "line", "forgetting", "adamw", "sam")]
+    assert len(measured) > 15
+    assert all(path.stat().st_mtime_ns == made[path] for path in measured)
