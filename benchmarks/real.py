@@ -82,6 +82,26 @@ def chat_data(checkpoint):
         return load_data(path, checkpoint.tokenizer)
 
 
+class OwnLoss(torch.nn.Module):
+    """A model whose output is its own loss of a batch."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict) -> torch.Tensor:
+        return self.model(**batch).loss
+
+
+class GivenLoss(torch.nn.Module):
+    """A loss that is the model's output; curvlinops asks how it is reduced over a batch."""
+
+    reduction = "mean"
+
+    def forward(self, loss: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return loss
+
+
 # --- what each tool does: a function that returns a value, and where it can be had a vector ------------------
 
 
@@ -133,8 +153,8 @@ def products(checkpoint, data, tool: str) -> tuple[Callable[[torch.Tensor], torc
     from curvlinops import HessianLinearOperator
 
     linear = HessianLinearOperator(
-        lambda batch: model(**batch).loss,
-        lambda loss, _: loss,
+        OwnLoss(model),
+        GivenLoss(),
         tensors,
         [(batch, torch.zeros(1)) for batch in batches],
         check_deterministic=False,

@@ -46,13 +46,13 @@ def told(dom: str) -> str:
     return html.unescape(re.search(r'<p id="told">(.*?)</p>', dom, re.DOTALL)[1])
 
 
-def browse(page: str, tmp_path: Path, milliseconds: int = 10_000) -> str:
-    """The page as a browser without network has it after so much of its own time."""
+def browse(page: str, tmp_path: Path, milliseconds: int = 10_000, height: int = 1000) -> str:
+    """The page as a browser without network, with a window so high, has it after so much of its own time."""
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     switches = "--headless --no-sandbox --disable-quic --no-first-run --disable-background-networking"
     switches += " --disable-component-update --disable-sync --use-angle=swiftshader"
-    switches += " --enable-unsafe-swiftshader --window-size=1300,1000 --dump-dom"
-    switches += f" --virtual-time-budget={milliseconds}"
+    switches += " --enable-unsafe-swiftshader --dump-dom"
+    switches += f" --virtual-time-budget={milliseconds} --window-size=1300,{height}"
     command = [str(CHROMIUM), *switches.split(), f"--user-data-dir={tmp_path / 'profile'}"]
     command.append((tmp_path / "page.html").as_uri())
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout

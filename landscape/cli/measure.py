@@ -128,7 +128,7 @@ def _print_study(table: pandas.DataFrame, details: pandas.DataFrame, output: Pat
         for _, row in table.iterrows()
         for data in data_sets
     ]
-    headings = ("checkpoint", "on", *(column.replace("_", " ") for column in columns))
+    headings = ["checkpoint", "on", *(column.replace("_", " ") for column in columns)]
     print_table(console, headings, flatness, left=("on",), file=output.name)
     print_note(
         console,

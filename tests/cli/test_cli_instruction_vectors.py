@@ -111,7 +111,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(run, folders):
         ((base, "--tasks", place / "task.jsonl"), "Did you mean"),
         ((base, "--tasks", "builtin:word"), "there are no in-context tasks 'builtin:word'"),
         ((base, "--tasks", tasks, "--shots", "1"), "--shots 1 must be at least 2"),
-        ((base, "--tasks", tasks, "--shots", "12", "--heads", "2"), "12 examples in a prompt need at least 26"),
+        ((base, "--tasks", tasks, "--shots", "13", "--heads", "2"), "13 examples in a prompt need at least 28"),
         ((base, "--tasks", tasks, "--layer", "9", *SMALL), "--layer 9 is none of the 3 layers"),
     ):
         code, _, err = run("instruction-vectors", *arguments, "-o", place / "none")

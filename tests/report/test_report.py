@@ -24,6 +24,8 @@ from landscape import Resampling, correlate, report_html, write_report
 from landscape.cli.app import app
 from landscape.errors import InputError
 from landscape.forgetting.losses import Forgetting, TaskForgetting
+from landscape.instruction_vectors.changed import AccuracyChange, InstructionVectorChange, Recovery, TaskChange
+from landscape.instruction_vectors.result import Estimate, InstructionVector
 from landscape.plotting.forgetting.interactive import pareto_front
 from landscape.plotting.page import Cell, Section, Table, page_html
 from landscape.plotting.surfaces.interactive_profiles import profile_bands
@@ -138,14 +140,12 @@ def test_browser_draws_all_plots_locks_cameras_and_sorts_tables(everything, tmp_
       const until = async drawn => { for (let i = 0; i < 50 && !drawn(); i++) await pause(100); };
       let drawn = 0;
       for (const plot of plots) {
-        plot.scrollIntoView({block: "center"});
         const shown = () => plot.dataset.drawn && plot.querySelector("canvas, path") !== null;
         await until(shown);
         drawn += Boolean(shown());
       }
       told.append(`drawn ${drawn} of ${plots.length}; `);
       const scenes = plots.filter(plot => plot.dataset.turns !== undefined);
-      scenes[0].scrollIntoView({block: "center"});
       await until(() => scenes.every(plot => plot.dataset.drawn));
       const eyes = () => scenes.map(plot => { const e = plot._fullLayout.scene.camera.eye; return [e.x, e.y, e.z]; });
       await Plotly.relayout(scenes[1], {"scene.camera.eye": {x: 2, y: 1, z: 0.5}});
@@ -176,7 +176,7 @@ def test_browser_draws_all_plots_locks_cameras_and_sorts_tables(everything, tmp_
       const after = getComputedStyle(document.documentElement).backgroundColor;
       told.append(`grounds ${before} ${after}; `);
     }, 500);"""
-    dom = browse(with_script(report_html(everything).html, script), tmp_path, 60_000)
+    dom = browse(with_script(report_html(everything).html, script), tmp_path, 30_000, height=9000)
     said = told(dom)
     assert "ERROR" not in said
     drawn, count = map(int, re.match(r"drawn (\d+) of (\d+)", said).groups())
@@ -207,6 +207,35 @@ def test_many_checkpoints_are_counted_and_not_listed(tmp_path):
     for index in range(9):
         forgetting_of(f"c{index}", 0.3, 0.1 - 0.04 * index, 0.5).save(tmp_path / f"{index}.json")
     assert "Of 9 checkpoints, 3 lost on old, 0 got better, and of 6 no change" in report_html(tmp_path).summary[0]
+
+
+def vector_change_of(name: str, lost: Estimate, gained: Estimate) -> InstructionVectorChange:
+    sure, half = Estimate(0.9, 0.8, 1.0), AccuracyChange(0.9, 0.9 - lost.value, lost)
+    recoveries = tuple(Recovery("few-shot", v, 0.8, gained) for v in ("base", "random", "other task"))
+    task = TaskChange("plurals", sure, sure, sure, 0.9, 0.1, 0.5, 0.4, lost, half, half, recoveries)
+    return InstructionVectorChange(name, "base", (task,), 0.95, 99, ORIGIN)
+
+
+def test_instruction_vectors_have_maps_and_sentences_within_their_intervals(tmp_path):
+    sure, effects = Estimate(0.9, 0.8, 1.0), np.random.default_rng(0).normal(size=(6, 2, 4))
+    shares = dict.fromkeys(("few_shot", "zero_shot", "steered", "joint_effect", "random_effect"), sure)
+    for name in ("base", SCRIPT):
+        vector = InstructionVector(
+            name, "plurals", ((1, 2), (0, 3)), np.ones(8), 1, effects,
+            confidence=0.95, questions=9, left_out=0, provenance=ORIGIN, **shares,
+        )  # fmt: skip
+        vector.save(tmp_path / f"vector-{len(name)}.json")
+    some, none = Estimate(0.2, 0.1, 0.3), Estimate(0.2, -0.1, 0.5)
+    for name, lost, gained in (("a", some, some), ("b", some, none), ("c", none, some)):
+        vector_change_of(name, lost, gained).save(tmp_path / f"{name}.json")
+    page = report_html(tmp_path)
+    said = "\n".join(page.summary)
+    assert "a lost few-shot accuracy against base on 1 of 1 in-context tasks" in said
+    assert "on 1 of these the base's vector brought some of it back" in said.split("b lost")[0]
+    assert "on 0 of these the base's vector" in said.split("b lost")[1]
+    assert "c lost few-shot accuracy against base on 0 of 1" in said
+    assert "1.2, 0.3" in page.html
+    assert SCRIPT not in page.html
 
 
 def test_one_draw_is_said_to_be_no_evidence_and_several_give_the_difference(tmp_path):

@@ -69,9 +69,10 @@ def instruction_vectors_html(
         there is no instruction vector to draw.
     """
     maps = arrange_maps(vectors)
-    from landscape.plotting.instruction_vectors import interactive
+    from landscape.plotting.instruction_vectors.interactive import maps_section
+    from landscape.plotting.page import page_html
 
-    return interactive.maps_page(maps, maps_caption(maps) if caption is None else clean(caption), title)
+    return page_html(title, [maps_section(maps, maps_caption(maps) if caption is None else clean(caption))])
 
 
 def write_instruction_vector_figures(vectors: Sequence[InstructionVector], stem: Path | str) -> list[Path]:

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import plotly.graph_objects as go
 
 from landscape.plotting.basics import clean, shorten
 from landscape.plotting.instruction_vectors.shared import Maps
-from landscape.plotting.interactive_style import LINE_AXIS, add_heading, new_figure, plot_html, plotly_text
-from landscape.plotting.page import html_page
+from landscape.plotting.interactive_style import LINE_AXIS, add_heading, new_figure, plotly_text
+from landscape.plotting.page import Cell, Plot, Row, Section, Table
 
-_WIDTH = (480, 1400)  # pixels: the least of the plot, the greatest of the page
+if TYPE_CHECKING:
+    from landscape.instruction_vectors.result import Estimate
+
+_LEAST = 480  # pixels below which the plot does not shrink
 _ROW = 330  # pixels to a row of maps
 
 
-def maps_page(maps: Maps, caption: str, title: str) -> str:
-    """The page of maps, with the text under them and a table of the heads."""
-    rows = [
+def maps_section(maps: Maps, caption: str, title: str = "") -> Section:
+    """The section of a page with the maps, the text under them, and a table of the heads."""
+    rows: list[Row] = [
         [
             vector.name,
             vector.task,
-            vector.few_shot.in_words(".1%"),
-            vector.steered.in_words(".1%"),
-            vector.joint_effect.in_words(),
-            vector.random_effect.in_words(),
+            *(_cell(share, ".1%") for share in (vector.few_shot, vector.zero_shot, vector.steered)),
+            *(_cell(effect, "+.4f") for effect in (vector.joint_effect, vector.random_effect)),
             ", ".join(f"{layer}.{head}" for layer, head in vector.heads),
         ]
         for vector in maps.cells.values()
     ]
-    header = [
-        "checkpoint",
-        "task",
-        "few-shot accuracy",
-        "zero-shot with vector",
-        "effect of heads",
-        "of as many others",
-    ]
-    return html_page(title, plot_html(maps_figure(maps)), caption, [*header, "heads (layer.head)"], rows, _WIDTH)
+    accuracies = ["few-shot accuracy", "zero-shot accuracy", "zero-shot with vector"]
+    header = ["checkpoint", "task", *accuracies, "effect of heads", "of as many others", "heads (layer.head)"]
+    described = f"Effects of all heads of {', '.join(maps.names)} on {', '.join(maps.tasks)}, as maps of layer by head"
+    return Section(title, [Plot(maps_figure(maps), described, least=_LEAST)], caption, [Table(header, rows)])
+
+
+def _cell(estimate: Estimate, kind: str) -> Cell:
+    return Cell(estimate.in_words(kind), estimate.value, estimate.low, estimate.high)
 
 
 def maps_figure(maps: Maps) -> go.Figure:

@@ -3,13 +3,24 @@
 To show a new kind of result, write a file with a `CHAPTER` and add it to the list below. Nothing else has to change.
 """
 
-from landscape.report.chapters import correlations, curvature, design, forgetting, other, sharpness, study, surfaces
+from landscape.report.chapters import (
+    correlations,
+    curvature,
+    design,
+    forgetting,
+    instruction_vectors,
+    other,
+    sharpness,
+    study,
+    surfaces,
+)
 
 CHAPTERS = (
     forgetting.CHAPTER,
     surfaces.CHAPTER,
     sharpness.CHAPTER,
     curvature.CHAPTER,
+    instruction_vectors.CHAPTER,
     study.CHAPTER,
     correlations.CHAPTER,
     design.CHAPTER,
