@@ -61,7 +61,7 @@ def draw(runs: pandas.DataFrame, results: dict) -> Any:
         axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         axes.set_xlabel(label)
         axes.set_ylabel("forgetting (nats per answer, six old tasks)")
-    flat.set_xscale("log")
+    flat.ticklabel_format(axis="x", useOffset=False)
     for colour, words in METHODS.values():
         kept.plot([], [], "s", color=colour, label=words)
     for task, mark in zip(tasks, MARKS, strict=False):

@@ -84,9 +84,9 @@ def run_real_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list
         write_json(folder / "demo.json", rows)
     print(formatted(rows))
     print(
-        "\nForgotten is the rise of the loss from the base, in nats per token, with its 95% interval (low, high); where "
-        "it is negative,\nthe checkpoint has learned. One run of each optimizer at one radius: no evidence for or "
-        "against SAM yet."
+        "\nForgotten is the rise of the loss from the base, in nats per token, with its 95% interval (low, high);\n"
+        "where it is negative, the checkpoint has learned. One run of each optimizer at one radius: no evidence\n"
+        "for or against SAM yet."
     )
     print(f"\nDone in {time.perf_counter() - started:.0f} s. The picture: {folder / 'story.png'}")
     return rows

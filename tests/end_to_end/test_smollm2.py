@@ -1,4 +1,4 @@
-"""What runs on SmolLM2, with a tiny Llama and made-up questions in its cache; and the study's verdicts on planted rows."""
+"""What runs on SmolLM2, here with a tiny Llama and made-up questions in its cache; the verdicts on planted rows."""
 
 import json
 import sys
@@ -158,16 +158,16 @@ def test_a_contrast_is_the_regression_on_tasks_and_pairs(results):
 
 def test_intervals_of_contrasts_hold_the_truth_as_often_as_they_say(results):
     drawn, held = np.random.default_rng(1), 0
-    for _ in range(400):
+    for _ in range(200):
         rows = [
             {"task": task, "seed": seed, "method": method, "forgetting": drawn.normal() + shift * (task == "math")}
             for task in ("math", "intent") for seed in range(3) for method, shift in (("sam", 4.0), ("adamw", 0.0))
         ]  # fmt: skip
         found = results.contrast(pandas.DataFrame(rows), "sam", "adamw", "forgetting")
         held += found["low"] <= 2.0 <= found["high"]
-    # 95% of 400 with a standard error of 1.1%. The variance over all six pairs would hold the difference of the tasks
-    # and make it about 100%.
-    assert 0.92 < held / 400 < 0.98
+    # 95% of 200 with a standard error of 1.5%. The variance over all six pairs would hold the difference of the tasks
+    # and make it 100%.
+    assert 0.91 < held / 200 < 0.99
 
 
 def test_holm_corrects_as_in_the_textbook(results):
