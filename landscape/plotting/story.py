@@ -50,11 +50,8 @@ def story_figure(story: Story) -> Figure:
         axes = [sheet.axes(left, 0.3, _WIDTH, _HEIGHT) for left in lefts]
         for name, panel in zip(data, axes, strict=False):
             _draw_profiles(panel, [surface for surface in story.profiles if surface.data == name])
-            panel.set(
-                title=f"around each, on {clean(name)}",
-                xlabel="distance along the direction",
-                ylabel="loss (nats per token)",
-            )
+            panel.set(title=f"around each, on {clean(name)}", xlabel="distance along the direction")
+            panel.set_ylabel("loss (nats per token)")
         _draw_line(axes[-2], story.line)
         _draw_forgetting(axes[-1], story.kept)
         for panel in axes:
