@@ -337,12 +337,13 @@ def measured(place: Place, task: str, tuned: Path, name: str) -> dict[str, Any]:
 
 
 def flatness(place: Place, checkpoint: Any, texts: dict[str, Any]) -> dict[str, float]:
-    """Every flatness metric on the texts that it is for, and planes on each."""
+    """Every flatness metric on the texts that it is for."""
     seed, row = place.settings["seed"], {}
     for text, data in texts.items():
         metrics = [entry for entry in place.settings["metrics"] if text in entry["on"]]
         here = {entry["column"]: sharpness(checkpoint, data, entry, seed) for entry in metrics}
-        here |= planes(checkpoint, data, place.settings["surface"], seed)
+        if text in place.settings["surface"]["on"]:
+            here |= planes(checkpoint, data, place.settings["surface"], seed)
         row |= {f"{name}_{text}": value for name, value in here.items()}
     return row
 
