@@ -36,7 +36,7 @@ STEPS, BATCH, LORA = 40, 8, 8  # some minutes on two cores
 LR = 1e-3  # usual for LoRA, which trains 1% of the weights
 RHO = 0.05  # Foret et al. 2021
 LENGTH = 128  # tokens of an example
-DRAWS, POINTS, SPAN = 3, 7, 0.5  # lines behind a profile, and points of each
+DRAWS, POINTS, SPAN = 3, 7, 0.1  # lines behind a profile, and points of each; filters move by a tenth of their norm
 LINE_POINTS = 9  # of the line between the two
 DRAWN_ON, ASKED = 8, 48  # examples behind each point of a surface, and behind what was forgotten
 
