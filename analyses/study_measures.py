@@ -21,7 +21,9 @@ def spread(examples: tuple, count: int) -> tuple:
 
 def sharpness(model: Any, data: Any, entry: dict, seed: int) -> float:
     """The value of the metric that a `[[metrics]]` entry of the settings describes."""
-    options = {name: value for name, value in entry.items() if name not in ("column", "metric", "sham", "invariant")}
+    options = {
+        name: value for name, value in entry.items() if name not in ("column", "metric", "on", "sham", "invariant")
+    }
     return landscape.compute_sharpness(model, data, metric=entry["metric"], seed=seed, run=QUIET, **options).value
 
 

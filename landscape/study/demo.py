@@ -52,7 +52,7 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list[dict
     started = time.perf_counter()
     settings = {"command": "demo", "seed": seed, "versions": installed_versions()}
     with results_folder(folder, settings):
-        _announce(f"1. A tiny Llama with random weights and a tokenizer trained on builtin:docs -> {folder / 'random'}")
+        announce(f"1. A tiny Llama with random weights and a tokenizer trained on builtin:docs -> {folder / 'random'}")
         if not (folder / "random").exists():
             tokenizer = train_tokenizer()
             save_checkpoint(tiny_llama(len(tokenizer), seed), tokenizer, folder / "random")
@@ -63,20 +63,20 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list[dict
             "saving": Saving(save_every=50),
             "progress": progress,
         }
-        _announce(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
+        announce(f"2. Pre-train it on builtin:docs, {PRETRAIN_STEPS} AdamW steps -> {folder / 'base'}")
         pretraining = Optimization(lr=3e-3, steps=PRETRAIN_STEPS, batch_size=BATCH)
         finetune(folder / "random", "builtin:docs", folder / "base", optimization=pretraining, **common)
         for optimizer, title in (("adamw", "AdamW"), ("sam", f"SAM, rho={RHO}")):
-            _announce(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
+            announce(f"3. Fine-tune it on builtin:code, {TUNE_STEPS} steps of {title} -> {folder / optimizer}")
             tuning = Optimization(optimizer=optimizer, rho=RHO, lr=1e-3, steps=TUNE_STEPS, batch_size=BATCH)
             finetune(folder / "base", "builtin:code", folder / optimizer, optimization=tuning, **common)
-        _announce(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
+        announce(f"4. Loss surfaces of both, on old data (docs) and new data (code) -> {folder / 'plot'}")
         surfaces = _surfaces(folder, seed, progress)
-        _announce("5. What each forgot of the docs, and how flat it is\n")
+        announce("5. What each forgot of the docs, and how flat it is\n")
         _sharpness(folder, seed, progress)
         rows = _table(folder, surfaces, seed, progress)
         write_json(folder / "demo.json", rows)
-    print(_formatted(rows))
+    print(formatted(rows))
     print(
         "\nForgotten is the rise of the loss on held-out docs, in nats per token, with its 95% interval (low, high). "
         f"Surface\ncurvature is our reconstruction of the metric Li et al. 2024 name, on one {GRID} x {GRID} plane of "
@@ -88,7 +88,8 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> list[dict
     return rows
 
 
-def _announce(text: str) -> None:
+def announce(text: str) -> None:
+    """Print what comes next."""
     print(text, flush=True)  # as it goes, also into a pipe
 
 
@@ -194,7 +195,8 @@ def _row(name: str, losses: dict, forgotten: float, interval: tuple[float, ...] 
     }
 
 
-def _formatted(rows: list[dict]) -> str:
+def formatted(rows: list[dict]) -> str:
+    """Return rows as a table of text, with a line of headings."""
     headings = [name.replace("_", " ") for name in rows[0]]
     lines = [[str(v) if isinstance(v, str) else "-" if v is None else f"{v:.4f}" for v in r.values()] for r in rows]
     widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]

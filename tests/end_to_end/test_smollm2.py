@@ -1,0 +1,216 @@
+"""What runs on SmolLM2, here with a tiny Llama and made-up questions in its cache; the verdicts on planted rows."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from conftest import build_model
+
+import landscape
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def results():
+    sys.path.insert(0, str(ROOT / "analyses"))
+    import smollm2_results
+
+    sys.path.pop(0)
+    return smollm2_results
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory, tokenizer):
+    """What `landscape fetch` leaves behind, with a tiny model and made-up tasks in place of the real ones."""
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("cache")
+    chatty = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, eos_token="<|end|>", pad_token="<|end|>", chat_template=TEMPLATE
+    )
+    landscape.save_checkpoint(build_model("llama", tie_word_embeddings=True), chatty, folder / "SmolLM2-135M-Instruct")
+    (folder / "bigbench").mkdir()
+    sys.path.insert(0, str(ROOT / "analyses"))
+    from smollm2_texts import all_tasks, records_file
+    from study_folder import read_settings
+
+    from landscape.study import real_demo
+
+    sys.path.pop(0)
+    settings = read_settings(ROOT / "analyses/smollm2.toml", quick=True)
+    from landscape.public.bigbench import chat_of
+
+    for number, task in enumerate(dict.fromkeys([*all_tasks(settings), real_demo.NEW, *real_demo.OLD])):
+        made = [
+            {"prompt": f"{number} and {i}?", "choices": ["red", "blue", "old"], "answer": (i + number) % 3}
+            for i in range(80)
+        ]
+        for chat in (False, True):
+            lines = [json.dumps(chat_of(record) if chat else record) for record in made]
+            records_file(folder / "bigbench", task, chat).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def run_script(forks, cache):
+    def run(program, *arguments):
+        return forks.run(*arguments, program=program, cwd=ROOT, environment={"LANDSCAPE_CACHE": str(cache)})
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_study_runs_from_a_cache_and_continues_from_its_committed_rows(tmp_path, run_script):
+    rows = tmp_path / "rows.jsonl"
+    settings = tmp_path / "settings.toml"  # The quick ones with one task and fewer methods: each takes two seconds.
+    text = (ROOT / "analyses/smollm2.toml").read_text("utf-8")
+    for line in ('math = "elementary_math_qa/question_only"', 'methods = ["adamw", "sam", "lora-adamw", "lora-sam", '):
+        assert line in text
+    text = text.replace('math = "elementary_math_qa/question_only"\n', "")
+    settings.write_text(text.replace('"sam", "lora-adamw", ', ""), encoding="utf-8")
+    study = [
+        ROOT / "analyses/smollm2.py",
+        "--rows",
+        rows,
+        "--settings",
+        settings,
+        "--workers",
+        1,
+        "--quick",
+        "--output",
+    ]
+    done = run_script(*study, tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    read = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
+    names = {row["name"] for row in read}
+    assert len(names) == len(read) == 1 + (2 + 1 + 1 + 1) + 5 * 2  # base, pilot, five methods with two seeds
+    assert not list((tmp_path / "one/checkpoints").iterdir())
+    runs = pandas.DataFrame([row for row in read if row["kind"] == "run"])
+    assert np.isfinite(runs.drop(columns=["rho"]).select_dtypes("number")).all(axis=None)
+    assert "rehearsal - adamw" in done.stdout
+    assert np.allclose(runs[runs["method"] == "sam-wide"]["rho"], 3 * 0.01)  # the only radius that was tried
+    assert np.allclose(runs[runs["method"] == "lora-sam"]["rho"], 0.01)
+    halfway, tuned = (runs[runs["method"] == name].set_index(["task", "seed"]) for name in ("wise-ft", "adamw"))
+    # Half of the step in float32 weights of about 0.1: rounding is some 1e-7 of each, far below the step of about 1e-3.
+    assert np.allclose(halfway["distance"], tuned["distance"] / 2, rtol=1e-3)
+
+    lost = (
+        "runs/intent/lora-sam-1"  # Another machine, with all rows but one: that one alone is made, to the same numbers.
+    )
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in read if row["name"] != lost), encoding="utf-8")
+    again = run_script(*study, tmp_path / "two")
+    assert again.returncode == 0, again.stderr
+    found = {row["name"]: row for row in map(json.loads, rows.read_text("utf-8").splitlines())}
+    assert set(found) == names
+    for row in read:
+        timed = {name for name in row if name.endswith("seconds")}
+        kept = {name: value for name, value in row.items() if name not in timed}
+        assert kept == {name: value for name, value in found[row["name"]].items() if name not in timed}
+        assert row["name"] == lost or found[row["name"]] == row
+    figure = run_script(ROOT / "figures/smollm2.py", rows, tmp_path / "one")
+    assert figure.returncode == 0, figure.stderr
+    assert (tmp_path / "one/smollm2.png").stat().st_size > 10_000
+
+    other = run_script(*study[:7], "--output", tmp_path / "three")  # the settings of the whole study
+    assert other.returncode == 1
+    assert "rows of other settings or another model" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def planted(effects, seeds=3, noise=0.01):
+    """Runs whose forgetting is the effect of the method, one of the task and seed together, and noise."""
+    drawn = np.random.default_rng(0)
+    rows = []
+    for task in ("math", "intent"):
+        for seed in range(seeds):
+            shared = drawn.normal()
+            for method, effect in effects.items():
+                rows.append({"task": task, "seed": seed, "method": method})
+                rows[-1]["forgetting"] = shared + effect + noise * drawn.normal()
+    return pandas.DataFrame(rows)
+
+
+def test_a_contrast_is_the_regression_on_tasks_and_pairs(results):
+    from scipy import stats
+
+    runs = planted({"sam": -0.1, "adamw": 0.0})
+    found = results.contrast(runs, "sam", "adamw", "forgetting")
+    table = runs.pivot(index=["task", "seed"], columns="method", values="forgetting")
+    differences = table["sam"] - table["adamw"]
+    # The same estimate by least squares: a mean for each task, and the residual variance of that model.
+    tasks = pandas.get_dummies(differences.index.get_level_values("task")).to_numpy(float)
+    means, (squares,), _, _ = np.linalg.lstsq(tasks, differences.to_numpy())
+    halves = np.full(2, 0.5)
+    error = np.sqrt(squares / 4 * halves @ np.linalg.inv(tasks.T @ tasks) @ halves)
+    reach = stats.t.ppf(0.975, 4) * error
+    expected = halves @ means - reach, halves @ means + reach
+    assert np.allclose((found["low"], found["high"]), expected, rtol=1e-10)  # one formula twice, up to rounding
+    assert found["p"] < 1e-3  # Unpaired, the shared effects of size 1 would hide a difference of 0.1.
+
+
+def test_intervals_of_contrasts_hold_the_truth_as_often_as_they_say(results):
+    drawn, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        rows = [
+            {"task": task, "seed": seed, "method": method, "forgetting": drawn.normal() + shift * (task == "math")}
+            for task in ("math", "intent") for seed in range(3) for method, shift in (("sam", 4.0), ("adamw", 0.0))
+        ]  # fmt: skip
+        found = results.contrast(pandas.DataFrame(rows), "sam", "adamw", "forgetting")
+        held += found["low"] <= 2.0 <= found["high"]
+    # 95% of 200 with a standard error of 1.5%. The variance over all six pairs would hold the difference of the tasks
+    # and make it 100%.
+    assert 0.91 < held / 200 < 0.99
+
+
+def test_holm_corrects_as_in_the_textbook(results):
+    ps = [0.01, 0.04, 0.03, 0.005]
+    found = [each["p_holm"] for each in results.corrected([{"p": p} for p in ps])]
+    assert found == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm 1979: 4 x 0.005, 3 x 0.01, 2 x 0.03, then no less
+
+
+def test_a_verdict_claims_no_more_than_its_interval(results):
+    far = {"first": "a", "second": "b", "difference": -1.0, "low": -1.1, "high": -0.9, "pairs": 6, "p_holm": 0.01}
+    same = {**far, "difference": 0.0, "low": -0.01, "high": 0.01}
+    less = {**far, "difference": -0.2, "low": -0.3, "high": -0.1}
+    assert results.verdict(far, same).endswith("forgets less without learning less.")
+    assert results.verdict(far, less).endswith("forgets less, and may have learned less.")
+    assert results.verdict({**far, "p_holm": 0.06}, same).endswith("no evidence of a difference in forgetting.")
+    short = results.contrast(planted({"sam": 0.0, "adamw": 0.0}, seeds=1), "sam", "adamw", "forgetting")
+    assert "too few" in results.verdict(short, short)
+
+
+@pytest.mark.slow
+def test_the_real_demo_tells_its_story_in_one_picture_and_is_not_made_twice(tmp_path, run_script):
+    out = tmp_path / "out"
+    done = run_script("landscape", "demo", "--real", "-q", "-o", out)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((out / "demo.json").read_text("utf-8"))
+    assert {(row["checkpoint"], row["data"]) for row in rows} == {
+        (name, data)
+        for name in ("adamw", "sam")
+        for data in ("docs", "word problems", "general_knowledge", "implicatures")
+    }
+    learned = {row["checkpoint"]: row["forgotten"] for row in rows if row["data"] == "word problems"}
+    assert max(learned.values()) < 0  # The answers are one of three words: 40 steps from random weights learn that.
+    assert all((row["accuracy_after"] is None) == (row["data"] in ("docs", "word problems")) for row in rows)
+    assert (out / "story.png").stat().st_size > 20_000
+    assert (out / "story.pdf").read_bytes().startswith(b"%PDF")
+    assert "SmolLM2, fine-tuned" in (out / "report.html").read_text("utf-8")
+    trained = {json.loads(line)["messages"][0]["content"] for line in open(out / "data/word-problems.jsonl")}
+    held_out = {json.loads(line)["messages"][0]["content"] for line in open(out / "data/word-problems-heldout.jsonl")}
+    assert len(held_out) == 64
+    assert not trained & held_out
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    again = run_script("landscape", "demo", "--real", "-q", "-o", out)
+    assert again.returncode == 0, again.stderr
+    measured = [path for path in made if path.parent.name in ("plot", "line", "forgetting", "adamw", "sam")]
+    assert len(measured) > 15
+    assert all(path.stat().st_mtime_ns == made[path] for path in measured)
