@@ -29,6 +29,10 @@ from .surfaces.measure import measure_surface as measure_surface
 from .surfaces.kind import SurfaceKind as SurfaceKind
 from .surfaces.kinds import SURFACE_KINDS as SURFACE_KINDS
 from .surfaces.result import Surface as Surface
+from .heights.height import Height as Height
+from .heights.given import GivenHeight as GivenHeight
+from .heights.benchmarks import BenchmarkHeight as BenchmarkHeight
+from .heights.predictions import KLDivergence as KLDivergence
 from .surfaces.draws import metrics_over_draws as metrics_over_draws
 from .surfaces.metrics import SurfaceMetrics as SurfaceMetrics
 from .surfaces.metrics import compare_metrics as compare_metrics
