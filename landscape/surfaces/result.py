@@ -140,7 +140,6 @@ class Surface(Result):
         """What else two surfaces have to agree in to compare: what moved, along which draws, and the loss."""
         settings = self.provenance.settings
         agreed = {key: settings.get(key) for key in ("parameters", "include_1d", "tensors", "loss", "autocast")}
-        agreed["heights"] = [grid.name for grid in self.heights]
         return agreed | {"draws": list(self.axis_labels) if self.kind_type.is_random else None}
 
     def metrics(self) -> SurfaceMetrics:
