@@ -29,6 +29,8 @@ from .surfaces.measure import measure_surface as measure_surface
 from .surfaces.kind import SurfaceKind as SurfaceKind
 from .surfaces.kinds import SURFACE_KINDS as SURFACE_KINDS
 from .surfaces.result import Surface as Surface
+from .basins.compute import compute_basin as compute_basin
+from .basins.result import Basin as Basin
 from .heights.height import Height as Height
 from .heights.given import GivenHeight as GivenHeight
 from .heights.benchmarks import BenchmarkHeight as BenchmarkHeight

@@ -50,7 +50,8 @@ def surface_section(arrangement: Arrangement, caption: str, title: str = "") -> 
             for data in arrangement.data
             for index, surface in enumerate(arrangement.of_data(data))
         ]
-    header = ["checkpoint", "data", f"loss at {center_name(surfaces[0])}", ""]
+    what = "" if any(surface.heights for surface in surfaces) else "loss "
+    header = ["checkpoint", "data", f"{what}at {center_name(surfaces[0])}", ""]
     return Section(title, plots, caption, [Table(header, [_row(surface) for surface in surfaces])])
 
 

@@ -115,6 +115,11 @@ def band_of(panel: Surface) -> tuple[np.ndarray, np.ndarray] | None:
     return panel.loss - panel.heights[0].stderr, panel.loss + panel.heights[0].stderr
 
 
+def _drawn_band(panel: Surface) -> tuple[np.ndarray, np.ndarray] | None:
+    """The band where a picture has one: of lines, not of planes."""
+    return band_of(panel) if panel.loss.ndim == 1 else None
+
+
 def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
     """Check that `surfaces` fit in one figure, and find the place of each, and of each of their heights.
 
@@ -184,7 +189,8 @@ def _extent(surface: Surface) -> str:
 
 def finite_losses(surfaces: Iterable[Surface]) -> np.ndarray:
     """All finite losses of `surfaces`, flat."""
-    losses = [surface.loss[np.isfinite(surface.loss)] for surface in surfaces]
+    drawn = [part for surface in surfaces for part in (surface.loss, *(_drawn_band(surface) or ()))]
+    losses = [part[np.isfinite(part)] for part in drawn]
     return np.concatenate(losses) if losses else np.empty(0)
 
 
@@ -285,7 +291,7 @@ def center_text(surface: Surface) -> str:
     place = center_name(surface)
     value = f"{surface.center:.3f}" if math.isfinite(surface.center) else "not finite"
     error = surface.heights[0].center_stderr if surface.heights else math.nan
-    value += f" ± {error:.3f}" if math.isfinite(error) else ""
+    value += f" ± {error:.3f}" if math.isfinite(error) and error > 0 else ""
     return with_minus_sign(f"{shown_name(surface)} at {place} {value}")
 
 

@@ -109,6 +109,10 @@ class Sweep:
         heights = {name: list(reading) for name, reading in readings.items()}
         return [loss.mean, loss.weight, fidelity.norm_ratio, fidelity.cosine, heights]
 
+    def restore(self) -> None:
+        """Put the model back to the centre."""
+        self._trip.restore()
+
     def reading_at(self, coordinates: Sequence[float], height: str) -> Reading:
         """The reading of a height at the point with these coordinates."""
         self.losses([coordinates])
