@@ -31,6 +31,9 @@ from .surfaces.kinds import SURFACE_KINDS as SURFACE_KINDS
 from .surfaces.result import Surface as Surface
 from .basins.compute import compute_basin as compute_basin
 from .basins.result import Basin as Basin
+from .surfaces.result import HeightGrid as HeightGrid
+from .surfaces.topology import compute_topology as compute_topology
+from .surfaces.topology import Topology as Topology
 from .heights.height import Height as Height
 from .heights.given import GivenHeight as GivenHeight
 from .heights.benchmarks import BenchmarkHeight as BenchmarkHeight
@@ -40,6 +43,8 @@ from .surfaces.metrics import SurfaceMetrics as SurfaceMetrics
 from .surfaces.metrics import compare_metrics as compare_metrics
 from .plotting.surfaces.figures import plot_surfaces as plot_surfaces
 from .plotting.surfaces.figures import surfaces_html as surfaces_html
+from .plotting.surfaces.persistence import plot_persistence as plot_persistence
+from .surfaces.topology import topology_over_draws as topology_over_draws
 from .plotting.curvature.figures import plot_density as plot_density
 from .plotting.curvature.figures import density_html as density_html
 from .plotting.curvature.figures import plot_layers as plot_layers

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.cli.checks import check_inputs, check_tasks
-from landscape.cli.options.basins import BasinBase, BasinHeight, Directions, Drop, Sigma
+from landscape.cli.options.basins import BasinBase, Directions, Drop, Sigma
 from landscape.cli.options.checkpoints import Checkpoints
 from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
 from landscape.cli.options.model import Adapter, Device, Dtype, Parameters, Trust
 from landscape.cli.options.output import Json, OutputFolder, Quiet
-from landscape.cli.options.surfaces import Normalize
+from landscape.cli.options.surfaces import Height, Normalize
 from landscape.cli.tables import (
     open_console,
     print_adapters,
@@ -38,7 +38,7 @@ def basin(
     limit: Limit = None,
     max_length: MaxLength = 512,
     batch_tokens: BatchTokens = 4096,
-    height: BasinHeight = LOSS,
+    height: Height = LOSS,
     drop: Drop = None,
     directions: Directions = 16,
     base: BasinBase = None,

@@ -46,7 +46,18 @@ def test_plot_draws_answers_beside_the_loss(run, folders, quiz, tmp_path):
 
 
 def test_basin_writes_a_row_for_each_checkpoint_and_continues(run, folders, tmp_path):
-    command = ("basin", folders[1], "--base", folders[0], "--data", "builtin:code", "--limit", "4", "--max-length", "32")
+    command = (
+        "basin",
+        folders[1],
+        "--base",
+        folders[0],
+        "--data",
+        "builtin:code",
+        "--limit",
+        "4",
+        "--max-length",
+        "32",
+    )
     command = (*command, "--directions", "6", "--drop", "0.01", "--output", "basin", *CPU)
     code, out, err = run(*command)
     assert code == 0, err

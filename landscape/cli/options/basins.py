@@ -5,19 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from landscape.cli.options.declaring import MEASUREMENT, at_least, between, value
-from landscape.heights.options import HEIGHT_NAMES
 
-BasinHeight = Annotated[
-    str,
-    value(
-        MEASUREMENT,
-        "--height",
-        "NAME",
-        "What has to hold. "
-        + " ".join(f"{name} is {meaning}." for name, meaning in HEIGHT_NAMES.items())
-        + " Any other name is a task of lm-evaluation-harness that needs no generation.",
-    ),
-]
 Drop = Annotated[
     float | None,
     value(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from landscape.cli.options.declaring import SURFACE, at_least, choice, flag, value
+from landscape.cli.options.declaring import MEASUREMENT, SURFACE, at_least, choice, flag, value
 from landscape.heights.options import HEIGHT_NAMES
 from landscape.surfaces.kinds import SURFACE_KINDS
 
@@ -81,10 +81,10 @@ Draws = Annotated[
 Height = Annotated[
     str,
     value(
-        SURFACE,
+        MEASUREMENT,
         "--height",
         "NAME[,NAME...]",
-        "What is drawn at the same points beside the loss. "
+        "The outcome that is measured. Surfaces have the loss, and beside it as many others as are named. "
         + " ".join(f"{name} is {meaning}." for name, meaning in HEIGHT_NAMES.items())
         + " Any other name is a task of lm-evaluation-harness that needs no generation.",
     ),

@@ -80,6 +80,8 @@ def with_heights(surfaces: Sequence[Surface]) -> list[Surface]:
     names = [[grid.name for grid in surface.heights] for surface in surfaces]
     if any(own != names[0] for own in names):
         raise InputError(f"the surfaces have different heights: {' against '.join(map(str, names[:2]))}.")
+    if not names[0]:
+        return panels
     for surface in surfaces:
         for grid in surface.heights:
             at = zip(surface.markers, grid.markers, strict=True)
@@ -327,7 +329,7 @@ def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
     panels = list(arrangement.cells.values())
     dim, shown = arrangement.dim, [panel for panel in panels if not panel.heights]
     first = shown[0]
-    data = listing([f"{clean(d)} ({amount(s)})" for d, s in {s.data: s for s in reversed(shown)}.items()])
+    data = listing([f"{clean(d)} ({amount(s)})" for d, s in {s.data: s for s in shown}.items()])
     several = len(arrangement.names) > 1
     unit = " (nats per supervised token)" if all(of_tokens(surface) for surface in shown) else ""
     sentences = [f"Loss{unit} on {data}, {_region(first)}"]
