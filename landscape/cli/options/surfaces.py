@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from landscape.cli.options.declaring import MEASUREMENT, SURFACE, at_least, choice, flag, value
+from landscape.cli.options.declaring import SURFACE, at_least, choice, flag, value
 from landscape.heights.options import HEIGHT_NAMES
 from landscape.surfaces.kinds import SURFACE_KINDS
 
@@ -81,7 +81,7 @@ Draws = Annotated[
 Height = Annotated[
     str,
     value(
-        MEASUREMENT,
+        SURFACE,
         "--height",
         "NAME[,NAME...]",
         "The outcome that is measured. Surfaces have the loss, and beside it as many others as are named. "
