@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from landscape.basins.radius import Radius, find_radius
-from landscape.basins.rays import NOISE, STEP, WORST, Rays, step_of, worst_direction
+from landscape.basins.rays import NOISE, STEP, WORST, Rays, step_of
 from landscape.basins.result import Basin
 from landscape.basins.smoothing import SmoothingBound, smoothing_bound
 from landscape.checkpoints import Checkpoint, identify
@@ -19,6 +19,7 @@ from landscape.heights.finding import find_heights
 from landscape.heights.given import HeightFunction
 from landscape.heights.height import Height, Reading
 from landscape.heights.predictions import KLDivergence
+from landscape.objective.ascent import steepest_direction
 from landscape.objective.given import batches_of
 from landscape.objective.identity import journal_of, provenance_of
 from landscape.objective.loss_functions import loss_name
@@ -130,7 +131,7 @@ def compute_basin(
         seed,
         scope,
         weight_norm,
-        worst_direction(Objective(member.module, data, scope.loss_fn), moved, weight_norm),
+        steepest_direction(Objective(member.module, data, scope.loss_fn), moved),
         origin,
         0.0 if sigma is None else sigma * weight_norm / math.sqrt(elements),
     )

@@ -9,18 +9,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from landscape.errors import InputError
-from landscape.objective.objective import Objective
 from landscape.objective.scope import Scope
 from landscape.surfaces.points.sweep import Place
 from landscape.weights.directions import check_same_tensors, random_directions
 from landscape.weights.parameters import Parameters
-from landscape.weights.perturbation import excursion
-from landscape.weights.preservation import preserved
 from landscape.weights.vectors import Vector, vector_norm
 
 WORST, STEP, NOISE = "worst", "step", "noise"
-_ASCENT = 4  # gradients of the search for the worst direction, after the first
-_REACH = 0.01  # of the weights' norm, where those gradients are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Rays:
         seed: Seed of the first, each next having the seed after it.
         scope: Which weights move.
         weight_norm: The l2 norm of the weights that move.
-        worst: The worst direction, as long as the weights; None where there is no gradient.
+        worst: The worst direction, of length 1; None where there is no gradient.
         base: The weights of the base; None without one.
         sigma: Standard deviation of the noise, for points of noise.
     """
@@ -64,7 +59,7 @@ class Rays:
         ray = (WORST, STEP, NOISE)[number - self.count]
         if ray == WORST:
             assert self.worst is not None
-            return 1.0, [(step, self.worst)]
+            return 1.0, [(step * self.weight_norm, self.worst)]
         if ray == STEP:
             assert self.base is not None
             return step, [(1.0 - step, self.base)]
@@ -102,33 +97,6 @@ class Rays:
             )
             self._latest[key] = direction.tensors
         return self._latest[key]
-
-
-def worst_direction(objective: Objective, parameters: Parameters, length: float) -> Vector | None:
-    """Return the direction of the steepest rise of the loss, found by repeated gradients, as long as the weights.
-
-    u <- g(w + r u) / |g(w + r u)| with r = 1% of the weights' norm, starting from the gradient at w: the ascent of SAM
-    (Foret et al. 2021, arXiv 2010.01412, eq. 2) repeated, which turns towards the directions of largest
-    curvature. A longer search may find a worse direction.
-
-    Args:
-        objective: The loss.
-        parameters: The weights that move.
-        length: Their norm, which the direction gets.
-
-    Returns:
-        The direction; None where the gradient at the centre is zero.
-    """
-    direction: Vector | None = None
-    with preserved(objective.model), excursion(parameters) as trip:
-        for _ in range(1 + _ASCENT):
-            trip.move([(_REACH, direction)] if direction else [])
-            gradient = objective.gradient(parameters)[1]
-            norm = vector_norm(gradient)
-            if not norm > 0:
-                break
-            direction = {name: tensor * (length / norm) for name, tensor in gradient.items()}
-    return direction
 
 
 def step_of(parameters: Parameters, base: Parameters) -> tuple[Vector, float]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from landscape import Basin, KLDivergence, Run, compute_basin, random_directions
+from landscape import SURFACE_KINDS, Basin, KLDivergence, Run, compute_basin, measure_surface, random_directions
 from landscape.basins.radius import find_radius, median_radius
 from landscape.basins.smoothing import smoothing_bound
 from landscape.errors import InputError
@@ -24,7 +24,7 @@ def classifier(rows):
     return model
 
 
-POINT = torch.tensor([[0.6, 0.0, 0.8]]).double()  # of length 1
+POINT = torch.tensor([[0.6, 0.0, 0.8]], dtype=torch.float64)  # of length 1
 ONE = [(POINT, torch.zeros(1, dtype=torch.int64))]  # one point of class 0
 START = [[1.0, 0.3, 0.5], [0.2, -0.4, 0.1]]
 
@@ -63,6 +63,15 @@ def test_the_worst_case_flip_is_the_distance_to_the_decision_boundary():
     nearest = margin(model.weight) / math.sqrt(2)  # both rows move by half of it
     assert basin.worst.value * basin.weight_norm == pytest.approx(nearest, rel=0.03)  # enclosed to 5%
     assert all(radius.value >= basin.worst.inside for radius in basin.radii)
+
+
+def test_the_worst_case_line_of_a_linear_classifier_is_its_closed_form():
+    # The gradient pulls the two rows apart along the point; at a distance s the margin has changed by -s sqrt(2).
+    model = classifier(START)
+    line = measure_surface(SURFACE_KINDS["worst_case"](points=5, span=1.0), [model], ONE, height="accuracy", run=Run())
+    margins = margin(model.weight) - math.sqrt(2) * line.axes[0]
+    assert line.loss == pytest.approx(np.log1p(np.exp(-margins)), rel=1e-9)  # float64
+    assert line.height("accuracy").values.tolist() == (margins > 0).astype(float).tolist()
 
 
 def test_a_step_that_crosses_the_boundary_has_left_the_basin_and_a_shorter_one_has_not():

@@ -23,6 +23,7 @@ _KINDS = {
     "plane": "on the plane through checkpoints",
     "eigen": "along eigenvectors",
     "trajectory": "along a training run",
+    "worst_case": "along the worst-case direction",
 }
 _METRIC = "surface_curvature"
 
