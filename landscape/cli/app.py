@@ -20,6 +20,7 @@ import typer
 import typer.core
 
 import landscape
+from landscape.cli.basin import basin
 from landscape.cli.correlate import correlate
 from landscape.cli.demo import demo
 from landscape.cli.design import design
@@ -39,7 +40,7 @@ from landscape.parallel.distributed import ProcessLost, first_end, share, shared
 
 COMMANDS = {
     "Start here": (demo, metrics),
-    "Measure checkpoints": (plot, sharpness, hessian, forgetting, instruction_vectors, measure),
+    "Measure checkpoints": (plot, sharpness, hessian, basin, forgetting, instruction_vectors, measure),
     "Analyze measurements": (correlate, design, report),
     "Make checkpoints": (fetch, finetune, merge),
 }

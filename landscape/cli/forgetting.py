@@ -60,15 +60,14 @@ def forgetting(
     specs = check_tasks(tasks)
     check_inputs([base, *checkpoints], data, output)
     quiet_libraries()
-    import dataclasses
 
     from landscape.checkpoints import Checkpoint, LoadOptions, load_tokenizer
-    from landscape.data.questions import holds_questions, load_questions
+    from landscape.data.questions import Questions
     from landscape.data.tokens import DataOptions
     from landscape.forgetting.harness import compare_benchmarks, find_tasks, run_benchmarks
     from landscape.objective.scope import Run
     from landscape.results import results_folder, write_csv, write_json
-    from landscape.study.comparison import open_comparison
+    from landscape.study.comparison import open_comparison, with_questions
     from landscape.study.measurements import forgetting_task
     from landscape.study.runner import cells_against_base, run_cells
 
@@ -81,21 +80,14 @@ def forgetting(
     )
     tokenizer = load_tokenizer(comparison.files[0], trust_remote_code=trust_remote_code)
     length = min([max_length, *(file.max_positions for file in comparison.files if file.max_positions)])
-    questions = {
-        name: load_questions(
-            tokens.source,
-            tokenizer,
-            max_length=length,
-            limit=limit,
-            batch_tokens=batch_tokens,
-            seed=seed,
-            prompt_format=prompt_format,
-            list_choices=list_choices,
-        )
-        for name, tokens in comparison.data.items()
-        if holds_questions(tokens.source)
-    }
-    comparison = dataclasses.replace(comparison, data={**comparison.data, **questions})
+    comparison = with_questions(
+        comparison,
+        seed=seed,
+        data_options=DataOptions(max_length, limit, batch_tokens),
+        prompt_format=prompt_format,
+        list_choices=list_choices,
+    )
+    questions = [tokens for tokens in comparison.data.values() if isinstance(tokens, Questions)]
     print_data(tokens.describe() for tokens in comparison.data.values())
     benchmarks: dict[str, Any] = {"limit": limit, "batch_size": max(1, batch_tokens // length), "progress": not quiet}
     settings = {"command": "forgetting", **comparison.settings(), "resamples": resamples, "seed": seed}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.checks import check_device, check_inputs
+from landscape.cli.checks import check_device, check_inputs, check_tasks
 from landscape.cli.options.checkpoints import Checkpoints
 from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
 from landscape.cli.options.model import Adapter, Autocast, Device, DeviceMap, Dtype, OffloadBase, Trust
 from landscape.cli.options.output import Json, OutputFolder, Quiet
-from landscape.cli.options.surfaces import Dim, Draws, Kind, Levels, Log, Margin, Normalize, Points, Span
+from landscape.cli.options.surfaces import Dim, Draws, Height, Kind, Levels, Log, Margin, Normalize, Points, Span
 from landscape.cli.tables import (
     open_console,
     print_adapters,
@@ -24,6 +24,7 @@ from landscape.cli.tables import (
     with_stderr,
 )
 from landscape.errors import InputError
+from landscape.heights.options import LOSS, benchmark_names, parse_heights
 from landscape.surfaces.kinds import SURFACE_KINDS
 from landscape.surfaces.options import MOST_LEVELS, parse_numbers
 
@@ -56,6 +57,7 @@ def plot(
     margin: Margin = None,
     normalize: Normalize = None,
     draws: Draws = 1,
+    height: Height = LOSS,
     log: Log = False,
     levels: Levels = "20",
     dtype: Dtype = "float32",
@@ -77,12 +79,17 @@ def plot(
         landscape plot runs/adamw runs/sam --data old=alpaca.jsonl
         landscape plot base runs/adamw runs/sam --kind plane
         landscape plot runs/adamw runs/sam --draws 8
+        landscape plot base runs/sam --kind interpolate --data quiz=questions.jsonl --height accuracy,choice
     """
     surface_kind = SURFACE_KINDS[kind].from_options(
         dim=dim, points=points, span=span, margin=margin, normalize=normalize, seed=seed
     )
     surface_kind.draws(draws)
     contours = _levels(levels, log)
+    heights = [name for name in parse_heights(height) if name != LOSS]
+    if log and heights:
+        raise InputError(f"--log is of losses; it does not go with --height {height}.")
+    check_tasks(",".join(benchmark_names(heights)))
     if offload_base and "offload_base" not in surface_kind.run_options:
         names = [name for name, other in SURFACE_KINDS.items() if "offload_base" in other.run_options]
         raise InputError(
@@ -98,7 +105,7 @@ def plot(
     from landscape.objective.scope import Run
     from landscape.plotting import write_figures
     from landscape.results import results_folder, write_json
-    from landscape.study.comparison import open_comparison
+    from landscape.study.comparison import open_comparison, with_questions
     from landscape.study.surfaces import compare_surfaces, summarize, surface_files
 
     comparison = open_comparison(
@@ -108,13 +115,16 @@ def plot(
         data_options=DataOptions(max_length, limit, batch_tokens),
         load_options=LoadOptions(dtype, device, adapter, device_map, trust_remote_code),
     )
+    if heights:
+        comparison = with_questions(comparison, seed=seed, data_options=DataOptions(max_length, limit, batch_tokens))
     print_data(tokens.describe(comparison.files[0].vocabulary_size) for tokens in comparison.data.values())
     settings = {"command": "plot", **comparison.settings(), **surface_kind.folder_settings()}
     settings |= ({"autocast": autocast} if autocast else {}) | {"seed": seed}
+    settings |= {"heights": heights} if heights else {}
     files = ("surface.png", "surface.pdf", "surface.html", "summary.json")
     with results_folder(output, settings, (*files, *surface_files(comparison, surface_kind, draws))):
         run = Run(autocast=autocast, offload_base=offload_base, progress=not quiet)
-        surfaces = compare_surfaces(comparison, output, surface_kind, draws=draws, run=run)
+        surfaces = compare_surfaces(comparison, output, surface_kind, draws=draws, heights=heights, run=run)
         drawn = list(surfaces.values())[: len(surfaces) // draws]  # the first draw; the others are for the numbers
         over_draws = _over_draws(list(surfaces.values())) if draws > 1 else None
         write_figures(drawn, output / "surface", log=log, levels=contours)
@@ -172,6 +182,7 @@ def _print_surfaces(surfaces: list[Surface], draws: int) -> None:
     print_table(console, headings, rows, left=("data",), file="summary.json")
     for surface in surfaces:
         _print_markers(console, surface)
+    _print_heights(console, surfaces)
     first = surfaces[0]
     if first.path is not None:
         print_note(
@@ -199,6 +210,23 @@ def _print_surfaces(surfaces: list[Surface], draws: int) -> None:
     for surface in surfaces:
         if surface.nonfinite:
             print_note(console, f"{surface.name}: {surface.nonfinite} of {surface.loss.size} losses are not finite.")
+
+
+def _print_heights(console: Console, surfaces: list[Surface]) -> None:
+    """Every height at the centre with its standard error, and its range over the grid."""
+    import numpy as np
+
+    rows = []
+    for surface in surfaces:
+        for grid in surface.heights:
+            finite = grid.values[np.isfinite(grid.values)]
+            seen = f"{finite.min():.4g} to {finite.max():.4g}" if finite.size else "nowhere finite"
+            center = with_stderr(f"{grid.center:.4g}", grid.center_stderr)
+            rows.append([surface.name, surface.data, grid.name, center, seen, f"{grid.weight:.0f}", grid.unit])
+    if rows:
+        headings = ["surface", "data", "height", "at centre", "over the grid", "terms", "unit"]
+        title = "Heights, with standard errors over examples"
+        print_table(console, headings, rows, left=("data", "height", "unit"), title=title, file="summary.json")
 
 
 def _over_draws(surfaces: list[Surface]) -> pd.DataFrame:

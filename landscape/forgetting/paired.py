@@ -130,11 +130,11 @@ def paired_interval(
         return math.nan, math.nan
     if np.ptp(values / weights) == 0:
         return (float(values[0] / weights[0]),) * 2
-    ratio, error = _ratio(values, weights)
+    ratio, error = ratio_with_error(values, weights)
     generator, pivots = np.random.default_rng(seed), []
     for start in range(0, resamples, batch := max(1, 2_000_000 // count)):
         drawn = generator.integers(0, count, (min(batch, resamples - start), count))
-        again, spread = _ratio(values[drawn], weights[drawn])
+        again, spread = ratio_with_error(values[drawn], weights[drawn])
         known = spread > 1e-9 * error
         pivots.append((again[known] - ratio) / spread[known])
     pivot = np.concatenate(pivots)
@@ -145,7 +145,7 @@ def paired_interval(
     return float(low), float(high)
 
 
-def _ratio(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ratio_with_error(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return sum(values) / sum(weights) over the last axis, and its standard error."""
     count, total = values.shape[-1], weights.sum(-1)
     ratio = values.sum(-1) / total

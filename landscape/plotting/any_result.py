@@ -9,6 +9,7 @@ from landscape.errors import InputError
 from landscape.plotting.curvature.figures import plot_density, plot_eigenvalues, plot_layers, plot_trace
 from landscape.plotting.instruction_vectors.figures import plot_instruction_vectors
 from landscape.plotting.surfaces.figures import plot_surfaces
+from landscape.plotting.surfaces.persistence import plot_persistence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 # By name, not by type: knowing the types would import the numerics, and with them torch.
 _PICTURES: dict[str, Callable[..., Figure]] = {
     "surface": lambda surface, **options: plot_surfaces([surface], **options),
+    "topology": lambda topology, **options: plot_persistence([topology], **options),
     "density": lambda density, **options: plot_density([density], **options),
     "layers": lambda table, **options: plot_layers([table], **options),
     "instruction_vector": lambda vector, **options: plot_instruction_vectors([vector], **options),

@@ -21,6 +21,7 @@ from landscape.checkpoints import (
     load_tokenizer,
     resolve_device,
 )
+from landscape.data.questions import holds_questions, load_questions
 from landscape.data.sources import parse_named_sources
 from landscape.data.tokens import DataOptions, TokenData, check_vocabulary, load_data
 from landscape.errors import InputError, MeasurementWarning, as_typed
@@ -208,6 +209,43 @@ def open_comparison(
     if not data:
         _warn_of_default_data(files, evaluated_on, next(iter(loaded.values())))
     return Comparison(files, tuple(distinct_names(files)), loaded, load_options)
+
+
+def with_questions(
+    comparison: Comparison,
+    *,
+    seed: int = 0,
+    data_options: DataOptions = DataOptions(),
+    prompt_format: str = "auto",
+    list_choices: bool = False,
+) -> Comparison:
+    """Return the comparison with those of its data sets that hold questions read as such.
+
+    Args:
+        comparison: Its data sets serve for losses; questions have all their choices beside.
+        seed: As for `open_comparison`.
+        data_options: As for `open_comparison`.
+        prompt_format: How the questions are asked, see `load_questions`.
+        list_choices: Whether the prompts list the choices.
+    """
+    trust = comparison.load_options.trust_remote_code
+    tokenizer = load_tokenizer(comparison.files[0], trust_remote_code=trust)
+    lengths = [data_options.max_length, *(file.max_positions for file in comparison.files if file.max_positions)]
+    questions = {
+        name: load_questions(
+            tokens.source,
+            tokenizer,
+            max_length=min(lengths),
+            limit=data_options.limit,
+            batch_tokens=data_options.batch_tokens,
+            seed=seed,
+            prompt_format=prompt_format,
+            list_choices=list_choices,
+        )
+        for name, tokens in comparison.data.items()
+        if holds_questions(tokens.source)
+    }
+    return dataclasses.replace(comparison, data={**comparison.data, **questions})
 
 
 def _evaluated_on(file: CheckpointFiles) -> dict | None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from landscape.basins.compute import END_OF_STEP
+from landscape.basins.radius import MOST
+from landscape.basins.result import Basin
 from landscape.checkpoints import Checkpoint
 from landscape.curvature.results import TraceEstimate
 from landscape.errors import InputError
@@ -222,6 +226,14 @@ def numbers_of(result: Any, column: str, data: str) -> list[Number]:
     if isinstance(result, InstructionVectorChange):
         return _instruction_numbers(result, column)
     number = functools.partial(Number, tokens=result.weight)
+    if isinstance(result, Basin):
+        low, high = result.interval
+        numbers = [_length(f"{column}_{data}", result.median, MOST, result.weight, (low, high))]
+        if result.worst is not None:
+            numbers.append(_length(f"{column}_worst_{data}", result.worst.value, MOST, result.weight))
+        if result.step is not None:
+            numbers.append(_length(f"{column}_step_{data}", result.step.value, END_OF_STEP, result.weight))
+        return numbers
     if isinstance(result, Surface):
         known = {name: value for name, value in result.metrics().values().items() if value is not None}
         return [number(f"{column}_{name.removeprefix('surface_')}_{data}", value) for name, value in known.items()]
@@ -229,6 +241,13 @@ def numbers_of(result: Any, column: str, data: str) -> list[Number]:
     if isinstance(result, Sharpness) and "predicted_rise" in result.details:
         numbers.append(number(f"predicted_rise_{data}", float(result.details["predicted_rise"])))
     return numbers
+
+
+def _length(
+    column: str, radius: float, end: float, tokens: float, interval: tuple[float, float] | None = None
+) -> Number:
+    """Return a radius; one that is censored is the end of its ray, and has not converged."""
+    return Number(column, min(radius, end), interval=interval, converged=not math.isinf(radius), tokens=tokens)
 
 
 def _instruction_numbers(result: InstructionVectorChange, column: str) -> list[Number]:

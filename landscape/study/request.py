@@ -17,6 +17,7 @@ from landscape.surfaces.options import MOST_POINTS
 Metrics = Sequence[str | tuple[str, Mapping[str, Any]]]
 
 SURFACE_OPTIONS: dict[str, Any] = {"dim": 2, "points": 11, "span": 1.0, "normalize": "filter"}
+BASIN_OPTIONS: dict[str, Any] = {"height": "loss", "drop": None, "directions": 8, "normalize": "filter"}
 INSTRUCTION_OPTIONS: dict[str, Any] = {"tasks": None, "shots": 10, "prompts": 32, "heads": 10}
 NORMALIZATIONS = ("filter", "unit", "head", "layer", "none")  # a test compares them with the room of weights
 # Cheap, and of every kind: the SAM family, noise, curvature, what rescaling does not move, the picture's numbers.
@@ -62,16 +63,21 @@ def chosen_metrics(metrics: Metrics, known: Mapping[str, Described]) -> dict[str
 
 def _checked(name: str, options: dict[str, Any], known: Mapping[str, Described]) -> dict[str, Any]:
     """Return all options of a metric. Raises InputError for names, options and values that it does not have."""
-    check_name(name, [*known, "surface", "instruction_vector"])
-    if name not in ("surface", "instruction_vector"):
+    others = {
+        "surface": (SURFACE_OPTIONS, _checked_surface),
+        "basin": (BASIN_OPTIONS, _checked_basin),
+        "instruction_vector": (INSTRUCTION_OPTIONS, _checked_instruction_vector),
+    }
+    check_name(name, [*known, *others])
+    if name not in others:
         return check_options(name, options, known=known, has_base=True)
-    has = SURFACE_OPTIONS if name == "surface" else INSTRUCTION_OPTIONS
+    has, check = others[name]
     unknown = [option for option in options if option not in has]
     if unknown:
         raise InputError(
             f"{as_typed('metric', name)} has no option {unknown[0]}; it has {', '.join(has)}.{nearest(unknown[0], has)}"
         )
-    return _checked_surface(options) if name == "surface" else _checked_instruction_vector(options)
+    return check(options)
 
 
 def _checked_instruction_vector(options: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +95,22 @@ def _checked_instruction_vector(options: dict[str, Any]) -> dict[str, Any]:
                 f"{option}={value!r} of metric 'instruction_vector' must be a whole number of at least {least}."
             )
     return options
+
+
+def _checked_basin(options: dict[str, Any]) -> dict[str, Any]:
+    """Return all options of a basin."""
+    height, drop, directions, normalize = (BASIN_OPTIONS | options).values()
+    is_count = isinstance(directions, int) and not isinstance(directions, bool)
+    is_number = isinstance(drop, (int, float)) and not isinstance(drop, bool)
+    for option, is_valid, rule in (
+        ("height", height in ("loss", "accuracy"), "loss or accuracy"),
+        ("drop", drop is None or (is_number and 0 < drop < math.inf), "a positive number"),
+        ("directions", is_count and directions >= 1, "a whole number of at least 1"),
+        ("normalize", normalize in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
+    ):
+        if not is_valid:
+            raise InputError(f"{option}={options[option]!r} of metric 'basin' must be {rule}.")
+    return BASIN_OPTIONS | options
 
 
 def _checked_surface(options: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,13 @@ from landscape.weights.directions import load_directions, save_directions
 
 
 def compare_surfaces(
-    comparison: Comparison, folder: Path, kind: SurfaceKind, *, draws: int = 1, run: Run = Run(progress=True)
+    comparison: Comparison,
+    folder: Path,
+    kind: SurfaceKind,
+    *,
+    draws: int = 1,
+    heights: Sequence[str] = (),
+    run: Run = Run(progress=True),
 ) -> dict[str, Surface]:
     """Measure surfaces of checkpoints on every data set, and keep each in its own file of a folder.
 
@@ -35,6 +41,7 @@ def compare_surfaces(
         kind: The kind of surface and its settings.
         draws: The number of draws of random directions. The first has the seed of the kind, the next the seed after
             it, and so on; all have the same span.
+        heights: What is measured at each point beside the loss.
         run: `autocast`, `progress` and for some kinds `offload_base` have a use here; every surface has a journal of
             its own.
 
@@ -51,7 +58,8 @@ def compare_surfaces(
     def differing(drawn: SurfaceKind, surface: Surface, digests: Sequence[str]) -> list[str]:
         agreed = drawn.identity(digests) | {"autocast": run.autocast}
         settings = surface.provenance.settings
-        return [word for word, value in agreed.items() if settings.get(word) != to_plain(value)]
+        others = ["heights"] if [grid.name for grid in surface.heights] != list(heights) else []
+        return [word for word, value in agreed.items() if settings.get(word) != to_plain(value)] + others
 
     def with_directions(kind: AlongDirections, checkpoint: Checkpoint, tokens: TokenData) -> AlongDirections:
         """Return the kind with the directions of this checkpoint, where they are costly and have a file."""
@@ -84,7 +92,7 @@ def compare_surfaces(
             if drawn.has_open_span:
                 drawn = dataclasses.replace(drawn, span=shared_span())
             drawn = with_directions(drawn, models[0], tokens)
-        return measure_surface(drawn, models, tokens, run=dataclasses.replace(run, journal=journal))
+        return measure_surface(drawn, models, tokens, height=heights, run=dataclasses.replace(run, journal=journal))
 
     cells = []
     for number, drawn in enumerate(kind.draws(draws)):
@@ -128,6 +136,11 @@ def summarize(file: str, surface: Surface) -> dict:
         "markers": surface.markers,
         "path": surface.path,
         "metrics": surface.metrics(),
+        "heights": [
+            {"name": grid.name, "unit": grid.unit, "center": grid.center, "stderr": grid.center_stderr}
+            | {"lowest": float(grid.values.min()), "highest": float(grid.values.max()), "terms": grid.weight}
+            for grid in surface.heights
+        ],
         "supervised_tokens": surface.weight,
         "nonfinite": surface.nonfinite,
         "fidelity": surface.fidelity,

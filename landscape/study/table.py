@@ -17,6 +17,7 @@ from landscape.instruction_vectors.vector import Statistics
 from landscape.objective.scope import Run
 from landscape.results import digest_of, results_folder, write_csv
 from landscape.sharpness import SHARPNESS_METRICS
+from landscape.study.basins import basin_task
 from landscape.study.comparison import Comparison, open_comparison
 from landscape.study.halves import disjoint_halves
 from landscape.study.instruction_vectors import change_task, load_all_tasks
@@ -226,8 +227,9 @@ def _columns(
         for name, (metric, options) in chosen.items():
             if metric == "instruction_vector":  # It is of tasks of its own, not of the loss on either data set.
                 continue
-            if metric == "surface":
-                task = random_surface_task(name, options, seed=seed, run=run)
+            make = {"surface": random_surface_task, "basin": basin_task}.get(metric)
+            if make is not None:
+                task = make(name, options, seed=seed, run=run)
             else:
                 task = sharpness_task(name, metric, options, seed=seed, run=run)
             columns.append(_Column(name, metric, options, data, halves[data][0], task))

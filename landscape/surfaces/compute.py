@@ -8,6 +8,7 @@ from torch import nn
 
 from landscape.checkpoints import Checkpoint
 from landscape.data.batches import Batch
+from landscape.heights.finding import AnyHeight
 from landscape.objective.scope import Run, Scope
 from landscape.surfaces.kind import Span
 from landscape.surfaces.kinds.given import GivenSurface
@@ -30,6 +31,7 @@ def compute_surface(
     span: Span = 1.0,
     normalize: str = "filter",
     seed: int = 0,
+    height: AnyHeight = "loss",
     scope: Scope = Scope(),
     run: Run = Run(progress=True),
 ) -> Surface:
@@ -49,6 +51,9 @@ def compute_surface(
             the directions; 1 moves every filter along a filter-normalized direction by its own norm.
         normalize: The scale of random directions, see `random_directions`.
         seed: The seed of random directions.
+        height: What is measured at each point beside the loss: "accuracy", "choice", "kl", the name of a task of
+            lm-evaluation-harness, a function `(model, data) -> value, weight`, or several of these in one pass over the
+            points. They are in `.heights`, with standard errors over examples.
         scope: `loss_fn` has a use here, and for random directions `parameters` and `include_1d`.
         run: `journal`, `autocast` and `offload_base` have a use here. With `offload_base` the device holds the weights
             once, where it else holds two copies and the directions (in float32 or wider).
@@ -83,7 +88,7 @@ def compute_surface(
         kind = RandomSurface(dim=dim, points=points, span=span, normalize=normalize, seed=seed)
     else:
         kind = GivenSurface(dim=len(directions), points=points, span=span, directions=directions)
-    return measure_surface(kind, [model], data, scope=scope, run=run)
+    return measure_surface(kind, [model], data, height=height, scope=scope, run=run)
 
 
 def compute_interpolation(
@@ -93,6 +98,7 @@ def compute_interpolation(
     *,
     points: int = 25,
     span: tuple[float, float] = (-0.5, 1.5),
+    height: AnyHeight = "loss",
     scope: Scope = Scope(),
     run: Run = Run(progress=True),
 ) -> Surface:
@@ -107,6 +113,7 @@ def compute_interpolation(
         data: Batches, on all of which every loss is taken.
         points: Grid points; 0 and 1 join the grid where it misses them and `span` holds them.
         span: (low, high) of t. The default shows the surroundings of both ends.
+        height: As for `compute_surface`.
         scope: `loss_fn` has a use here.
         run: `journal` and `autocast` have a use here.
 
@@ -133,7 +140,9 @@ def compute_interpolation(
         >>> compute_interpolation(*models, data, points=3, span=(0, 1), scope=scope, run=Run()).loss
         array([1., 4., 9.])
     """
-    return measure_surface(LineSurface(points=points, span=span), [model_a, model_b], data, scope=scope, run=run)
+    return measure_surface(
+        LineSurface(points=points, span=span), [model_a, model_b], data, height=height, scope=scope, run=run
+    )
 
 
 def compute_plane(
@@ -142,6 +151,7 @@ def compute_plane(
     *,
     points: int | Sequence[int] = 25,
     margin: float = 0.25,
+    height: AnyHeight = "loss",
     scope: Scope = Scope(),
     run: Run = Run(progress=True),
 ) -> Surface:
@@ -154,6 +164,7 @@ def compute_plane(
         data: Batches, on all of which every loss is taken.
         points: Grid points, as one number for each axis or one for both.
         margin: The border around the three models, as a fraction of their extent along each axis.
+        height: As for `compute_surface`.
         scope: `loss_fn` has a use here.
         run: `journal` and `autocast` have a use here.
 
@@ -184,7 +195,9 @@ def compute_plane(
         >>> surface.loss[-1, -1]  # at (3, 4)
         np.float64(49.0)
     """
-    return measure_surface(PlaneSurface(points=points, margin=margin), models, data, scope=scope, run=run)
+    return measure_surface(
+        PlaneSurface(points=points, margin=margin), models, data, height=height, scope=scope, run=run
+    )
 
 
 def compute_trajectory(
@@ -193,6 +206,7 @@ def compute_trajectory(
     *,
     points: int | Sequence[int] = 25,
     margin: float = 0.25,
+    height: AnyHeight = "loss",
     scope: Scope = Scope(),
     run: Run = Run(progress=True),
 ) -> Surface:
@@ -207,6 +221,7 @@ def compute_trajectory(
         data: Batches, on all of which every loss is taken.
         points: Grid points, as one number for each axis or one for both.
         margin: The border around the path, as a fraction of its extent along each axis.
+        height: As for `compute_surface`.
         scope: `loss_fn` has a use here.
         run: `journal` and `autocast` have a use here.
 
@@ -240,4 +255,6 @@ def compute_trajectory(
         >>> round(sum(surface.path.explained), 9)
         1.0
     """
-    return measure_surface(TrajectorySurface(points=points, margin=margin), checkpoints, data, scope=scope, run=run)
+    return measure_surface(
+        TrajectorySurface(points=points, margin=margin), checkpoints, data, height=height, scope=scope, run=run
+    )

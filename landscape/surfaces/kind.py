@@ -277,7 +277,7 @@ class AlongDirections(SurfaceKind):
         InputError: There are neither 1 nor 2 directions, or the points or the span make no sense.
     """
 
-    dims = (1, 2)
+    dims: ClassVar[tuple[int, ...]] = (1, 2)
     scope_options: ClassVar[tuple[str, ...]] = ("parameters", "loss_fn", "include_1d")
     run_options: ClassVar[tuple[str, ...]] = ("journal", "autocast", "offload_base")
 

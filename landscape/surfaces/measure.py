@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Any
 
+import numpy as np
 from torch import nn
 
 from landscape.checkpoints import Checkpoint
 from landscape.data.batches import Batch
 from landscape.errors import InputError
+from landscape.heights.finding import AnyHeight, find_heights
+from landscape.heights.height import Height
 from landscape.objective.given import batches_of
 from landscape.objective.identity import journal_of, provenance_of
 from landscape.objective.loss_functions import loss_name
@@ -19,8 +24,8 @@ from landscape.results import Journal
 from landscape.surfaces.kind import SurfaceKind
 from landscape.surfaces.points.geometry import Member
 from landscape.surfaces.points.span import axes_to_rise
-from landscape.surfaces.points.sweep import sweeping
-from landscape.surfaces.result import Marker, Surface
+from landscape.surfaces.points.sweep import Sweep, sweeping
+from landscape.surfaces.result import HeightGrid, Marker, Surface
 
 
 def measure_surface(
@@ -28,6 +33,7 @@ def measure_surface(
     models: Sequence[nn.Module | Checkpoint],
     data: Iterable[Batch],
     *,
+    height: AnyHeight = "loss",
     scope: Scope = Scope(),
     run: Run = Run(progress=True),
 ) -> Surface:
@@ -40,6 +46,7 @@ def measure_surface(
         kind: The kind and its settings, such as `SURFACE_KINDS["plane"](points=11)`.
         models: The models or checkpoints that the surface is of, as many as the kind takes.
         data: Batches, on which every loss is taken.
+        height: What is measured at each point beside the loss, as `compute_surface` takes it.
         scope: What is measured. `loss_fn` has a use for all kinds, the other options for some.
         run: How it is run. `journal` and `autocast` have a use for all kinds, the other options for some.
 
@@ -72,13 +79,16 @@ def measure_surface(
     geometry = kind.geometry(members, data, scope, run)
     origin = members[kind.origin]
     loss = loss_name(scope.loss_fn)
-    settings = {
+    heights = find_heights(height, data)
+    settings: dict[str, Any] = {
         **kind.settings(),
         "kind": geometry.kind,
         **geometry.settings,
         "loss": loss,
         "autocast": run.autocast,
     }
+    if heights:
+        settings["heights"] = [height.identity() for height in heights]
     named = [members[index].description for index in kind.named_checkpoints(len(members))]
     described = named[0] if len(named) == 1 else dict(zip(string.ascii_lowercase, named, strict=False))
 
@@ -94,12 +104,15 @@ def measure_surface(
         loss_fn=scope.loss_fn,
         run=run,
         open_journal=None if run.journal is None else open_journal,
+        heights=heights,
+        model=models[kind.origin],
     ) as sweep:
         axes = geometry.axes or axes_to_rise(sweep, kind.counts)
         losses = sweep.over(axes, geometry.title, run.progress)
         markers = tuple(Marker(name, place, sweep.loss_at(place)) for name, place in geometry.markers)
         center = sweep.loss_at((0.0,) * len(axes))
         lowered = sweep.autocast(center)
+        grids = tuple(_grid_of(height, sweep, axes, [marker.coordinates for marker in markers]) for height in heights)
     return Surface(
         name=geometry.name,
         data=str(getattr(data, "source", "data")),
@@ -117,4 +130,25 @@ def measure_surface(
         weight=sweep.weight,
         provenance=provenance_of(sweep.objective, settings, geometry.seed, described, sweep.seconds),
         path=geometry.path,
+        heights=grids,
+    )
+
+
+def _grid_of(
+    height: Height, sweep: Sweep, axes: Sequence[np.ndarray], markers: Sequence[tuple[float, ...]]
+) -> HeightGrid:
+    """Collect a height from a sweep that has been over the grid."""
+    shape = tuple(len(axis) for axis in axes)
+    readings = [sweep.reading_at(place, height.name) for place in product(*axes)]
+    center = sweep.reading_at((0.0,) * len(axes), height.name)
+    return HeightGrid(
+        name=height.name,
+        unit=height.unit,
+        higher_is_better=height.higher_is_better,
+        values=np.array([reading.value for reading in readings]).reshape(shape),
+        stderr=np.array([reading.stderr for reading in readings]).reshape(shape),
+        center=center.value,
+        center_stderr=center.stderr,
+        markers=tuple(sweep.reading_at(place, height.name).value for place in markers),
+        weight=center.weight,
     )

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from landscape.errors import InputError
 from landscape.results import Provenance, Result
 from landscape.surfaces.kind import SurfaceKind
 from landscape.surfaces.kinds import SURFACE_KINDS
@@ -23,6 +24,33 @@ class Marker:
     name: str
     coordinates: tuple[float, ...]
     loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class HeightGrid:
+    """Another outcome than the loss at the points of a surface, such as an accuracy.
+
+    Attributes:
+        name: The name of the height.
+        unit: What its values are in.
+        higher_is_better: Whether a model gets better as the value rises.
+        values: One for each grid point, shaped as `Surface.loss`; NaN and infinities as computed.
+        stderr: The standard error of each over the examples; NaN where it is not known.
+        center: The value of the unperturbed model.
+        center_stderr: Its standard error.
+        markers: The value at each of the surface's markers.
+        weight: Number of terms (questions, tokens) behind each value.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    values: np.ndarray
+    stderr: np.ndarray
+    center: float
+    center_stderr: float
+    markers: tuple[float, ...]
+    weight: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +106,7 @@ class Surface(Result):
     provenance: Provenance
     path: PathFit | None = None  # of a trajectory
     autocast: Autocast | None = None  # where forward passes ran in a lower precision than the weights
+    heights: tuple[HeightGrid, ...] = ()  # other outcomes at the same points
 
     @property
     def kind_type(self) -> type[SurfaceKind]:
@@ -88,6 +117,18 @@ class Surface(Result):
     def coordinates(self) -> np.ndarray:
         """Array of shape `loss.shape + (dim,)`: the coordinates of every grid point."""
         return np.stack(np.meshgrid(*self.axes, indexing="ij"), axis=-1)
+
+    def height(self, name: str) -> HeightGrid:
+        """Another outcome at the same points, by its name.
+
+        Raises:
+            InputError: The surface was measured without it.
+        """
+        for grid in self.heights:
+            if grid.name == name:
+                return grid
+        known = ", ".join(grid.name for grid in self.heights) or "only the loss"
+        raise InputError(f"the surface of {self.name} has no height {name!r}; it has {known}.")
 
     @property
     def nonfinite(self) -> int:
@@ -132,6 +173,12 @@ class Surface(Result):
             ("loss", seen),
             *((m.name, f"{m.loss:.6f} at {', '.join(f'{c:.4g}' for c in m.coordinates)}") for m in self.markers),
         ]
+        for grid in self.heights:
+            finite = grid.values[np.isfinite(grid.values)]
+            seen = f"{finite.min():.4f} to {finite.max():.4f}" if finite.size else "nowhere finite"
+            error = "" if np.isnan(grid.center_stderr) else f" ± {grid.center_stderr:.4f}"
+            of = f"{grid.unit}, " if grid.unit else ""
+            rows.append((grid.name, f"{grid.center:.4f}{error} at centre, {seen} ({of}{grid.weight:.0f} terms)"))
         if self.autocast:
             rows.append(
                 ("autocast", f"{self.autocast.dtype}, which moves the loss at centre by {self.autocast.deviation:+.1e}")

@@ -127,7 +127,7 @@ def test_a_saved_surface_of_a_kind_that_is_not_there_is_one_along_given_directio
 
 
 def test_every_file_of_the_folder_is_found():
-    assert set(SURFACE_KINDS) >= {"random", "interpolate", "plane", "eigen", "trajectory"}
+    assert set(SURFACE_KINDS) >= {"random", "interpolate", "plane", "eigen", "trajectory", "worst_case"}
     for name, kind in SURFACE_KINDS.items():
         assert kind.name == name
         assert kind.help.endswith(".")

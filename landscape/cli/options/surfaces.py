@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from landscape.cli.options.declaring import SURFACE, at_least, choice, flag, value
+from landscape.heights.options import HEIGHT_NAMES
 from landscape.surfaces.kinds import SURFACE_KINDS
 
 if TYPE_CHECKING:
@@ -75,6 +76,17 @@ Draws = Annotated[
         "Number of draws of random directions, with the seeds from --seed on. The picture shows the first; the table "
         "says how far the numbers of one draw are from the mean of all, and compares the checkpoints draw by draw.",
         callback=at_least(1, 1000),
+    ),
+]
+Height = Annotated[
+    str,
+    value(
+        SURFACE,
+        "--height",
+        "NAME[,NAME...]",
+        "The outcome that is measured. Surfaces have the loss, and beside it as many others as are named. "
+        + " ".join(f"{name} is {meaning}." for name, meaning in HEIGHT_NAMES.items())
+        + " Any other name is a task of lm-evaluation-harness that needs no generation.",
     ),
 ]
 Log = Annotated[bool, flag(SURFACE, "--log", "Draw the loss on a logarithmic scale.")]

@@ -50,7 +50,8 @@ def surface_section(arrangement: Arrangement, caption: str, title: str = "") -> 
             for data in arrangement.data
             for index, surface in enumerate(arrangement.of_data(data))
         ]
-    header = ["checkpoint", "data", f"loss at {center_name(surfaces[0])}", ""]
+    what = "" if any(surface.heights for surface in surfaces) else "loss "
+    header = ["checkpoint", "data", f"{what}at {center_name(surfaces[0])}", ""]
     return Section(title, plots, caption, [Table(header, [_row(surface) for surface in surfaces])])
 
 
@@ -129,6 +130,7 @@ def _surface_traces(surface: Surface, scale: LossScale) -> list[Any]:
         corner = {"x": [x[0]], "y": [y[0]], "z": scale.losses([scale.low])}
         return [go.Scatter3d(mode="markers", marker={"opacity": 0}, hoverinfo="skip", **corner)]
     first, second = (plotly_text(label) for label in surface.axis_labels)
+    shown = plotly_text(scale.shown)
     traces: list[Any] = [
         go.Surface(
             x=x,
@@ -137,7 +139,7 @@ def _surface_traces(surface: Surface, scale: LossScale) -> list[Any]:
             surfacecolor=heights.T,
             coloraxis="coloraxis",
             connectgaps=False,
-            hovertemplate=f"{first}: %{{x:.3g}}<br>{second}: %{{y:.3g}}<br>loss: %{{z:.4f}}<extra></extra>",
+            hovertemplate=f"{first}: %{{x:.3g}}<br>{second}: %{{y:.3g}}<br>{shown}: %{{z:.4f}}<extra></extra>",
             contours={"z": {"show": True, "color": "#777", "project": {"z": True}, "width": 1}},
             lighting={"ambient": 0.75, "diffuse": 0.45, "specular": 0.03, "roughness": 0.9},
         )
@@ -155,7 +157,7 @@ def _surface_traces(surface: Surface, scale: LossScale) -> list[Any]:
                 mode="lines+markers" if surface.kind_type.markers_are_path else "markers",
                 line={"color": "black", "width": 4},
                 marker={"size": 4, "color": "white", "line": {"color": "black", "width": 2}},
-                text=[f"{plotly_text(n)}<br>loss {loss:.4f}" for n, loss in zip(names, losses, strict=True)],
+                text=[f"{plotly_text(n)}<br>{shown} {loss:.4f}" for n, loss in zip(names, losses, strict=True)],
                 hovertemplate="%{text}<extra></extra>",
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,11 +13,13 @@ from landscape.plotting.interactive_style import DASHES, LINE_AXIS, ROW, add_hea
 from landscape.plotting.surfaces.shared import (
     Arrangement,
     LossScale,
+    band_of,
     differ_in_eigenvectors,
     loss_scale,
     marked_places,
     notes,
     shared_label,
+    shown_name,
 )
 
 if TYPE_CHECKING:
@@ -95,12 +97,12 @@ def _line_traces(surface: Surface, order: int, panel: str, scale: LossScale, leg
     losses = np.where(np.isfinite(surface.loss), surface.loss, np.nan)
     spots = [(m.coordinates[0], m.loss) for m in surface.markers] or [(0.0, surface.center)]
     spots = [spot for spot in spots if np.isfinite(scale.heights(spot[1]))]
-    where = plotly_text(surface.axis_labels[0])
+    where, shown = plotly_text(surface.axis_labels[0]), plotly_text(shown_name(surface))
     common = {
         "xaxis": f"x{panel}",
         "yaxis": f"y{panel}",
         "legendgroup": str(order),
-        "hovertemplate": f"{name}<br>{where}: %{{x:.3g}}<br>loss: %{{y:.4f}}<extra></extra>",
+        "hovertemplate": f"{name}<br>{where}: %{{x:.3g}}<br>{shown}: %{{y:.4f}}<extra></extra>",
     }
     color = COLORS[order % len(COLORS)]
     line = {"color": color, "dash": DASHES[order % len(DASHES)], "width": 2.5}
@@ -108,8 +110,21 @@ def _line_traces(surface: Surface, order: int, panel: str, scale: LossScale, leg
     x, y = [spot[0] for spot in spots], [spot[1] for spot in spots]
     listing = {"name": legend, "showlegend": legend is not None}
     return [
+        *_band_traces(surface, color, common),
         go.Scatter(x=surface.axes[0], y=losses, mode="lines", line=line, **listing, **common),
         go.Scatter(x=x, y=y, mode="markers", marker=points, showlegend=False, **common),
+    ]
+
+
+def _band_traces(surface: Surface, color: str, common: dict[str, Any]) -> list:
+    """The edges of a band of one standard error, with what lies between them filled."""
+    if (band := band_of(surface)) is None:
+        return []
+    edge = common | {"mode": "lines", "line": {"color": color, "width": 0}, "showlegend": False, "hoverinfo": "skip"}
+    low, high = band
+    return [
+        go.Scatter(x=surface.axes[0], y=low, **edge),
+        go.Scatter(x=surface.axes[0], y=high, fill="tonexty", opacity=0.3, **edge),
     ]
 
 

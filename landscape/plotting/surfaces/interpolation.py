@@ -63,6 +63,8 @@ def finer_grid(
 
 def finer_surface(surface: Surface, scale: LossScale) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """`finer_grid` of a plane on a loss scale, with half the smallest step between contours as the tolerance."""
+    if surface.heights:  # shares of a few answers are steps, which a smooth interpolation would not show
+        return None
     return finer_grid(surface.axes, scale.heights(surface.loss), float(np.diff(scale.levels).min()) / 2)
 
 

@@ -30,6 +30,7 @@ from landscape.plotting.surfaces.shared import (
     Arrangement,
     LossScale,
     aspect,
+    band_of,
     center_text,
     differ_in_eigenvectors,
     marked_places,
@@ -141,7 +142,7 @@ def _draw_view(axes: Axes3D, surface: Surface, scale: LossScale, norm: Normalize
     axes.zaxis.set_rotate_label(False)
     positions, texts = scale.ticks(5)
     wide = max((text_width(text, 6) for text in texts), default=0.0) - text_width("0.00", 6)
-    axes.set_zlabel("loss", fontsize=7, labelpad=-9 + 72 * max(0.0, wide), rotation=90)
+    axes.set_zlabel(scale.shown, fontsize=7, labelpad=-9 + 72 * max(0.0, wide), rotation=90)
     set_ticks(axes.zaxis, positions, texts)
     axes.tick_params(labelsize=6, pad=-3.5)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
@@ -263,6 +264,8 @@ def _draw_line(axes: Axes, surface: Surface, index: int, log: bool) -> Any:
     color, line = COLORS[index % len(COLORS)], LINES[index % len(LINES)]
     losses = np.where(np.isfinite(surface.loss), surface.loss, np.nan)
     (handle,) = axes.plot(surface.axes[0], losses, color=color, linestyle=line)
+    if (band := band_of(surface)) is not None:
+        axes.fill_between(surface.axes[0], *band, color=color, alpha=0.18, linewidth=0)
     spots = [(marker.coordinates[0], marker.loss) for marker in surface.markers] or [(0.0, surface.center)]
     for x, loss in spots:
         if np.isfinite(loss) and (loss > 0 or not log):

@@ -27,7 +27,7 @@ from landscape.plotting.ticks import linear_ticks, log_ticks
 from landscape.surfaces.options import MOST_LEVELS
 
 if TYPE_CHECKING:  # a picture needs no more of a result than its fields, so importing this stays cheap
-    from landscape.surfaces.result import Surface
+    from landscape.surfaces.result import HeightGrid, Surface
 
 
 # --- names and order ----------------------------------------------------------------------------------------
@@ -68,8 +68,62 @@ class Arrangement(Places["Surface"]):
     log: bool
 
 
+def with_heights(surfaces: Sequence[Surface]) -> list[Surface]:
+    """The panels of `surfaces`: the loss of each, and for each of its heights a panel with the height in its place.
+
+    A panel of the loss has no heights, and one of a height has that alone; its data are called "data: height".
+
+    Raises:
+        InputError: If two surfaces have different heights.
+    """
+    panels = [dataclasses.replace(surface, heights=()) for surface in surfaces]
+    names = [[grid.name for grid in surface.heights] for surface in surfaces]
+    if any(own != names[0] for own in names):
+        raise InputError(f"the surfaces have different heights: {' against '.join(map(str, names[:2]))}.")
+    if not names[0]:
+        return panels
+    for surface in surfaces:
+        for grid in surface.heights:
+            at = zip(surface.markers, grid.markers, strict=True)
+            panels.append(
+                dataclasses.replace(
+                    surface,
+                    data=f"{surface.data}: {grid.name}",
+                    loss=grid.values,
+                    center=grid.center,
+                    markers=tuple(dataclasses.replace(marker, loss=value) for marker, value in at),
+                    weight=grid.weight,
+                    heights=(grid,),
+                )
+            )
+    order = list(dict.fromkeys(surface.data for surface in surfaces))
+    return sorted(panels, key=lambda panel: next(i for i, d in enumerate(order) if panel.data in _data_names(d, names)))
+
+
+def _data_names(data: str, names: Sequence[Sequence[str]]) -> list[str]:
+    """What the panels of one data set are called."""
+    return [data, *(f"{data}: {name}" for name in names[0])]
+
+
+def shown_name(panel: Surface) -> str:
+    """What a panel shows: the loss or a height."""
+    return panel.heights[0].name if panel.heights else "loss"
+
+
+def band_of(panel: Surface) -> tuple[np.ndarray, np.ndarray] | None:
+    """A standard error to either side of a line; None where the panel has none."""
+    if not panel.heights or not np.isfinite(panel.heights[0].stderr).any():
+        return None
+    return panel.loss - panel.heights[0].stderr, panel.loss + panel.heights[0].stderr
+
+
+def _drawn_band(panel: Surface) -> tuple[np.ndarray, np.ndarray] | None:
+    """The band where a picture has one: of lines, not of planes."""
+    return band_of(panel) if panel.loss.ndim == 1 else None
+
+
 def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
-    """Check that `surfaces` fit in one figure, and find the place of each.
+    """Check that `surfaces` fit in one figure, and find the place of each, and of each of their heights.
 
     Raises:
         InputError: If there are no surfaces, if they are not comparable, if two have the same name and data, if they
@@ -82,7 +136,9 @@ def arrange(surfaces: Sequence[Surface], log: bool = False) -> Arrangement:
         raise InputError(f"{label_of(surfaces[0])} has {dim} dimensions; only one or two can be drawn.")
     if min(len(axis) for axis in surfaces[0].axes) < 2:
         raise InputError(f"{label_of(surfaces[0])} has an axis of one point; a picture needs at least two.")
-    places = places_of(surfaces, "surfaces")
+    if log and any(surface.heights for surface in surfaces):
+        raise InputError(f"{as_typed('log')} is of losses; it does not go with {as_typed('height')}.")
+    places = places_of(with_heights(surfaces), "surfaces")
     for surface in surfaces:
         if log and len(finite := finite_losses([surface])) and finite.min() <= 0:
             raise InputError(
@@ -135,7 +191,8 @@ def _extent(surface: Surface) -> str:
 
 def finite_losses(surfaces: Iterable[Surface]) -> np.ndarray:
     """All finite losses of `surfaces`, flat."""
-    losses = [surface.loss[np.isfinite(surface.loss)] for surface in surfaces]
+    drawn = [part for surface in surfaces for part in (surface.loss, *(_drawn_band(surface) or ()))]
+    losses = [part[np.isfinite(part)] for part in drawn]
     return np.concatenate(losses) if losses else np.empty(0)
 
 
@@ -149,11 +206,12 @@ class LossScale:
     chosen: bool  # whether a person chose the levels
     log: bool
     empty: bool  # there is no finite loss to draw
+    shown: str = "loss"  # or the height that is drawn in its place
 
     @property
     def name(self) -> str:
         """The label of an axis with this scale."""
-        return "loss (log scale)" if self.log else "loss"
+        return f"{self.shown} (log scale)" if self.log else self.shown
 
     def heights(self, loss: np.ndarray | float) -> np.ndarray:
         """Heights at which to draw `loss`: the loss itself or its log10, and NaN where that is not finite."""
@@ -219,7 +277,7 @@ def loss_scale(surfaces: Sequence[Surface], log: bool, levels: int | Sequence[fl
             if heights[0] <= 0:
                 raise InputError(f"{as_typed('levels', levels)} do not fit a logarithmic scale; give losses above 0.")
             heights = np.log10(heights)
-    return LossScale(low, high, heights, not isinstance(levels, int), log, empty)
+    return LossScale(low, high, heights, not isinstance(levels, int), log, empty, shown_name(surfaces[0]))
 
 
 # --- words --------------------------------------------------------------------------------------------------
@@ -234,7 +292,9 @@ def center_text(surface: Surface) -> str:
     """The loss of the unperturbed model, in words."""
     place = center_name(surface)
     value = f"{surface.center:.3f}" if math.isfinite(surface.center) else "not finite"
-    return with_minus_sign(f"loss at {place} {value}")
+    error = surface.heights[0].center_stderr if surface.heights else math.nan
+    value += f" ± {error:.3f}" if math.isfinite(error) and error > 0 else ""
+    return with_minus_sign(f"{shown_name(surface)} at {place} {value}")
 
 
 def notes(surface: Surface) -> list[str]:
@@ -266,12 +326,15 @@ def caption_for(surfaces: Sequence[Surface], *, log: bool = False) -> str:
         InputError: If the surfaces cannot be drawn in one figure.
     """
     arrangement = arrange(surfaces, log)
-    dim, shown = arrangement.dim, list(arrangement.cells.values())
+    panels = list(arrangement.cells.values())
+    dim, shown = arrangement.dim, [panel for panel in panels if not panel.heights]
     first = shown[0]
-    data = listing([f"{clean(d)} ({amount(arrangement.of_data(d)[0])})" for d in arrangement.data])
+    data = listing([f"{clean(d)} ({amount(s)})" for d, s in {s.data: s for s in shown}.items()])
     several = len(arrangement.names) > 1
     unit = " (nats per supervised token)" if all(of_tokens(surface) for surface in shown) else ""
     sentences = [f"Loss{unit} on {data}, {_region(first)}"]
+    if beside := {panel.heights[0].name: panel.heights[0] for panel in panels if panel.heights}:
+        sentences.append(_heights(list(beside.values()), dim))
     if first.kind_type.own_directions:
         sentences.append(_eigenvectors(arrangement))
     if first.path:
@@ -312,6 +375,18 @@ def _region(surface: Surface) -> str:
     kind, grid = surface.kind_type, f"{_grid(surface)}, {_extent(surface)}"
     details = [part for part in (", ".join(draw), grid, kind.axis_note) if part]
     return f"{kind.region(len(surface.axes))} ({'; '.join(details)})"
+
+
+def _heights(grids: Sequence[HeightGrid], dim: int) -> str:
+    """What the panels beside the loss show, and how sure it is."""
+    named = [f"{clean(grid.name)} ({clean(grid.unit)})" if grid.unit else clean(grid.name) for grid in grids]
+    known = [grid for grid in grids if np.isfinite(grid.stderr).any()]
+    if dim == 1:
+        errors = "; bands are one standard error over examples to either side" if known else ""
+    else:
+        most = [f"{clean(grid.name)} {number(float(np.nanmax(grid.stderr)))}" for grid in known]
+        errors = f"; standard errors over examples are at most: {listing(most)}" if known else ""
+    return f"At the same points: {listing(named)}{errors}"
 
 
 def _path(surface: Surface) -> str:

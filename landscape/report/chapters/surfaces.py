@@ -23,6 +23,7 @@ _KINDS = {
     "plane": "on the plane through checkpoints",
     "eigen": "along eigenvectors",
     "trajectory": "along a training run",
+    "worst_case": "along the worst-case direction",
 }
 _METRIC = "surface_curvature"
 
@@ -46,7 +47,9 @@ def _comparable(found: Sequence[Found[Surface]]) -> list[list[Found[Surface]]]:
     for one in found:
         surface = one.content
         conventions = {name: value for name, value in surface.conventions.items() if name != "draws"}
-        key = digest_of([surface.kind, surface.normalize, list(surface.axes), conventions])
+        key = digest_of(
+            [surface.kind, surface.normalize, list(surface.axes), conventions, [h.name for h in surface.heights]]
+        )
         groups.setdefault(key, []).append(one)
     return list(groups.values())
 
@@ -57,13 +60,13 @@ def _add(whole: Part, title: str, found: Sequence[Found[Surface]]) -> None:
     surfaces = sorted((one.content for one in found), key=lambda s: (names.index(s.name), s.seed or 0))
     seeds = sorted({surface.seed for surface in surfaces if surface.seed is not None})
     drawn = [surface for surface in surfaces if not seeds or surface.seed == seeds[0]]
-    arrangement = arrange(drawn)
+    arrangement, data_sets = arrange(drawn), list(dict.fromkeys(surface.data for surface in drawn))
     section = surface_section(arrangement, caption_for(drawn), title)
     plots, tables = list(section.plots), list(section.tables)
     if len(seeds) > 1 and drawn[0].kind_type.is_random:
         if arrangement.dim == 1:
-            plots += [_profile(surfaces, data) for data in arrangement.data]
-        for data in arrangement.data:
+            plots += [_profile(surfaces, data) for data in data_sets]
+        for data in data_sets:
             table, sentences = _over_draws([surface for surface in surfaces if surface.data == data])
             tables.append(table)
             whole.sentences += sentences

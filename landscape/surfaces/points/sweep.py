@@ -11,10 +11,14 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from torch import nn
 from tqdm.auto import tqdm
 
+from landscape.checkpoints import Checkpoint
 from landscape.data.batches import Batch
 from landscape.errors import MeasurementWarning, as_typed
+from landscape.heights.height import Height, Reading
+from landscape.heights.reading import HeightReader
 from landscape.objective.loss_functions import LossFunction
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run
@@ -39,7 +43,7 @@ class Autocast:
 
 
 class Sweep:
-    """Losses by coordinates, each evaluated once; what a journal already knows is not evaluated again.
+    """Losses and heights by coordinates, each point evaluated once; what a journal knows is not evaluated again.
 
     Inside `distributed.shared_work` each process evaluates other points, on all of the data, so that the loss of a
     point has the same bits whichever process evaluated it. The processes meet after every point, so that the journal of
@@ -52,8 +56,10 @@ class Sweep:
         trip: Excursion,
         place: Callable[[Sequence[float]], Place],
         journal: Journal | None,
+        reader: HeightReader | None = None,
     ):
         self.objective = objective
+        self._reader = reader
         self._trip, self._place, self._journal = trip, place, journal
         self._done: dict[str, Any] = journal.done if journal else {}
         self._started = time.perf_counter()
@@ -72,14 +78,14 @@ class Sweep:
             places: Coordinates of each point.
             progress: Called with the number of points that have become known since the last call.
         """
-        keys = [",".join(repr(float(c)) for c in coordinates) for coordinates in places]
+        keys = [_key(coordinates) for coordinates in places]
         missing = {key: place for key, place in zip(keys, places, strict=True) if key not in self._done}
         progress(len(places) - len(missing))
         processes = distributed.share().size
         for start in range(0, len(missing), processes):
             round_of = list(missing)[start : start + processes]
 
-            def measure(share: Share, keys: Sequence[str] = round_of) -> list[float]:
+            def measure(share: Share, keys: Sequence[str] = round_of) -> list[Any]:
                 return self._measure(missing[keys[share.rank]]) if share.rank < len(keys) else []
 
             for key, record in zip(round_of, distributed.gathered(measure), strict=False):
@@ -87,17 +93,30 @@ class Sweep:
             progress(len(round_of))
         losses = []
         for key, coordinates in zip(keys, places, strict=True):
-            loss, self.weight, norm_ratio, cosine = (float(value) for value in self._done[key])
+            loss, self.weight, norm_ratio, cosine = (float(value) for value in self._done[key][:4])
             self.fidelity = self.fidelity.worse(Fidelity(norm_ratio, cosine))
             self.moved = self.moved or (norm_ratio != 0 and any(coordinates))
             losses.append(loss)
         return losses
 
-    def _measure(self, coordinates: Sequence[float]) -> list[float]:
+    def _measure(self, coordinates: Sequence[float]) -> list[Any]:
         base_coefficient, terms = self._place(coordinates)
         fidelity = self._trip.move(terms, base_coefficient)
-        loss = self.objective.loss()
-        return [loss.mean, loss.weight, fidelity.norm_ratio, fidelity.cosine]
+        if self._reader is None:
+            loss = self.objective.loss()
+            return [loss.mean, loss.weight, fidelity.norm_ratio, fidelity.cosine]
+        loss, readings = self._reader.read()
+        heights = {name: list(reading) for name, reading in readings.items()}
+        return [loss.mean, loss.weight, fidelity.norm_ratio, fidelity.cosine, heights]
+
+    def restore(self) -> None:
+        """Put the model back to the centre."""
+        self._trip.restore()
+
+    def reading_at(self, coordinates: Sequence[float], height: str) -> Reading:
+        """The reading of a height at the point with these coordinates."""
+        self.losses([coordinates])
+        return Reading(*(float(number) for number in self._done[_key(coordinates)][4][height]))
 
     def over(self, axes: Sequence[np.ndarray], title: str, progress: bool) -> np.ndarray:
         """Losses over the grid of `axes`: shape tuple(len(axis) for axis in axes), 'ij' order."""
@@ -129,7 +148,7 @@ class Sweep:
             self._keep(key, [exact.mean, exact.weight, 1.0, 1.0])
         return Autocast(dtype, center - float(self._done[key][0]))
 
-    def _keep(self, key: str, record: list[float]) -> None:
+    def _keep(self, key: str, record: list[Any]) -> None:
         if self._journal:
             self._journal.append(key, record)
         else:
@@ -160,6 +179,11 @@ class Sweep:
         return time.perf_counter() - self._started
 
 
+def _key(coordinates: Sequence[float]) -> str:
+    """What a journal calls the point with these coordinates."""
+    return ",".join(repr(float(coordinate)) for coordinate in coordinates)
+
+
 @contextlib.contextmanager
 def sweeping(
     parameters: Parameters,
@@ -169,6 +193,8 @@ def sweeping(
     loss_fn: LossFunction | None,
     run: Run,
     open_journal: Callable[[Objective], Journal] | None = None,
+    heights: Sequence[Height] = (),
+    model: nn.Module | Checkpoint | None = None,
 ) -> Iterator[Sweep]:
     """A `Sweep` of a model in evaluation mode; on leaving, the model is bit for bit what it was.
 
@@ -179,10 +205,13 @@ def sweeping(
         loss_fn: As in `Scope`.
         run: `autocast` and `offload_base` of it are used.
         open_journal: Opens the journal of finished points.
+        heights: What is read at each point beside the loss.
+        model: The model with its tokenizer, for heights that need one; None takes the module of the parameters.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved(parameters.model))
         objective = Objective(parameters.model, data, loss_fn, run.autocast)
         journal = stack.enter_context(open_journal(objective)) if open_journal else None
+        reader = HeightReader(heights, model or parameters.model, objective) if heights else None
         trip = stack.enter_context(excursion(parameters, offload_base=run.offload_base))
-        yield Sweep(objective, trip, place, journal)
+        yield Sweep(objective, trip, place, journal, reader)
