@@ -673,7 +673,7 @@ def test_browser_draws_lines_with_names_and_marks(tmp_path):
 def test_a_font_that_is_not_there_is_not_complained_about(monkeypatch, caplog, tmp_path):
     """Each text would bring a warning on standard error, a hundred of them for a figure."""
     monkeypatch.setattr(paper_style, "FONTS", ("Nobody Has This", "DejaVu Sans"))
-    with paper_style.style():
+    with paper_style.STYLES["paper"].context():
         figure = paper_style.PaperFigure()
         figure.text(0.1, 0.1, "text")
         paper_style.text_width("text", 7)
