@@ -247,7 +247,7 @@ def _traces(results: dict[str, dict[Key, Any]]) -> list[str]:
 def _print_results(results: dict[str, dict[Key, Any]]) -> None:
     console = open_console()
     traces = _traces(results)
-    headings = ["checkpoint", "data", "top eigenvalues (residual)", "lowest", "lowest/highest"]
+    headings = ["checkpoint", "data", "top eigenvalues\n(residual)", "lowest", "lowest/highest"]
     headings += ["trace" if measure == "trace" else f"{measure.removeprefix('trace-')} trace" for measure in traces]
     headings += ["matvecs", "probes", "tokens", "seconds"]
     rows = []
@@ -268,7 +268,8 @@ def _print_results(results: dict[str, dict[Key, Any]]) -> None:
                 f"{seconds:.1f}",
             ]
         )
-    print_table(console, headings, rows, left=("data",), file="summary.json")
+    spare = ("seconds", "tokens", "probes", "matvecs", "lowest/highest")
+    print_table(console, headings, rows, left=("data",), spare=spare, file="summary.json")
     first: Eigenvalues = next(iter(results["eigenvalues"].values()))
     trace: TraceEstimate = next(iter(results["trace"].values()))
     matrix = "Hessian" if first.curvature == "hessian" else "Gauss-Newton matrix"
