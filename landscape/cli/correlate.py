@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.cli.checks import check_table
 from landscape.cli.options.data import Seed
-from landscape.cli.options.output import Color, Json, OutputFolder
+from landscape.cli.options.output import Color, Json, OutputFolder, Style
 from landscape.cli.options.statistics import (
     Confidence,
     Control,
@@ -30,10 +30,8 @@ SHOWN = (
     *("metric", "n", "n_groups", "estimate", "p", "q", "partial", "partial_p", "partial_q", "within", "granulated"),
     "note",
 )
-FILES = (
-    *("correlate.csv", "forest.png", "forest.pdf", "scatter.png", "scatter.pdf", "correlate.html"),
-    "summary.json",
-)
+DRAWN = [f"{name}.{suffix}" for name in ("forest", "scatter") for suffix in ("png", "pdf", "txt", "tex")]
+FILES = ("correlate.csv", *DRAWN, "correlate.html", "summary.json")
 
 
 def correlate(
@@ -50,6 +48,7 @@ def correlate(
     resamples: Resamples = 9999,
     color: Color = None,
     output: OutputFolder = Path("landscape-correlate"),
+    style: Style = "paper",
     json_output: Json = False,
 ) -> None:
     """Correlate flatness with forgetting over the checkpoints of a table.
@@ -94,7 +93,7 @@ def correlate(
     designed = "factors" in correlations.attrs or "levels" in correlations.attrs
     files = ("estimands.csv", *FILES) if designed else FILES
     with results_folder(output, settings, files):
-        write_correlation_figures(correlations, frame, output, color=color)
+        write_correlation_figures(correlations, frame, output, color=color, style=style)
         write_text(output / "correlate.csv", correlations.to_csv(index=False))
         if designed:
             estimands = estimand_table(correlations)

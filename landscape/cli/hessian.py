@@ -27,7 +27,7 @@ from landscape.cli.options.measurement import (
     Weighting,
 )
 from landscape.cli.options.model import Adapter, BasisDevice, Device, Dtype, Parameters, Trust
-from landscape.cli.options.output import Json, OutputFolder, Quiet
+from landscape.cli.options.output import Json, OutputFolder, Quiet, Style
 from landscape.cli.tables import (
     open_console,
     print_adapters,
@@ -75,6 +75,7 @@ def hessian(
     adapter: Adapter = "merge",
     trust_remote_code: Trust = False,
     output: OutputFolder = _OUTPUT,
+    style: Style = "paper",
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -168,13 +169,16 @@ def hessian(
         "trace": matrix | traces,
         "measures": [task.name for task in tasks],
     }
-    files = ["summary.json", *(["density.png", "density.pdf", "density.html"] if density else [])]
+    files = [
+        "summary.json",
+        *([f"density.{suffix}" for suffix in ("png", "pdf", "txt", "tex", "html")] if density else []),
+    ]
     with results_folder(output, settings, [*files, *file_names(comparison, tasks)]):
         results = run_tasks(comparison, output, tasks)
         if density:
             from landscape.plotting import write_density_figures
 
-            write_density_figures(list(results["density"].values()), output / "density")
+            write_density_figures(list(results["density"].values()), output / "density", style=style)
         summary = {"settings": settings, "rows": _summary_of_checks(results) if check else _summary(results)}
         write_json(output / "summary.json", summary)
     if json_output:
@@ -243,7 +247,7 @@ def _traces(results: dict[str, dict[Key, Any]]) -> list[str]:
 def _print_results(results: dict[str, dict[Key, Any]]) -> None:
     console = open_console()
     traces = _traces(results)
-    headings = ["checkpoint", "data", "top eigenvalues (residual)", "lowest", "lowest/highest"]
+    headings = ["checkpoint", "data", "top eigenvalues\n(residual)", "lowest", "lowest/highest"]
     headings += ["trace" if measure == "trace" else f"{measure.removeprefix('trace-')} trace" for measure in traces]
     headings += ["matvecs", "probes", "tokens", "seconds"]
     rows = []
@@ -264,7 +268,8 @@ def _print_results(results: dict[str, dict[Key, Any]]) -> None:
                 f"{seconds:.1f}",
             ]
         )
-    print_table(console, headings, rows, left=("data",), file="summary.json")
+    spare = ("seconds", "tokens", "probes", "matvecs", "lowest/highest")
+    print_table(console, headings, rows, left=("data",), spare=spare, file="summary.json")
     first: Eigenvalues = next(iter(results["eigenvalues"].values()))
     trace: TraceEstimate = next(iter(results["trace"].values()))
     matrix = "Hessian" if first.curvature == "hessian" else "Gauss-Newton matrix"

@@ -11,7 +11,7 @@ from landscape.cli.options.data import BatchTokens, Seed
 from landscape.cli.options.instruction_vectors import ComparedBase, Heads, InContextTasks, Layer, Prompts, Shots
 from landscape.cli.options.measurement import BootstrapResamples
 from landscape.cli.options.model import Device, Dtype, Trust
-from landscape.cli.options.output import Json, OutputFolder, Quiet
+from landscape.cli.options.output import Json, OutputFolder, Quiet, Style
 from landscape.cli.tables import (
     open_console,
     print_data,
@@ -43,6 +43,7 @@ def instruction_vectors(
     device: Device = "auto",
     trust_remote_code: Trust = False,
     output: OutputFolder = Path("landscape-instruction-vectors"),
+    style: Style = "paper",
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -97,7 +98,7 @@ def instruction_vectors(
         vectors: list[InstructionVector] = [found[cell] for cell in cells]
         changed = dict(run_cells(comparison, against))
         changes: list[InstructionVectorChange] = [changed[cell] for cell in against]
-        figures = write_instruction_vector_figures(vectors, output / "heads")
+        figures = write_instruction_vector_figures(vectors, output / "heads", style=style)
         summary = {
             "settings": settings,
             "vectors": [_without_arrays(vector) for vector in vectors],

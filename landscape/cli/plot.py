@@ -9,7 +9,7 @@ from landscape.cli.checks import check_device, check_inputs, check_tasks
 from landscape.cli.options.checkpoints import Checkpoints
 from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
 from landscape.cli.options.model import Adapter, Autocast, Device, DeviceMap, Dtype, OffloadBase, Trust
-from landscape.cli.options.output import Json, OutputFolder, Quiet
+from landscape.cli.options.output import Json, OutputFolder, Quiet, Style
 from landscape.cli.options.surfaces import Dim, Draws, Height, Kind, Levels, Log, Margin, Normalize, Points, Span
 from landscape.cli.tables import (
     open_console,
@@ -68,17 +68,18 @@ def plot(
     adapter: Adapter = "merge",
     trust_remote_code: Trust = False,
     output: OutputFolder = Path("landscape-plot"),
+    style: Style = "paper",
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw the loss surfaces of checkpoints side by side, on the same axes and colour scale.
 
     The command writes surface.png, surface.pdf, an interactive surface.html, and one file per surface that Python can
-    load again.
+    load again. The caption stands in surface.txt, and for LaTeX in surface.tex.
 
         landscape plot runs/adamw runs/sam --data old=alpaca.jsonl
         landscape plot base runs/adamw runs/sam --kind plane
-        landscape plot runs/adamw runs/sam --draws 8
+        landscape plot runs/adamw runs/sam --draws 8 --style talk
         landscape plot base runs/sam --kind interpolate --data quiz=questions.jsonl --height accuracy,choice
     """
     surface_kind = SURFACE_KINDS[kind].from_options(
@@ -121,13 +122,13 @@ def plot(
     settings = {"command": "plot", **comparison.settings(), **surface_kind.folder_settings()}
     settings |= ({"autocast": autocast} if autocast else {}) | {"seed": seed}
     settings |= {"heights": heights} if heights else {}
-    files = ("surface.png", "surface.pdf", "surface.html", "summary.json")
+    files = ("surface.png", "surface.pdf", "surface.txt", "surface.tex", "surface.html", "summary.json")
     with results_folder(output, settings, (*files, *surface_files(comparison, surface_kind, draws))):
         run = Run(autocast=autocast, offload_base=offload_base, progress=not quiet)
         surfaces = compare_surfaces(comparison, output, surface_kind, draws=draws, heights=heights, run=run)
         drawn = list(surfaces.values())[: len(surfaces) // draws]  # the first draw; the others are for the numbers
         over_draws = _over_draws(list(surfaces.values())) if draws > 1 else None
-        write_figures(drawn, output / "surface", log=log, levels=contours)
+        write_figures(drawn, output / "surface", log=log, levels=contours, style=style)
         summary: dict[str, Any] = {"settings": settings}
         summary["surfaces"] = [summarize(name, s) for name, s in surfaces.items()]
         if over_draws is not None:

@@ -169,7 +169,8 @@ def _print_sharpness(results: dict[str, dict[Key, Sharpness]]) -> None:
         [*key, f"{first.loss:.4f}", *(_cell(of_metric[key]) for of_metric in results.values())]
         for key, first in of_first.items()
     ]
-    print_table(console, ["checkpoint", "data", "loss", *headings], rows, left=("data",), file="sharpness.csv")
+    headings_of_all = ["checkpoint", "data", "loss", *headings]
+    print_table(console, headings_of_all, rows, left=("data",), spare=("loss",), file="sharpness.csv")
     print_note(console, "+- is a standard error; * has not met its tolerance.")
     for heading, result in zip(headings, columns, strict=True):
         options = ", ".join(f"{name}={value}" for name, value in result.options.items() if value is not None)

@@ -83,8 +83,9 @@ def _fit(
     """
 
     def fits(longest: int) -> bool:
-        """Whether the table fits with names of so many characters."""
-        widths = (min(_width(cells), longest) if index in names else _width(cells) for index, cells in columns.items())
+        """Whether the table fits with names of so many characters, or more where they would be alike."""
+        cut = {index: _cut(columns[index], longest) for index in names}
+        widths = (_width(cut.get(index, cells)) for index, cells in columns.items())
         return sum(widths) + 3 * (len(columns) - 1) <= width
 
     dropped: list[int] = []

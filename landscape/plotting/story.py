@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from landscape.plotting.basics import COLORS, clean
-from landscape.plotting.paper_style import LINES, Sheet, open_axes, style
+from landscape.plotting.paper_style import LINES, STYLES, Sheet, open_axes
 from landscape.plotting.surfaces.interactive_profiles import profile_bands
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from landscape.forgetting.losses import Forgetting
     from landscape.surfaces.result import Surface
 
-_WIDTH, _HEIGHT, _GAP = 1.95, 1.9, 0.62  # of a panel, in inches, and between two
+_LEFT, _GAP, _RIGHT = 0.6, 0.95, 0.1  # inches beside the panels, of which there are two to a row
+_HEIGHT, _ABOVE, _BELOW = 1.9, 0.3, 0.45  # of a panel, over it and under it
 
 
 class Story(NamedTuple):
@@ -43,11 +44,15 @@ def story_figure(story: Story) -> Figure:
         "mean at each point alone. Line: rise of the loss above that of its lower end. Forgetting: rise of the loss "
         "from the base, with its 95% interval over examples; below zero is what was learned. One run of each optimizer."
     )
-    with style():
-        sheet = Sheet(0.6 + (len(data) + 2) * (_WIDTH + _GAP) + 0.35, _HEIGHT + 0.85, caption)
-        lefts = [0.6 + place * (_WIDTH + _GAP) for place in range(len(data) + 2)]
-        lefts[-1] += 0.35  # for the names of data sets
-        axes = [sheet.axes(left, 0.3, _WIDTH, _HEIGHT) for left in lefts]
+    style, rows = STYLES["paper"], -(-(len(data) + 2) // 2)
+    width = (style.double - _LEFT - _GAP - _RIGHT) / 2
+    block = _ABOVE + _HEIGHT + _BELOW
+    with style.context():
+        sheet = Sheet(style, style.double, rows * block, caption)
+        axes = [
+            sheet.axes(_LEFT + place % 2 * (width + _GAP), place // 2 * block + _ABOVE, width, _HEIGHT)
+            for place in range(len(data) + 2)
+        ]
         for name, panel in zip(data, axes, strict=False):
             _draw_profiles(panel, [surface for surface in story.profiles if surface.data == name])
             panel.set(title=f"around each, on {clean(name)}", xlabel="distance along the direction")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, build_model, plain_loss
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from landscape.checkpoints import load_checkpoint
@@ -64,6 +65,20 @@ def test_plot_measures_the_right_loss_and_writes_everything(
     for name, start in (("surface.png", b"\x89PNG"), ("surface.pdf", b"%PDF"), ("surface.html", b"<!")):
         assert open(f"out/{name}", "rb").read().startswith(start)
     assert not [name for name in os.listdir("out") if name.startswith(".")], "no journal is left behind"
+
+
+def test_figures_are_drawn_in_the_style_that_was_asked_for(run, save_checkpoint_folder, records):
+    command = ("plot", save_checkpoint_folder("llama"), "--data", records, *LINE, "-o", "out")
+    code, _, err = run(*command)
+    assert code == 0, err
+    assert Image.open("out/surface.png").size[0] == 975  # 3.25 inches at 300 dots
+    code, _, err = run(*command, "--style", "talk")  # the same measurement, drawn again
+    assert code == 0, err
+    assert Image.open("out/surface.png").size[0] == 960  # 6.4 inches at 150 dots
+    assert open("out/surface.tex").read().startswith(r"\caption{Loss")
+    code, _, err = run(*command, "--style", "poster")
+    assert code == 2
+    assert "--style" in err
 
 
 @pytest.mark.slow

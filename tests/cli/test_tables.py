@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import re
+import shutil
 
+import numpy as np
+import pandas
 import pytest
 from rich.console import Console
 
@@ -35,6 +38,51 @@ def test_a_row_is_a_line_that_fits(width):
     left_out = [word for word in HEADINGS if word not in shown]
     assert (f"left out: {', '.join(left_out)};" in note) == bool(left_out)
     assert "names are shortened" in note
+
+
+def test_numbers_are_whole_where_names_differ_in_their_middle_alone():
+    """Rejects room that is counted for names of 12 characters, where those of 16 are printed and numbers cut."""
+    rows = [[f"llama-3.2-1b-{kind}-lr1e-4", *ROWS[0][1:]] for kind in ("adamw", "sam-rho0.05")]
+    for width in range(60, 110):
+        heading, rule, *lines, _ = printed(width, rows)
+        assert all(len(line) <= width for line in (heading, rule, *lines))
+        assert all("2.1234" in line for line in lines)
+        assert not [line for line in lines if re.search(r"[\d,+.]…", line.partition("│")[2])]
+
+
+@pytest.mark.parametrize("command", ["hessian", "sharpness", "design"])
+def test_the_tables_of_commands_fit_100_columns_with_what_matters_most(
+    command, run, save_checkpoint_folder, records, tmp_path, monkeypatch
+):
+    """Rejects a table of eigenvalues that leaves out the trace."""
+    for name, width in {"FORCE_COLOR": "1", "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, width)  # rich takes standard output for a terminal of this width
+    named = [tmp_path / "llama-3.2-1b-adamw-lr1e-4", tmp_path / "llama-3.2-1b-sam-rho0.05-lr1e-4"]
+    for seed, folder in enumerate(named):
+        shutil.copytree(save_checkpoint_folder("llama", seed=seed), folder)
+    measured = (*named, "--data", f"tasks={records}", "--limit", "4", "--device", "cpu", "--quiet")
+    quick = ("gradient_norm", "average_case:samples=4", "fisher_rao", "worst_case:steps=2")
+    arguments, matters = {
+        "hessian": ((*measured, "--top", "2", "--max-matvecs", "9", "--max-probes", "9"), "trace"),
+        "sharpness": ((*measured, *(word for name in quick for word in ("--metric", name))), "worst_case"),
+        "design": ((design_table(tmp_path), "--groups", "recipe", "--replications", "100"), "smallest correlation"),
+    }[command]
+    code, out, err = run(command, *arguments, *(() if command == "design" else ("-o", tmp_path / "out")))
+    assert code == 0, err
+    lines = re.sub(r"\x1b\[[\d;]*m", "", out).splitlines()
+    table = [line for line in lines if re.search("[┃╇│]", line)]
+    assert len(table) > 3
+    assert max(map(len, table)) <= 100
+    assert any(matters in line for line in table)
+    assert not [line for line in table if re.search(r"[\d,+.]…", line.partition("│")[2])]
+
+
+def design_table(tmp_path):
+    """A table of 24 runs, in which nothing is linked."""
+    generator = np.random.default_rng(0)
+    columns = {"trace": generator.normal(size=24), "forgetting": generator.normal(size=24)}
+    pandas.DataFrame({"recipe": [f"r{run // 6}" for run in range(24)], **columns}).to_csv(tmp_path / "table.csv")
+    return tmp_path / "table.csv"
 
 
 def test_spare_columns_go_first_and_in_their_order():

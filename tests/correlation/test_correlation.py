@@ -481,7 +481,8 @@ def test_the_command_writes_table_plots_and_page(run, tmp_path):
     assert code == 0, err
     assert "flat" in out
     names = {path.name for path in Path("out").iterdir()}
-    plots = {"forest.png", "forest.pdf", "scatter.png", "scatter.pdf", "correlate.html"}
+    plots = {f"{name}.{suffix}" for name in ("forest", "scatter") for suffix in ("png", "pdf", "txt", "tex")}
+    plots.add("correlate.html")
     assert names == plots | {"correlate.csv", "summary.json", "settings.json"}
     written = pandas.read_csv("out/correlate.csv")
     expected = correlate("table.csv", flatness=["flat"], groups="base", resamples=199)

@@ -186,7 +186,8 @@ def test_written_pictures_are_the_same_each_time(result, table, tmp_path):
     for folder in "ab":
         (tmp_path / folder).mkdir()
     first, second = (write_correlation_figures(result, table, tmp_path / folder) for folder in "ab")
-    assert [path.name for path in first] == ["forest.png", "forest.pdf", "scatter.png", "scatter.pdf", "correlate.html"]
+    figures = [f"{name}.{suffix}" for name in ("forest", "scatter") for suffix in ("png", "pdf", "txt", "tex")]
+    assert [path.name for path in first] == [*figures, "correlate.html"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 

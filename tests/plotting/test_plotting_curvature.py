@@ -200,7 +200,7 @@ def test_trace_shows_probes_mean_and_interval(measured):
 def test_written_pictures_are_the_same_each_time(pair, tmp_path):
     for write, kind in ((write_density_figures, "density"), (write_layer_figures, "layers")):
         first, second = (write(pair(kind), tmp_path / folder / kind) for folder in "ab")
-        assert [path.name for path in first] == [f"{kind}.png", f"{kind}.pdf", f"{kind}.html"]
+        assert [path.name for path in first] == [f"{kind}.{suffix}" for suffix in ("png", "pdf", "txt", "tex", "html")]
         assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 

@@ -1,4 +1,4 @@
-"""No text leaves any figure or lies under another panel, in the widest font that a machine may have alone.
+"""No text of a figure of any style leaves it, or lies under another panel or text, in the widest font that may be had.
 
 DejaVu Sans comes with matplotlib, and is wider than Arial. What counts is the text that is drawn, at the resolutions of
 a screen, of a notebook and of a file.
@@ -7,6 +7,7 @@ a screen, of a notebook and of a file.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import matplotlib.text
 import numpy as np
@@ -55,12 +56,13 @@ SURFACES = {
     "lines": lambda: [surface_of(curve, LINE, name=name) for name in ("a", "b" + LONG, "c" * 90)],
     "lines of large losses": lambda: [surface_of(lambda x: 1e6 * curve(x), LINE, name="a")],
     "an interpolation": lambda: [interpolation("a")],
+    "five": lambda: [dataclasses.replace(s, name=f"{s.name}-{i}") for i in range(3) for s in pair()][:5],
 }
 CURVATURE = {
     "density": plot_density,
     "layers": plot_layers,
-    "eigenvalues": lambda results: results[0].plot(),
-    "trace": lambda results: results[0].plot(),
+    "eigenvalues": lambda results, style: results[0].plot(style=style),
+    "trace": lambda results, style: results[0].plot(style=style),
     "plane": plot_surfaces,
     "line": plot_surfaces,
 }
@@ -70,7 +72,7 @@ CURVATURE = {
 def drawn(monkeypatch):
     """Draw a figure in DejaVu Sans; every text that is drawn, with the box that it takes, in dots."""
     monkeypatch.setattr(paper_style, "FONTS", ("DejaVu Sans",))
-    monkeypatch.setitem(paper_style.STYLE, "font.family", ["sans-serif"])
+    monkeypatch.setitem(paper_style.LOOK, "font.family", ["sans-serif"])
     seen = []
     draw = matplotlib.text.Text.draw
 
@@ -84,7 +86,7 @@ def drawn(monkeypatch):
     def texts_of(figure, dpi):
         seen.clear()
         figure.set_dpi(dpi)
-        with paper_style.style():
+        with figure.style.context():
             figure.canvas.draw()
             return [(text, text.get_window_extent(figure.canvas.get_renderer())) for text in dict.fromkeys(seen)]
 
@@ -92,7 +94,7 @@ def drawn(monkeypatch):
 
 
 def assert_all_is_seen(figure, drawn):
-    for dpi in (110, 150, 300):
+    for dpi in (110, 150, 300) if figure.style is paper_style.STYLES["paper"] else (100,):
         texts = drawn(figure, dpi)
         assert len(texts) > 5
         for text, box in texts:
@@ -101,36 +103,47 @@ def assert_all_is_seen(figure, drawn):
             for axes in figure.axes:  # drawn one after the other, each with a white ground unless it is a view
                 if text.axes in (None, axes) or not axes.patch.get_visible():
                     continue
-                width = min(box.x1, axes.bbox.x1) - max(box.x0, axes.bbox.x0)
-                height = min(box.y1, axes.bbox.y1) - max(box.y0, axes.bbox.y0)
-                assert min(width, height) <= 1, f"{text.get_text()!r} lies under another panel at {dpi} dpi"
+                assert overlap(box, axes.bbox) <= 1, f"{text.get_text()!r} lies under another panel at {dpi} dpi"
+        upright = [(text, box) for text, box in texts if text.get_rotation() % 90 == 0]  # or the box is not the text's
+        for (text, box), (other, its_box) in itertools.combinations(upright, 2):
+            both = overlap(box, its_box)  # a box has a margin around its letters
+            assert both <= 0.02 * dpi * figure.style.scale, f"{text.get_text()!r} and {other.get_text()!r} overlap"
 
 
+def overlap(a, b):
+    """The side of the square that fits into what two boxes share; negative where they are apart."""
+    return min(min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0))
+
+
+@pytest.mark.parametrize("style", paper_style.STYLES)
 @pytest.mark.parametrize("kind", SURFACES)
-def test_surfaces(kind, drawn):
+def test_surfaces(kind, style, drawn):
     """Rejects a caption measured at one resolution and drawn at another, and a colour bar whose label has no room."""
-    assert_all_is_seen(plot_surfaces(SURFACES[kind]()), drawn)
+    assert_all_is_seen(plot_surfaces(SURFACES[kind](), style=style), drawn)
 
 
-def test_a_logarithmic_surface(drawn):
-    assert_all_is_seen(plot_surfaces(pair(), log=True), drawn)
+@pytest.mark.parametrize("style", paper_style.STYLES)
+def test_a_logarithmic_surface(style, drawn):
+    assert_all_is_seen(plot_surfaces(pair(), log=True, style=style), drawn)
 
 
+@pytest.mark.parametrize("style", paper_style.STYLES)
 @pytest.mark.parametrize("suffix", ["", LONG])
 @pytest.mark.parametrize("kind", CURVATURE)
-def test_curvature(kind, suffix, measured, drawn):  # noqa: F811
+def test_curvature(kind, suffix, style, measured, drawn):  # noqa: F811
     """Rejects a legend broken at a count of letters."""
     results = named([measured[kind, "adamw"], measured[kind, "sam"]], suffix)
-    assert_all_is_seen(CURVATURE[kind](results), drawn)
+    assert_all_is_seen(CURVATURE[kind](results, style=style), drawn)
 
 
+@pytest.mark.parametrize("style", paper_style.STYLES)
 @pytest.mark.parametrize("suffix", ["", LONG.replace("-", "_")])
-def test_correlations(suffix, drawn):
+def test_correlations(suffix, style, drawn):
     table = study().rename(columns={"decades": "decades" + suffix, "optimizer": "optimizer" + suffix})
     metrics = [name + suffix * (name == "decades") for name in METRICS]
     result = found_in(table, 99, flatness=metrics)
-    assert_all_is_seen(plot_correlations(result), drawn)
-    assert_all_is_seen(plot_correlation_scatter(result, table), drawn)
+    assert_all_is_seen(plot_correlations(result, style=style), drawn)
+    assert_all_is_seen(plot_correlation_scatter(result, table, style=style), drawn)
 
 
 def test_a_line_of_text_is_as_wide_at_every_resolution(drawn):

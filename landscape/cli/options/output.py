@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from landscape.cli.options.declaring import OUTPUT, flag, value
+from landscape.cli.options.declaring import OUTPUT, choice, flag, value
+
+StyleName = Literal["paper", "talk", "notebook"]
 
 OutputFolder = Annotated[Path, value(OUTPUT, "--output -o", "FOLDER", "Folder for the results.")]
 OutputCheckpoint = Annotated[Path, value(OUTPUT, "--output -o", "FOLDER", "Folder for the new checkpoint.")]
@@ -25,6 +27,15 @@ Color = Annotated[
         "--color",
         "COLUMN",
         "Column that colours the points of scatter plots. Default: optimizer, if the table has that column.",
+    ),
+]
+Style = Annotated[
+    StyleName,
+    choice(
+        OUTPUT,
+        "--style",
+        StyleName,
+        "What figures are for: a column or page of a paper, half or all of a slide, or a notebook.",
     ),
 ]
 Json = Annotated[

@@ -24,6 +24,7 @@ def plot_correlations(
     *,
     color: str | None = None,
     caption: str | None = None,
+    style: str = "paper",
 ) -> Figure:
     """Draw a forest plot of what `correlate` returned, and the points behind it as scatter plots below.
 
@@ -36,12 +37,14 @@ def plot_correlations(
         table: The table that was correlated, or its CSV file. Without it there are no scatter plots.
         color: As for `plot_correlation_scatter`.
         caption: Replaces the text under the figure; "" leaves it out.
+        style: What the figure is for: "paper", "talk" or "notebook", see `plot_surfaces`.
 
     Returns:
         A matplotlib figure that does not belong to pyplot, so it need not be closed.
 
     Raises:
-        InputError: If `result` is no result of `correlate`, or as `plot_correlation_scatter` does.
+        InputError: If `result` is no result of `correlate`, if there is no such `style`, or as
+            `plot_correlation_scatter` does.
 
     Example:
         >>> import pandas, landscape
@@ -52,9 +55,10 @@ def plot_correlations(
         ['trace']
     """
     from landscape.plotting.correlation import paper
+    from landscape.plotting.paper_style import style_named
 
     forest, points, text = contents(result, table, color, caption)
-    return paper.draw_correlations(result, forest, points and points[1], text)
+    return paper.draw_correlations(result, forest, points and points[1], text, style_named(style))
 
 
 def plot_correlation_scatter(
@@ -63,6 +67,7 @@ def plot_correlation_scatter(
     *,
     color: str | None = None,
     caption: str | None = None,
+    style: str = "paper",
 ) -> Figure:
     """Draw each metric of `result` against forgetting: a panel per metric, a point per row of `table`.
 
@@ -74,12 +79,14 @@ def plot_correlation_scatter(
         table: The table that was correlated, or its CSV file.
         color: The column by whose values points are coloured. The default is `optimizer`, if there is such a column.
         caption: Replaces the text under the figure; "" leaves it out.
+        style: What the figure is for: "paper", "talk" or "notebook", see `plot_surfaces`.
 
     Returns:
         A matplotlib figure that does not belong to pyplot, so it need not be closed.
 
     Raises:
-        InputError: If `table` lacks a column, or has more values of `color` than can be told apart.
+        InputError: If `table` lacks a column, or has more values of `color` than can be told apart, or if there is no
+            such `style`.
 
     Example:
         >>> import pandas, landscape
@@ -92,9 +99,12 @@ def plot_correlation_scatter(
     from landscape.correlation import read_table
     from landscape.plotting.correlation import paper
     from landscape.plotting.correlation.shared import scatter_caption, scatter_of
+    from landscape.plotting.paper_style import style_named
 
     scatter = scatter_of(result, read_table(table), color)
-    return paper.draw_scatter(result, scatter, scatter_caption(result, scatter) if caption is None else clean(caption))
+    return paper.draw_scatter(
+        result, scatter, scatter_caption(result, scatter) if caption is None else clean(caption), style_named(style)
+    )
 
 
 def correlations_html(
@@ -134,9 +144,14 @@ def correlations_html(
 
 
 def write_correlation_figures(
-    result: pandas.DataFrame, table: pandas.DataFrame | Path | str, folder: Path | str, *, color: str | None = None
+    result: pandas.DataFrame,
+    table: pandas.DataFrame | Path | str,
+    folder: Path | str,
+    *,
+    color: str | None = None,
+    style: str = "paper",
 ) -> list[Path]:
-    """Write forest.png, forest.pdf, scatter.png, scatter.pdf and correlate.html.
+    """Write forest and scatter plots as `write_figures` writes surfaces, and correlate.html.
 
     Each file is there completely or not at all, and the same result gives the same bytes.
 
@@ -145,9 +160,10 @@ def write_correlation_figures(
         table: The table that was correlated, or its CSV file.
         folder: Where the files go.
         color: As for `plot_correlation_scatter`.
+        style: As for `plot_surfaces`.
 
     Returns:
-        The paths of the five files.
+        The paths of the files.
 
     Raises:
         InputError: As `plot_correlations` does, before anything is written.
@@ -155,7 +171,8 @@ def write_correlation_figures(
     from landscape.correlation import read_table
 
     folder, table = Path(folder), read_table(table)
-    forest, scatter = plot_correlations(result), plot_correlation_scatter(result, table, color=color)
+    forest = plot_correlations(result, style=style)
+    scatter = plot_correlation_scatter(result, table, color=color, style=style)
     page = write_page(correlations_html(result, table, color=color), folder / "correlate")
     return [*write_figure(forest, folder / "forest"), *write_figure(scatter, folder / "scatter"), page]
 

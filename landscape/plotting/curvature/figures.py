@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # --- spectral density ---------------------------------------------------------------------------------------
 
 
-def plot_density(densities: Sequence[SpectralDensity], *, caption: str | None = None) -> Figure:
+def plot_density(densities: Sequence[SpectralDensity], *, caption: str | None = None, style: str = "paper") -> Figure:
     """Draw smoothed spectral densities on a logarithmic scale: a panel per data set, a line per checkpoint.
 
     All lines of a panel have the same kernel. Ticks at the foot show the largest and the smallest node of every probe.
@@ -35,13 +35,14 @@ def plot_density(densities: Sequence[SpectralDensity], *, caption: str | None = 
     Args:
         densities: What to draw. All have to be of the same matrix, and of equally many parameters.
         caption: Replaces the text under the figure; "" leaves it out.
+        style: What the figure is for: "paper", "talk" or "notebook", see `plot_surfaces`.
 
     Returns:
         A matplotlib figure that does not belong to pyplot, so it need not be closed.
 
     Raises:
-        InputError: If the densities are not comparable (other data under one name, another matrix, other or
-            differently many parameters), if two have the same name and data, or if one is not finite.
+        InputError: If the densities are not comparable (other data under one name, another matrix, other or differently
+            many parameters), if two have the same name and data, if one is not finite, or if there is no such `style`.
 
     Example:
         >>> import torch, landscape
@@ -55,8 +56,9 @@ def plot_density(densities: Sequence[SpectralDensity], *, caption: str | None = 
     panels = {data: density_panel(places.of_data(data)) for data in places.data}
     text = density_caption(places, panels) if caption is None else clean(caption)
     from landscape.plotting.curvature import paper
+    from landscape.plotting.paper_style import style_named
 
-    return paper.draw_densities(places, panels, text)
+    return paper.draw_densities(places, panels, text, style_named(style))
 
 
 def density_html(
@@ -91,16 +93,18 @@ def density_html(
     return page_html(title, [density_section(places, panels, text)])
 
 
-def write_density_figures(densities: Sequence[SpectralDensity], stem: Path | str) -> list[Path]:
-    """Write `stem`.png, `stem`.pdf and `stem`.html of `densities`, as `write_figures` does of surfaces."""
-    figure, page = plot_density(densities), density_html(densities)
+def write_density_figures(
+    densities: Sequence[SpectralDensity], stem: Path | str, *, style: str = "paper"
+) -> list[Path]:
+    """Write `densities` to files as `write_figures` writes surfaces."""
+    figure, page = plot_density(densities, style=style), density_html(densities)
     return [*write_figure(figure, stem), write_page(page, stem)]
 
 
 # --- layers -------------------------------------------------------------------------------------------------
 
 
-def plot_layers(tables: Sequence[LayerCurvature], *, caption: str | None = None) -> Figure:
+def plot_layers(tables: Sequence[LayerCurvature], *, caption: str | None = None, style: str = "paper") -> Figure:
     """Draw trace and largest eigenvalue of every layer as bars.
 
     Each checkpoint has a colour, and each data set a row of panels. Layers stand in the model's order from top to
@@ -109,13 +113,14 @@ def plot_layers(tables: Sequence[LayerCurvature], *, caption: str | None = None)
     Args:
         tables: What to draw. All have to be of the same matrix and of the same layers.
         caption: Replaces the text under the figure; "" leaves it out.
+        style: What the figure is for: "paper", "talk" or "notebook", see `plot_surfaces`.
 
     Returns:
         A matplotlib figure that does not belong to pyplot, so it need not be closed.
 
     Raises:
-        InputError: If the tables are not comparable (other data under one name, another matrix, other layers), if
-            two have the same name and data, or if one has no layer.
+        InputError: If the tables are not comparable (other data under one name, another matrix, other layers), if two
+            have the same name and data, if one has no layer, or if there is no such `style`.
 
     Example:
         >>> import torch, landscape
@@ -128,8 +133,9 @@ def plot_layers(tables: Sequence[LayerCurvature], *, caption: str | None = None)
     places = arrange_layers(tables)
     text = layers_caption(places) if caption is None else clean(caption)
     from landscape.plotting.curvature import paper
+    from landscape.plotting.paper_style import style_named
 
-    return paper.draw_layers(places, text)
+    return paper.draw_layers(places, text, style_named(style))
 
 
 def layers_html(
@@ -163,42 +169,52 @@ def layers_html(
     return page_html(title, [layers_section(places, text)])
 
 
-def write_layer_figures(tables: Sequence[LayerCurvature], stem: Path | str) -> list[Path]:
-    """Write `stem`.png, `stem`.pdf and `stem`.html of `tables`, as `write_figures` does of surfaces."""
-    figure, page = plot_layers(tables), layers_html(tables)
+def write_layer_figures(tables: Sequence[LayerCurvature], stem: Path | str, *, style: str = "paper") -> list[Path]:
+    """Write `tables` to files as `write_figures` writes surfaces."""
+    figure, page = plot_layers(tables, style=style), layers_html(tables)
     return [*write_figure(figure, stem), write_page(page, stem)]
 
 
 # --- single results -----------------------------------------------------------------------------------------
 
 
-def plot_eigenvalues(result: Eigenvalues, *, caption: str | None = None) -> Figure:
+def plot_eigenvalues(result: Eigenvalues, *, caption: str | None = None, style: str = "paper") -> Figure:
     """Draw eigenvalues with their residual norms as error bars; those that did not converge are hollow.
 
     Args:
         result: What `hessian_eigenvalues` returned.
         caption: Replaces the text under the figure; "" leaves it out.
+        style: What the figure is for: "paper", "talk" or "notebook", see `plot_surfaces`.
 
     Returns:
         A matplotlib figure that does not belong to pyplot, so it need not be closed.
+
+    Raises:
+        InputError: If there is no such style.
     """
     text = eigenvalues_caption(result) if caption is None else clean(caption)
     from landscape.plotting.curvature import paper
+    from landscape.plotting.paper_style import style_named
 
-    return paper.draw_eigenvalues(result, text)
+    return paper.draw_eigenvalues(result, text, style_named(style))
 
 
-def plot_trace(result: TraceEstimate, *, caption: str | None = None) -> Figure:
+def plot_trace(result: TraceEstimate, *, caption: str | None = None, style: str = "paper") -> Figure:
     """Draw a histogram of what single probes estimate, with their mean and its confidence interval.
 
     Args:
         result: What `hessian_trace` returned.
         caption: Replaces the text under the figure; "" leaves it out.
+        style: What the figure is for: "paper", "talk" or "notebook", see `plot_surfaces`.
 
     Returns:
         A matplotlib figure that does not belong to pyplot, so it need not be closed.
+
+    Raises:
+        InputError: If there is no such style.
     """
     text = trace_caption(result) if caption is None else clean(caption)
     from landscape.plotting.curvature import paper
+    from landscape.plotting.paper_style import style_named
 
-    return paper.draw_trace(result, text)
+    return paper.draw_trace(result, text, style_named(style))

@@ -16,19 +16,22 @@ if TYPE_CHECKING:
     from landscape.instruction_vectors.result import InstructionVector
 
 
-def plot_instruction_vectors(vectors: Sequence[InstructionVector], *, caption: str | None = None) -> Figure:
+def plot_instruction_vectors(
+    vectors: Sequence[InstructionVector], *, caption: str | None = None, style: str = "paper"
+) -> Figure:
     """Draw the effects of all heads as maps of layer by head: a row for each task, a column for each checkpoint.
 
     Args:
         vectors: What to draw, such as a base and what was tuned from it, side by side on one scale.
         caption: Replaces the text under the figure; "" leaves it out.
+        style: What the figure is for: "paper", "talk" or "notebook", see `plot_surfaces`.
 
     Returns:
         A matplotlib figure that does not belong to pyplot, so it need not be closed.
 
     Raises:
-        InputError: If there is nothing to draw, if two are of the same checkpoint and task, or if the models have
-            different numbers of layers or heads.
+        InputError: If there is nothing to draw, if two are of the same checkpoint and task, if the models have
+            different numbers of layers or heads, or if there is no such `style`.
 
     Example:
         >>> from landscape import plot_instruction_vectors
@@ -40,8 +43,9 @@ def plot_instruction_vectors(vectors: Sequence[InstructionVector], *, caption: s
     """
     maps = arrange_maps(vectors)
     from landscape.plotting.instruction_vectors import paper
+    from landscape.plotting.paper_style import style_named
 
-    return paper.draw_maps(maps, maps_caption(maps) if caption is None else clean(caption))
+    return paper.draw_maps(maps, maps_caption(maps) if caption is None else clean(caption), style_named(style))
 
 
 def instruction_vectors_html(
@@ -75,7 +79,9 @@ def instruction_vectors_html(
     return page_html(title, [maps_section(maps, maps_caption(maps) if caption is None else clean(caption))])
 
 
-def write_instruction_vector_figures(vectors: Sequence[InstructionVector], stem: Path | str) -> list[Path]:
-    """Write `stem`.png, `stem`.pdf and `stem`.html of `vectors`, as `write_figures` does of surfaces."""
-    figure, page = plot_instruction_vectors(vectors), instruction_vectors_html(vectors)
+def write_instruction_vector_figures(
+    vectors: Sequence[InstructionVector], stem: Path | str, *, style: str = "paper"
+) -> list[Path]:
+    """Write `vectors` to files as `write_figures` writes surfaces."""
+    figure, page = plot_instruction_vectors(vectors, style=style), instruction_vectors_html(vectors)
     return [*write_figure(figure, stem), write_page(page, stem)]

@@ -23,6 +23,7 @@ def plot_surfaces(
     log: bool = False,
     levels: int | Sequence[float] = 20,
     caption: str | None = None,
+    style: str = "paper",
 ) -> Figure:
     """Draw the surfaces of several checkpoints in one figure for a paper.
 
@@ -35,13 +36,16 @@ def plot_surfaces(
         log: Whether to draw the logarithm of the loss. The ticks stay in units of loss.
         levels: The number of contours, or an increasing list of the losses to draw them at.
         caption: Replaces the text under the figure, which is `caption_for(surfaces)` by default; "" leaves it out.
+        style: What the figure is for. "paper" is as wide as a column or a page (3.25 or 6.75 inches, those of ICML)
+            with text of 8 points. "talk" is as wide as half a slide or a whole one (16:9) with text of 16 points, and
+            leaves its caption to the speaker. "notebook" has text of the size that Jupyter shows.
 
     Returns:
         A matplotlib figure that does not belong to pyplot, so it need not be closed.
 
     Raises:
-        InputError: If the surfaces are not comparable, if two have the same name and data, if `log` meets a loss
-            that is not positive, or if `levels` cannot be used.
+        InputError: If the surfaces are not comparable, if two have the same name and data, if `log` meets a loss that
+            is not positive, if `levels` cannot be used, or if there is no such `style`.
 
     Example:
         The figure of one plane has a view, a contour panel and a colour bar.
@@ -58,9 +62,10 @@ def plot_surfaces(
     text = caption_for(surfaces, log=log) if caption is None else clean(caption)
     if caption is None and arrangement.dim == 2:
         text += interpolation_note(list(arrangement.cells.values()), scales)
+    from landscape.plotting.paper_style import style_named
     from landscape.plotting.surfaces import paper
 
-    return paper.draw_surfaces(arrangement, scales, text)
+    return paper.draw_surfaces(arrangement, scales, text, style_named(style))
 
 
 def surfaces_html(
@@ -108,8 +113,11 @@ def write_figures(
     levels: int | Sequence[float] = 20,
     caption: str | None = None,
     title: str = "Loss surfaces",
+    style: str = "paper",
 ) -> list[Path]:
-    """Write `stem`.png, `stem`.pdf and `stem`.html of `surfaces`.
+    r"""Write `surfaces` to `stem`.png, `stem`.pdf and `stem`.html, and the caption to `stem`.txt and `stem`.tex.
+
+    The PDF leaves out the caption, which LaTeX sets where a paper has \input{stem.tex} under the picture.
 
     Each file is there completely or not at all, and the same surfaces give the same bytes.
 
@@ -120,13 +128,14 @@ def write_figures(
         levels: As for `plot_surfaces`.
         caption: As for `plot_surfaces`.
         title: The heading of the page.
+        style: As for `plot_surfaces`.
 
     Returns:
-        The paths of the three files.
+        The paths of the files; without a caption there is none of it.
 
     Raises:
         InputError: As `plot_surfaces` does, before anything is written.
     """
-    figure = plot_surfaces(surfaces, log=log, levels=levels, caption=caption)
+    figure = plot_surfaces(surfaces, log=log, levels=levels, caption=caption, style=style)
     page = surfaces_html(surfaces, log=log, caption=caption, title=title)
     return [*write_figure(figure, stem), write_page(page, stem)]

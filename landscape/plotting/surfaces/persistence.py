@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MARKERS = "osD^v<>"
 
 
-def plot_persistence(topologies: Sequence[Topology], *, caption: str | None = None) -> Figure:
+def plot_persistence(topologies: Sequence[Topology], *, caption: str | None = None, style: str = "paper") -> Figure:
     """Draw the persistence diagrams of surfaces: a point for each minimum, at its value and at that of its saddle.
 
     The higher a point lies above the diagonal, the deeper the minimum lies below the way out of its basin. Below the
@@ -26,14 +26,15 @@ def plot_persistence(topologies: Sequence[Topology], *, caption: str | None = No
     Args:
         topologies: What `compute_topology` returned, of one height.
         caption: Replaces the text under the figure; "" leaves it out.
+        style: What the figure is for, as for `plot_surfaces`.
 
     Returns:
         A matplotlib figure that does not belong to pyplot.
 
     Raises:
-        InputError: There is no topology, or they are of different heights.
+        InputError: There is no topology, they are of different heights, or there is no such `style`.
     """
-    from landscape.plotting.paper_style import Sheet, legend_below, legend_text, open_axes, style
+    from landscape.plotting.paper_style import Sheet, legend_below, legend_text, open_axes, points, style_named
 
     if not topologies:
         raise InputError("no topology to plot; give at least one.")
@@ -48,21 +49,26 @@ def plot_persistence(topologies: Sequence[Topology], *, caption: str | None = No
         f"Minima of {clean(heights[0])} over the grid and the saddles that end their basins; triangles on the "
         "edge: the lowest minimum. Points below a dotted line are within the noise."
     )
-    with style():
-        sheet = Sheet(4.2, 4.2, text if caption is None else clean(caption))
-        axes = sheet.axes(0.75, 0.15, 3.0, 3.0)
-        axes.plot(ends, ends, color="0.6", linewidth=0.8)
+    look = style_named(style)
+    side = look.single - 0.85
+    with look.context():
+        names = [
+            legend_text(shorten(t.name, 40), [f"{t.minima} minima", f"SMAD {t.smad:.3g}"], side) for t in topologies
+        ]
+        lines = sum(name.count("\n") + 1 for name in names)
+        sheet = Sheet(look, look.single, side + 0.65 + 0.135 * lines, text if caption is None else clean(caption))
+        axes = sheet.axes(0.75, 0.15, side, side)
+        axes.plot(ends, ends, color="0.6", linewidth=points(0.8))
         handles = []
         for number, topology in enumerate(topologies):
             color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
             births, deaths = ([getattr(pair, end) for pair in topology.pairs] for end in ("birth", "death"))
-            (handle,) = axes.plot(births, deaths, marker, color=color, markersize=5, linestyle="none")
-            axes.plot([topology.lowest_value], [ends[1]], "^", color=color, markersize=6, clip_on=False)
+            (handle,) = axes.plot(births, deaths, marker, color=color, markersize=points(5), linestyle="none")
+            axes.plot([topology.lowest_value], [ends[1]], "^", color=color, markersize=points(6), clip_on=False)
             if topology.noise:
-                axes.plot(ends, [end + 2 * topology.noise for end in ends], ":", color=color, linewidth=0.8)
+                axes.plot(ends, [end + 2 * topology.noise for end in ends], ":", color=color, linewidth=points(0.8))
             handles.append(handle)
         axes.set(xlim=ends, ylim=ends, xlabel=f"{clean(heights[0])} at the minimum", ylabel="at its saddle")
         open_axes(axes)
-        names = [legend_text(shorten(t.name, 40), [f"{t.minima} minima", f"SMAD {t.smad:.3g}"]) for t in topologies]
-        legend_below(axes, handles, names, 3.0)
+        legend_below(axes, handles, names, side)
     return sheet.figure

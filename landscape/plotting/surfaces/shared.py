@@ -231,12 +231,12 @@ class LossScale:
         losses, texts = (log_ticks if self.log else linear_ticks)(self.low, self.high, count)
         return [float(self.heights(loss)) for loss in losses], texts
 
-    def bar_ticks(self) -> tuple[list[float], list[str]]:
-        """Ticks of the colour bar: the levels if a person chose them, otherwise round losses between them."""
+    def bar_ticks(self, count: int = 9) -> tuple[list[float], list[str]]:
+        """Ticks of the colour bar: the levels if a person chose them, otherwise about `count` round losses."""
         if self.chosen and len(self.levels) <= 12:
             return list(self.levels), [f"{loss:.6g}" for loss in self.losses(self.levels)]
         low, high = self.levels[0], self.levels[-1]
-        inside = [(at, text) for at, text in zip(*self.ticks(9), strict=True) if low <= at <= high]
+        inside = [(at, text) for at, text in zip(*self.ticks(count), strict=True) if low <= at <= high]
         return [at for at, _ in inside], [text for _, text in inside]
 
 
