@@ -50,7 +50,7 @@ def plot_persistence(topologies: Sequence[Topology], *, caption: str | None = No
         "edge: the lowest minimum. Points below a dotted line are within the noise."
     )
     look = style_named(style)
-    side = look.single - 0.85
+    side = look.single - 0.95
     with look.context():
         names = [
             legend_text(shorten(t.name, 40), [f"{t.minima} minima", f"SMAD {t.smad:.3g}"], side) for t in topologies
