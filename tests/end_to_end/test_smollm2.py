@@ -139,8 +139,8 @@ def test_the_second_order_prediction_is_the_exact_one_for_a_small_step(tokenizer
     data = landscape.load_data("builtin:docs@heldout", tokenizer, max_length=32, limit=8)
     exact = landscape.compute_sharpness(after, data, metric="displacement_curvature", base=base).details
     found = smollm2.second_order_rise(base, after, data)
-    # Differences of h = 1/2 leave third and fourth orders of the step, 0.1% here. Without the curvature, which is a quarter
-    # of it, or with twice as much, the prediction would be far off.
+    # Differences of h = 1/2 leave third and fourth orders of the step, 0.1% here. Without the curvature, which is a
+    # quarter of it, or with twice as much, the prediction would be far off.
     assert found == pytest.approx(exact["predicted_rise"], rel=0.01)
     assert abs(exact["curvature_term"]) > 0.1 * abs(exact["predicted_rise"])
 
