@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,6 +73,17 @@ def test_help_does_not_wait_for_torch(arguments):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.endswith("set()\n"), done
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("landscape m", {"metrics", "measure", "merge"}), ("landscape plot --style ", {"paper", "talk", "notebook"})],
+)
+def test_the_shell_completes_commands_and_choices(typed, offered):
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_LANDSCAPE_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-m", "landscape"]
+    done = subprocess.run(command, env=os.environ | words, capture_output=True, text=True, timeout=60, check=False)
+    assert set(done.stdout.split()) == offered, done
 
 
 def test_without_a_command_the_help_is_printed(run):

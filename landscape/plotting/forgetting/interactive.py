@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 _LINE = 26  # pixels to a checkpoint
+_BUTTONS = 28  # pixels of plotly's buttons, which lie over the first heading in a narrow window otherwise
 
 
 def forgetting_figure(results: Sequence[Forgetting]) -> go.Figure:
@@ -29,13 +30,14 @@ def forgetting_figure(results: Sequence[Forgetting]) -> go.Figure:
     names = [plotly_text(shorten(clean(result.name), 32)) for result in results]
     figure = new_figure()
     left = 30 + 7 * min(32, max(len(result.name) for result in results))
-    figure.update_layout(height=height, margin={"l": left, "r": 20, "t": 0, "b": 0}, hovermode="closest")
+    margin = {"l": left, "r": 20, "t": _BUTTONS, "b": 0}
+    figure.update_layout(height=height + _BUTTONS, margin=margin, hovermode="closest")
     for index, name in enumerate(tasks):
         suffix = str(index + 1) if index else ""
         bottom, top = 1 - ((index + 1) * panel - 46) / height, 1 - (index * panel + 26) / height
         figure.layout[f"xaxis{suffix}"] = LINE_AXIS | {
             "anchor": f"y{suffix}",
-            "title": {"text": "forgetting (nats per token)", "standoff": 4},
+            "title": {"text": "nats per token", "standoff": 4},  # what is measured, the text below says
             "rangemode": "tozero",
             "zeroline": True,
             "zerolinecolor": "#555",

@@ -50,7 +50,7 @@ def profile_figure(surfaces: Sequence[Surface]) -> go.Figure:
         margin={"l": 70, "r": 20, "t": 20, "b": 20},
         hovermode="closest",
         legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
-        xaxis=LINE_AXIS | {"title": {"text": "distance along the direction"}, "showgrid": False},
+        xaxis=LINE_AXIS | {"title": {"text": "distance along the direction", "standoff": 4}, "showgrid": False},
         yaxis=LINE_AXIS | {"title": {"text": "loss"}},
     )
     for order, name in enumerate(dict.fromkeys(surface.name for surface in surfaces)):
