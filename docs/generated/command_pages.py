@@ -32,7 +32,7 @@ def _overview() -> str:
     for panel, functions in COMMANDS.items():
         lines += [f"**{panel}**", "", "| command | what it does |", "|---|---|"]
         for function in functions:
-            name = function.__name__
+            name = function.__name__.replace("_", "-")
             lines.append(f"| [`landscape {name}`]({name}.md) | {_description(ROOT.commands[name])[0]} |")
         lines.append("")
     lines += [
