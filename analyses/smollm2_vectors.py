@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,14 @@ def vectors_changed(folder: Path, base: Any, after: Any, settings: dict) -> dict
 
 def _row(task: Any) -> dict[str, float]:
     gained = {r.vector: r.gained.value for r in task.recoveries if r.prompts == "few-shot"}
+    vectors = {"base": "base", "random": "random", "other": "other task"}  # there is no other of a single task
     return {
         "cosine": task.cosine.value,
         "heads_kept": task.overlap.value,
         "effect_lost": task.effect_lost.value,
         "few_shot_lost": task.few_shot.lost.value,
         "zero_shot_lost": task.zero_shot.lost.value,
-        "gained_with_base": gained["base"],
-        "gained_with_random": gained["random"],
-        "gained_with_other": gained["other task"],
+        **{f"gained_with_{name}": gained.get(vector, math.nan) for name, vector in vectors.items()},
     }
 
 
