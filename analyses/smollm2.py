@@ -34,6 +34,7 @@ import numpy as np
 import torch
 import transformers
 from smollm2_texts import Texts, all_tasks, old_questions, read_texts, records_file, split_task
+from smollm2_vectors import base_vectors, vectors_changed
 from study_folder import claim, plain, read_settings, versions, write_json, write_lines
 from study_measures import QUIET, norms, planes, sharpness
 
@@ -275,6 +276,8 @@ def base_row(place: Place) -> dict:
     for task in place.settings["tasks"]:
         metric = texts_of(place, task).metric
         row |= {f"{name}_{task}": value for name, value in flatness(place, base, {"new": metric["new"]}).items()}
+    for name, vector in base_vectors(place.output / "vectors", base, place.settings).items():
+        row |= {f"few_shot_{name}": vector.few_shot.value, f"effect_of_heads_{name}": vector.joint_effect.value}
     return row | flatness(place, base, {"old": metric["old"]})
 
 
@@ -332,6 +335,7 @@ def measured(place: Place, task: str, tuned: Path, name: str) -> dict[str, Any]:
     row["distance"], row["weight_norm"] = norms(base.model, after.model)
     drawn = hashlib.sha256(name.encode()).digest()[:4]
     row["random"] = float(np.random.default_rng(int.from_bytes(drawn, "big")).standard_normal())
+    row |= vectors_changed(place.output / "vectors", base, after, place.settings)
     return row | flatness(place, after, texts.metric)
 
 

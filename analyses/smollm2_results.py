@@ -28,6 +28,7 @@ CONTRASTS = (("sam", "adamw"), ("sam-wide", "adamw"), ("lora-sam", "lora-adamw")
 FLATTER = CONTRASTS[:3]  # of them, those between SAM and AdamW
 FLATNESS = ("surface_curvature_old", "sam_sharpness_old", "sam_sharpness_new")
 EXPLORED = ("accuracy_loss", "loss_rise_docs", "loss_rise_code", "kl_chat")
+VECTOR = "instruction_vector"  # what the names of its columns begin with
 RIVALS = ("kl_new", "kl_chat", "distance", "predicted_forgetting", "random")
 LEVEL = 0.05
 AS_MUCH = -0.05  # nats: a difference in what was learned that lies above it counts as no less learning
@@ -52,6 +53,7 @@ def main(rows: Path, output: Path, replications: int = 200) -> str:
         "explored": [
             contrast(runs, *pair, name) for name in EXPLORED for pair in (*CONTRASTS, ("lora-adamw", "adamw"))
         ],
+        "recovered": recovered(runs),
         "correlations": correlations(runs, replications),
     }
     write_json(output / "results.json", plain(results))
@@ -95,6 +97,18 @@ def corrected(contrasts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [each | {"p_holm": float(p)} for each, p in zip(contrasts, holm, strict=True)]
 
 
+def recovered(runs: pandas.DataFrame) -> list[dict[str, Any]]:
+    """Of AdamW's checkpoints: the few-shot accuracy lost, and what the base's vector gained more than random ones."""
+    if f"{VECTOR}_gained_with_base" not in runs:
+        return []
+    own = runs[runs["method"] == "adamw"]
+    more = own[f"{VECTOR}_gained_with_base"] - own[f"{VECTOR}_gained_with_random"]
+    own = own.assign(few_shot_lost=own[f"{VECTOR}_few_shot_lost"], gained_over_random=more)
+    zero = own.assign(method="nothing", few_shot_lost=0.0, gained_over_random=0.0)
+    both = pandas.concat([own, zero])
+    return [contrast(both, "adamw", "nothing", name) for name in ("few_shot_lost", "gained_over_random")]
+
+
 # --- correlations, exploratory ------------------------------------------------------------------------------
 
 
@@ -102,6 +116,7 @@ def correlations(runs: pandas.DataFrame, replications: int) -> dict[str, Any]:
     """What `landscape correlate` and `landscape design` say of the table; empty where it is too small for them."""
     ends = ("_old", "_new")
     measured = [name for name in runs if name.endswith(ends) and not name.startswith(("kl_", "loss_rise_"))]
+    measured += [name for name in (f"{VECTOR}_cosine", f"{VECTOR}_heads_kept", f"{VECTOR}_effect_lost") if name in runs]
     columns = [name for name in (*measured, *RIVALS) if runs[name].nunique() > 1]
     table = runs.assign(cell=runs["task"] + " " + runs["method"]).dropna(subset=[*columns, "forgetting"])
     design: dict[str, Any] = {"factors": ["task", "method"], "groups": "cell"}
@@ -122,6 +137,9 @@ def in_words(results: dict[str, Any]) -> str:
         lines.append(f"  {verdict(of, learned)}")
     lines.append("Is SAM flatter? First minus second, p corrected for all nine:")
     lines += [f"  {each['outcome']}: {numbers(each)}, corrected p {each['p_holm']:.3g}" for each in results["flatter"]]
+    if results["recovered"]:
+        lines.append("Instruction vectors of AdamW's checkpoints, shares of answers against none:")
+        lines += [f"  {each['outcome']}: {numbers(each)}, p {each['p']:.3g}" for each in results["recovered"]]
     lines.append("Exploratory:")
     lines += [f"  {each['outcome']}: {numbers(each)}" for each in results["explored"]]
     if "missing" in results["correlations"]:

@@ -19,14 +19,21 @@ from landscape.instruction_vectors.prompts import VectorOptions
 from landscape.instruction_vectors.result import Estimate, InstructionVector, check_statistics, mean_of
 from landscape.instruction_vectors.runs import answers, head_outputs
 from landscape.instruction_vectors.tasks import InContextTask
-from landscape.instruction_vectors.vector import Site, Statistics, joint_effects, measure_vector, open_site
+from landscape.instruction_vectors.vector import (
+    Site,
+    Statistics,
+    joint_effects,
+    measure_vector,
+    open_site,
+    steering_layer,
+)
 from landscape.objective.scope import Run
-from landscape.results import Provenance
+from landscape.results import Provenance, to_plain
 from landscape.weights.preservation import preserved
 
 _RANDOM_VECTORS = 5  # whose gains are averaged
 
-# Called with the site, the task and whether the model must be able to do it.
+# Called with the site, the task, and whether it is the base, which must be able to do it.
 Measure = Callable[[Site, InContextTask, bool], InstructionVector]
 
 
@@ -41,7 +48,7 @@ def compare_instruction_vectors(
     resamples: int = 9999,
     batch_tokens: int = 4096,
     seed: int = 0,
-    measure: Measure | None = None,
+    base_vectors: Mapping[str, InstructionVector] | None = None,
 ) -> InstructionVectorChange:
     """Compare the instruction vectors of a tuned model with those of its base, task by task, on the same prompts.
 
@@ -61,10 +68,12 @@ def compare_instruction_vectors(
         resamples: Bootstrap samples.
         batch_tokens: Tokens in memory at once, at most.
         seed: Seed of all draws.
-        measure: Returns the vector of a site, where the caller keeps vectors; by default each is measured.
+        base_vectors: Vectors of the base by task that `compute_instruction_vector` has made with the same options and
+            seed, so that several tuned models share them; the others are measured here.
 
     Raises:
-        InputError: There is no task, the base cannot do one, the models have different shapes or a task does not suit.
+        InputError: There is no task, the base cannot do one, the models have different shapes, a task does not suit, or
+            one of `base_vectors` is of something else.
 
     Source:
         Jiang et al. 2024 (arXiv 2406.12227); Jiang et al. 2025 (arXiv 2502.11019) for the similarity of vectors.
@@ -79,16 +88,32 @@ def compare_instruction_vectors(
         ...     print(error)
         there is no in-context task to compare the models on.
     """
-    started = time.perf_counter()
     check_statistics(confidence, resamples)
+    known, statistics = base_vectors or {}, Statistics(confidence, resamples, seed)
+
+    def measure(site: Site, task: InContextTask, is_base: bool) -> InstructionVector:
+        if is_base and task.name in known:
+            _check_known(known[task.name], site, task, options, seed)
+            return known[task.name]
+        return measure_vector(site, task, options, statistics, Run(), must_do=is_base)
+
+    return compare_by(measure, base, tuned, tasks, tokenizer, options, statistics, batch_tokens)
+
+
+def compare_by(
+    measure: Measure,
+    base: nn.Module | Checkpoint,
+    tuned: nn.Module | Checkpoint,
+    tasks: Mapping[str, InContextTask],
+    tokenizer: Any,
+    options: VectorOptions,
+    statistics: Statistics,
+    batch_tokens: int,
+) -> InstructionVectorChange:
+    """Do what `compare_instruction_vectors` does, with vectors that `measure` returns."""
+    started, seed = time.perf_counter(), statistics.seed
     if not tasks:
         raise InputError("there is no in-context task to compare the models on.")
-    statistics = Statistics(confidence, resamples, seed)
-
-    def measured_here(site: Site, task: InContextTask, must_do: bool) -> InstructionVector:
-        return measure_vector(site, task, options, statistics, Run(), must_do=must_do)
-
-    measure = measure or measured_here
     pairs = {}
     for name, task in tasks.items():
         sites = [open_site(model, task, tokenizer, options, seed, batch_tokens) for model in (base, tuned)]
@@ -108,10 +133,11 @@ def compare_instruction_vectors(
         name=tuned_site.name,
         base=first_site.name,
         tasks=tuple(changes),
-        confidence=confidence,
-        resamples=resamples,
+        confidence=statistics.confidence,
+        resamples=statistics.resamples,
         provenance=Provenance(
-            settings=dataclasses.asdict(options) | {"confidence": confidence, "resamples": resamples},
+            settings=dataclasses.asdict(options)
+            | {"confidence": statistics.confidence, "resamples": statistics.resamples},
             seed=seed,
             checkpoint={"base": first_site.described, "tuned": tuned_site.described},
             data={name: {"source": task.source, "digest": task.digest} for name, task in tasks.items()},
@@ -120,6 +146,21 @@ def compare_instruction_vectors(
             seconds=time.perf_counter() - started,
         ),
     )
+
+
+def _check_known(vector: InstructionVector, site: Site, task: InContextTask, options: VectorOptions, seed: int) -> None:
+    """Raise InputError where a vector is not that of a site and a task with these options and this seed."""
+    made, expected = vector.provenance, dataclasses.asdict(options) | {"layer": steering_layer(options, site.attention)}
+    is_it = (
+        made.seed == seed
+        and to_plain(made.checkpoint) == to_plain(site.described)
+        and (made.data or {}).get("digest") == task.digest
+        and {name: made.settings.get(name) for name in expected} == expected
+    )
+    if not is_it:
+        raise InputError(
+            f"base_vectors[{task.name!r}] is not of {site.name} and this task with these options and this seed."
+        )
 
 
 def _check_same_shape(base: Site, tuned: Site) -> None:

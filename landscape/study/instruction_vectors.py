@@ -10,7 +10,7 @@ from typing import Any
 
 from landscape.checkpoints import Checkpoint, LoadOptions, distinct_names, inspect_checkpoint, resolve_device
 from landscape.errors import InputError
-from landscape.instruction_vectors.change import compare_instruction_vectors
+from landscape.instruction_vectors.change import compare_by
 from landscape.instruction_vectors.changed import InstructionVectorChange
 from landscape.instruction_vectors.prompts import VectorOptions
 from landscape.instruction_vectors.result import InstructionVector
@@ -110,17 +110,7 @@ def change_task(
             journaled(path, make)
             return InstructionVector.load(path)
 
-        return compare_instruction_vectors(
-            base,
-            tuned,
-            tasks or given,
-            options=options,
-            confidence=statistics.confidence,
-            resamples=statistics.resamples,
-            seed=statistics.seed,
-            batch_tokens=batch_tokens,
-            measure=kept,
-        )
+        return compare_by(kept, base, tuned, tasks or given, None, options, statistics, batch_tokens)
 
     def check(models: Sequence[Checkpoint], given: Any) -> None:
         for task in (tasks or given).values():

@@ -9,10 +9,13 @@ import pandas
 import pytest
 import torch
 from conftest import build_model
+from scipy import stats
 
 import landscape
+from landscape.public import packages
 
 ROOT = Path(__file__).parents[2]
+REAL = packages.cache_folder() / "SmolLM2-135M-Instruct"
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -159,8 +162,6 @@ def planted(effects, seeds=3, noise=0.01):
 
 
 def test_a_contrast_is_the_regression_on_tasks_and_pairs(results):
-    from scipy import stats
-
     runs = planted({"sam": -0.1, "adamw": 0.0})
     found = results.contrast(runs, "sam", "adamw", "forgetting")
     table = runs.pivot(index=["task", "seed"], columns="method", values="forgetting")
@@ -174,6 +175,42 @@ def test_a_contrast_is_the_regression_on_tasks_and_pairs(results):
     expected = halves @ means - reach, halves @ means + reach
     assert np.allclose((found["low"], found["high"]), expected, rtol=1e-10)  # one formula twice, up to rounding
     assert found["p"] < 1e-3  # Unpaired, the shared effects of size 1 would hide a difference of 0.1.
+
+
+def test_what_the_bases_vector_brings_back_is_counted_over_random_ones_alone(results):
+    """A one-sample t interval by scipy, on differences whose task means are removed; other methods change nothing."""
+    runs = planted({"adamw": 0.0, "sam": 5.0})
+    gains = np.random.default_rng(1).normal(0.2, 0.05, len(runs))
+    columns = {"few_shot_lost": 0.3 + 0 * gains, "gained_with_base": gains, "gained_with_random": 0.1}
+    runs = runs.assign(**{f"instruction_vector_{name}": values for name, values in columns.items()})
+    lost, gained = results.recovered(runs)
+    assert lost["difference"] == pytest.approx(0.3)
+    more = (runs.assign(more=gains - 0.1)[runs["method"] == "adamw"]).groupby("task")["more"]
+    within = np.sqrt(more.var().mean() / 6)  # the variances of the two tasks pooled, of six values
+    assert gained["difference"] == pytest.approx(more.mean().mean())
+    assert gained["high"] - gained["difference"] == pytest.approx(within * stats.t.ppf(0.975, 4))
+    assert results.recovered(planted({"adamw": 0.0})) == []
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is not there: landscape fetch smollm2")
+def test_the_real_model_against_itself_has_changed_no_vector(tmp_path):
+    """Equal models give equal numbers exactly, and two models' vectors are made once in two calls."""
+    sys.path.insert(0, str(ROOT / "analyses"))
+    from smollm2_vectors import vectors_changed
+
+    sys.path.pop(0)
+    base = landscape.load_checkpoint(REAL, device="cpu")
+    settings = {
+        "instruction_vectors": {"tasks": ["plurals"], "shots": 4, "prompts": 2},
+        "batch_tokens": 1024,
+        "seed": 0,
+    }
+    row = vectors_changed(tmp_path, base, base, settings)
+    assert row["instruction_vector_cosine"] == pytest.approx(1)
+    assert row["instruction_vector_few_shot_lost_plurals"] == row["instruction_vector_effect_lost"] == 0
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_intervals_of_contrasts_hold_the_truth_as_often_as_they_say(results):

@@ -49,7 +49,13 @@ def test_a_model_against_itself_has_changed_nothing_and_without_its_heads_it_has
         assert kinds == [(p, v) for p in ("few-shot", "zero-shot") for v in ("base", "random", "other task")]
     # In the last layer a vector reaches the answer as a bias would: the same share of right answers without hooks.
     task = tasks["copy"]
-    vector = compute_instruction_vector(model, task, tokenizer=tokenizer, options=OPTIONS, resamples=199).vector
+    known = compute_instruction_vector(model, task, tokenizer=tokenizer, options=OPTIONS, resamples=199)
+    again = compare_instruction_vectors(model, broken, tasks, base_vectors={"copy": known}, **settings)
+    assert again.tasks == change.tasks  # vectors that are known change no number
+    for wrong in ({"seed": 1}, {"options": VectorOptions(shots=planted.SHOTS, prompts=16, heads=3, layer=2)}):
+        with pytest.raises(InputError, match=r"base_vectors\['copy'\] is not of"):
+            compare_instruction_vectors(model, broken, tasks, base_vectors={"copy": known}, **settings | wrong)
+    vector = known.vector
     by_hand = copy.deepcopy(broken)
     by_hand.model.layers[2].self_attn.o_proj.bias = torch.nn.Parameter(torch.tensor(vector, dtype=torch.float32))
     prompts = make_prompts(task, tokenizer, OPTIONS, 0)
