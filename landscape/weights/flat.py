@@ -31,6 +31,11 @@ def flat_length(vector: Tensor) -> Tensor:
     return whole(torch.linalg.vector_norm(vector)) if isinstance(vector, DTensor) else length(vector)
 
 
+def flat_norm(vector: Tensor) -> float:
+    """Return `flat_length` as a number."""
+    return float(flat_length(vector))
+
+
 class Layout:
     """The parameters side by side as one vector of length `size`, in the order of their names.
 

@@ -17,7 +17,7 @@ from landscape.data.batches import Batch
 from landscape.errors import first_line
 from landscape.objective.objective import Objective
 from landscape.parallel.sharding import is_sharded
-from landscape.weights.flat import Layout, flat_length
+from landscape.weights.flat import Layout, flat_norm
 from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import excursion
 
@@ -122,14 +122,14 @@ def _compared(objective: Objective, parameters: Parameters, vector: Tensor, prod
     selves: list[float] = []  # from the difference at the step before
     closest, before = math.inf, None
     for slope in _slopes(objective, parameters, vector, steps):
-        size = max(_norm(product), _norm(slope)) or 1.0
-        aparts.append(_norm(slope - product) / size)
+        size = max(flat_norm(product), flat_norm(slope)) or 1.0
+        aparts.append(flat_norm(slope - product) / size)
         closest = min(closest, aparts[-1])
         if before is not None:
             # in their own units: next to a product that is far too long, any two differences look alike
-            selves.append(_norm(slope - before) / (max(_norm(slope), _norm(before)) or 1.0))
+            selves.append(flat_norm(slope - before) / (max(flat_norm(slope), flat_norm(before)) or 1.0))
             extrapolated = (slope * ratio - before) / (ratio - 1)  # Richardson 1911
-            closest = min(closest, _norm(extrapolated - product) / size)
+            closest = min(closest, flat_norm(extrapolated - product) / size)
         before = slope
         if closest <= floor:
             break
@@ -142,7 +142,7 @@ def _compared(objective: Objective, parameters: Parameters, vector: Tensor, prod
 def _slopes(objective: Objective, parameters: Parameters, vector: Tensor, steps: list[float]) -> Iterator[Tensor]:
     """Yield (g(w + h v) - g(w - h v)) |v| / 2h for the unit vector along `vector`, for each step h."""
     layout = Layout(parameters)
-    norm = _norm(vector)
+    norm = flat_norm(vector)
     unit = layout.named(vector.to(layout.dtype) / norm)
     with excursion(parameters) as moved:
         for h in steps:
@@ -185,7 +185,7 @@ def widened(objective: Objective, parameters: Parameters, dtype: torch.dtype) ->
     if any(tensor.dtype.itemsize < 4 for tensor in parameters.tensors):  # whose gradient may be rounding alone
         same = abs(loss.mean - wide_loss.mean) <= 0.02 * abs(wide_loss.mean) and (bool(after.any()) or not before.any())
     else:
-        same = _norm(before - after) <= 1e-2 * max(_norm(before), _norm(after))
+        same = flat_norm(before - after) <= 1e-2 * max(flat_norm(before), flat_norm(after))
     return (wide, selected) if same else f"a {wider} copy of the model has another gradient than the model"
 
 
@@ -209,7 +209,3 @@ def _as_type(batch: Batch, dtype: torch.dtype) -> Batch:
         parts = [_as_type(value, dtype) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch
-
-
-def _norm(vector: Tensor) -> float:
-    return float(flat_length(vector))

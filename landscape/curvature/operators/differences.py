@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landscape.errors import InputError
 from landscape.objective.objective import Objective
-from landscape.weights.flat import Layout, flat_length
+from landscape.weights.flat import Layout, flat_length, flat_norm
 from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import EXACT, Excursion, Fidelity, excursion
 from landscape.weights.vectors import vector_norm
@@ -50,7 +50,7 @@ def central_difference(objective: Objective, parameters: Parameters, vector: Ten
         The product of the Hessian with `vector`, with its estimated error.
     """
     layout = Layout(parameters)
-    norm = _norm(vector)
+    norm = flat_norm(vector)
     if norm == 0:
         return Difference(torch.zeros_like(vector), 0.0, step, EXACT)
     unit = layout.named(vector / norm)
@@ -68,8 +68,8 @@ def central_difference(objective: Objective, parameters: Parameters, vector: Ten
             return slopes[h]
 
         def discrepancy(h: float) -> float:
-            size = _norm(slope(h / 2))
-            apart = _norm(slope(h) - slope(h / 2))
+            size = flat_norm(slope(h / 2))
+            apart = flat_norm(slope(h) - slope(h / 2))
             return apart / size if size else apart
 
         error = discrepancy(step)
@@ -82,10 +82,6 @@ def central_difference(objective: Objective, parameters: Parameters, vector: Ten
         # the leading error falls fourfold with half the step (Richardson 1911)
         product = (4 * slope(step / 2) - slope(step)) * (norm / 3)
     return Difference(product, error, step, fidelity)
-
-
-def _norm(vector: Tensor) -> float:
-    return float(flat_length(vector))
 
 
 class SecondDifferences:
@@ -136,9 +132,9 @@ class SecondDifferences:
 
     def value(self, vector: Tensor) -> float:
         """Return v'Hv at the step."""
-        return self._curvature(self._unit(vector), self.step) * _norm(vector) ** 2
+        return self._curvature(self._unit(vector), self.step) * flat_norm(vector) ** 2
 
     def at_both_steps(self, vector: Tensor) -> tuple[float, float]:
         """Return v'Hv at the step and at twice the step."""
-        unit, square = self._unit(vector), _norm(vector) ** 2
+        unit, square = self._unit(vector), flat_norm(vector) ** 2
         return self._curvature(unit, self.step) * square, self._curvature(unit, 2 * self.step) * square

@@ -25,8 +25,8 @@ def maps_section(maps: Maps, caption: str, title: str = "") -> Section:
         [
             vector.name,
             vector.task,
-            *(_cell(share, ".1%") for share in (vector.few_shot, vector.zero_shot, vector.steered)),
-            *(_cell(effect, "+.4f") for effect in (vector.joint_effect, vector.random_effect)),
+            *(estimate_cell(share, ".1%") for share in (vector.few_shot, vector.zero_shot, vector.steered)),
+            *(estimate_cell(effect, "+.4f") for effect in (vector.joint_effect, vector.random_effect)),
             ", ".join(f"{layer}.{head}" for layer, head in vector.heads),
         ]
         for vector in maps.cells.values()
@@ -37,7 +37,8 @@ def maps_section(maps: Maps, caption: str, title: str = "") -> Section:
     return Section(title, [Plot(maps_figure(maps), described, least=_LEAST)], caption, [Table(header, rows)])
 
 
-def _cell(estimate: Estimate, kind: str) -> Cell:
+def estimate_cell(estimate: Estimate, kind: str) -> Cell:
+    """A cell of a table with an estimate in a format such as "+.1%", and its interval as a bar."""
     return Cell(estimate.in_words(kind), estimate.value, estimate.low, estimate.high)
 
 

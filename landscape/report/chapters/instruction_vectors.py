@@ -7,8 +7,8 @@ from typing import Any
 
 from landscape.errors import InputError
 from landscape.instruction_vectors.changed import InstructionVectorChange, TaskChange
-from landscape.instruction_vectors.result import Estimate, InstructionVector
-from landscape.plotting.instruction_vectors.interactive import maps_section
+from landscape.instruction_vectors.result import InstructionVector
+from landscape.plotting.instruction_vectors.interactive import estimate_cell, maps_section
 from landscape.plotting.instruction_vectors.shared import arrange_maps, maps_caption
 from landscape.plotting.page import Cell, Row, Section, Table
 from landscape.report.reading import Chapter, Found, Part, by_place, results_of, titled
@@ -63,20 +63,17 @@ def _row(task: TaskChange) -> Row:
     gained = {recovery.vector: recovery.gained for recovery in task.recoveries if recovery.prompts == "few-shot"}
     return [
         task.task,
-        _cell(task.cosine, ".3f"),
-        _cell(task.overlap, ".0%"),
+        estimate_cell(task.cosine, ".3f"),
+        estimate_cell(task.overlap, ".0%"),
         f"{task.overlap_again:.0%}, {task.overlap_random:.0%}",
-        _cell(task.effect_lost, "+.3f"),
-        _cell(task.few_shot.lost, "+.1%"),
-        _cell(task.zero_shot.lost, "+.1%"),
-        *(_cell(gained.get(vector), "+.1%") for vector in ("base", "random", "other task")),
+        estimate_cell(task.effect_lost, "+.3f"),
+        estimate_cell(task.few_shot.lost, "+.1%"),
+        estimate_cell(task.zero_shot.lost, "+.1%"),
+        *(
+            estimate_cell(gained[vector], "+.1%") if vector in gained else Cell("")  # of one task there is no other
+            for vector in ("base", "random", "other task")
+        ),
     ]
-
-
-def _cell(estimate: Estimate | None, kind: str) -> Cell:
-    if estimate is None:
-        return Cell("")
-    return Cell(estimate.in_words(kind), estimate.value, estimate.low, estimate.high)
 
 
 def _sentences(changes: list[InstructionVectorChange]) -> list[str]:
