@@ -202,10 +202,10 @@ def measured_in(settings: dict, half: int) -> Iterator[tuple[Base, Cell, int]]:
     Either half has every rate, length and optimizer, and all checkpoints of its cells: the first can be read alone.
     """
     for number, lr in enumerate(settings["tuning"]["lrs"]):
-        for base in bases_of(settings):
-            at_rate = [cell for cell in cells_of(base.recipe_number, settings) if cell.lr == lr]
-            for cell in at_rate[(number + base.recipe_number + half) % 2 :: 2]:
-                for seed in settings["tuning"]["seeds"]:
+        for seed in settings["tuning"]["seeds"]:  # not within a base: two workers would measure the same base at once
+            for base in bases_of(settings):
+                at_rate = [cell for cell in cells_of(base.recipe_number, settings) if cell.lr == lr]
+                for cell in at_rate[(number + base.recipe_number + half) % 2 :: 2]:
                     yield base, cell, seed
 
 
