@@ -360,9 +360,11 @@ def load_tokenizer(files: CheckpointFiles, *, trust_remote_code: bool = False) -
     more = {} if files.gguf is None else {"gguf_file": files.gguf.name}
     try:
         # Explicit, because transformers would otherwise ask on the terminal whether to run the code.
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(files.folder), local_files_only=True, trust_remote_code=trust_remote_code, **more
         )
+        tokenizer("a", verbose=False)  # some wrong entries of its configuration are only met in use
+        return tokenizer
     except Exception as error:  # There are many formats, and each reader raises errors of its own.
         raise InputError(f"{files.source} has no usable tokenizer: {reason_of(error)}") from error
 

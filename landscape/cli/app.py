@@ -113,6 +113,8 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):
             code, sentence = 2, usage_error(error) or None  # without a command, the help is the answer
+        elif isinstance(error, OSError) and _was_typed(error.filename):
+            code, sentence = 2, f"{error.filename} cannot be used: {error.strerror}."
         elif is_one_of_many:
             code, sentence = 1, traceback.format_exc()
         else:
@@ -124,6 +126,11 @@ def main() -> None:
     if sentence is not None:
         _complain(sentence)
     sys.exit(code)
+
+
+def _was_typed(path: Any) -> bool:
+    """Whether the path that the system refused stands in what the user typed, such as a name too long for a file."""
+    return isinstance(path, (str, os.PathLike)) and any(os.fspath(path) in word for word in sys.argv[1:])
 
 
 def usage_error(error: Any) -> str:

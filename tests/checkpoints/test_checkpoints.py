@@ -410,6 +410,13 @@ def test_code_of_a_tokenizer_is_not_run(copy_of, tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_tokenizer_that_fails_in_use_is_refused_as_it_is_loaded(copy_of):
+    folder = copy_of()
+    edit(folder / "tokenizer_config.json", model_max_length=[64])  # transformers compares it with a count, in each call
+    with pytest.raises(InputError, match="has no usable tokenizer"):
+        _ = load_checkpoint(folder, device="cpu").tokenizer
+
+
 def test_code_in_a_checkpoint_is_not_run(copy_of, tmp_path):
     folder = copy_of()
     config = json.loads((folder / "config.json").read_text())

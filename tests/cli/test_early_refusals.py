@@ -56,6 +56,7 @@ WRONG = {
     "finetune {base} --data {records} -o out --batch-size 3 --accumulate 2": "--accumulate 2 equal parts",
     "finetune {base} --data {records} -o {base}": "was not made by this command; choose another --output",
     "merge {base} {base} -o out --alpha 2": "--alpha 2.0 must be from 0 to 1",
+    "merge {base} {base} -o " + "x" * 300: "x cannot be used: File name too long.",
     "correlate {records}x": "Did you mean '{records}'?",
     "correlate {table} --flatness flt": "has no column 'flt'; it has name, flat, forgetting. Did you mean 'flat'?",
     "design {table} --groups name/recip": "has no column 'recip'",
