@@ -18,7 +18,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from landscape.checkpoints import (
     Checkpoint,
-    CheckpointFiles,
     LoadOptions,
     inspect_checkpoint,
     load_files,
@@ -26,11 +25,12 @@ from landscape.checkpoints import (
     resolve_device,
     save_checkpoint,
 )
-from landscape.data.tokens import IGNORED, DataOptions, TokenData, check_vocabulary, load_data
+from landscape.data.tokens import IGNORED, DataOptions, TokenData
 from landscape.errors import InputError, as_typed
 from landscape.objective.identity import describe_data
 from landscape.objective.objective import Objective
 from landscape.results import digest_of, installed_versions, read_json, results_folder, to_plain
+from landscape.training.examples import load_parts, load_rehearsal
 from landscape.training.options import Guidance, Optimization, Rehearsal, Saving
 from landscape.training.trainer import (
     TRAJECTORY,
@@ -45,8 +45,6 @@ from landscape.weights.attention import attention_of
 from landscape.weights.preservation import preserved
 
 _LOSSES = ("training", "evaluated_before", "evaluated_after")
-_EVALUATED = 64  # A run is evaluated on this many examples, so that two evaluations are short beside the training.
-_MOST_HELD_OUT = 0.1  # Of the training examples; where they are fewer, those that are evaluated are trained on, too.
 
 
 def finetune(
@@ -67,9 +65,9 @@ def finetune(
 
     The record says how the checkpoint was made: its base, data, optimization, seed, and the losses before and after.
     Under "evaluated_on" it says what the losses before and after are of, and how `load_data` reads the same again: the
-    source (files and folders with their absolute path), max_length, limit and seed. They are 64 examples: of the
-    held-out part of a built-in corpus, and else of the source, where they are held out of the training if they are at
-    most a tenth of it ("held_out" says whether they are).
+    source (files and folders with their absolute path), max_length, limit and seed. They are 64 examples, 16 in a run
+    that takes fewer than 860: of the held-out part of a built-in corpus, and else of the source, where they are held
+    out of the training if they are at most a tenth of it ("held_out" says whether they are).
 
     An interrupted run continues: the same call, made again, goes on from the last training checkpoint to the same
     result. Where `output` holds the whole result of the same arguments already, it is returned at once.
@@ -138,9 +136,8 @@ def finetune(
     data_options = replace(
         data_options, max_length=min(data_options.max_length, files.max_positions or data_options.max_length)
     )
-    train, evaluated, is_held_out = _load(_absolute(data), start.tokenizer, data_options, seed, files)
-    old = _load_rehearsal(rehearsal, start.tokenizer, len(train.examples), data_options, seed, files)
-    read_with = {"limit": _EVALUATED, "seed": 0, "held_out": is_held_out}
+    train, evaluated, read_with = load_parts(data, start.tokenizer, data_options, optimization, seed, files)
+    old = load_rehearsal(rehearsal, start.tokenizer, len(train.examples), data_options, seed, files)
     settings = {
         "base": start.describe(),
         "data": describe_data(train),
@@ -304,64 +301,6 @@ def _check_guidance(guidance: Guidance, start: Checkpoint, train: TokenData) -> 
             f"{train.source} has no example with a prompt, but guidance acts on the last token of prompts; give "
             "records of prompt and completion."
         )
-
-
-def _absolute(source: str | Path) -> str:
-    """A file or folder with its absolute path, so that it is found from anywhere; what is neither stays as it is."""
-    return os.path.abspath(source) if os.path.exists(source) else str(source)
-
-
-def _load(
-    source: str, tokenizer: Any, options: DataOptions, seed: int, files: CheckpointFiles
-) -> tuple[TokenData, TokenData, bool]:
-    """Training data, examples to evaluate on, and whether those are held out of the training."""
-    train = _load_part(source, tokenizer, options, seed, "train", files)
-    sample = replace(options, limit=_EVALUATED)
-    if source.startswith("builtin:"):
-        corpus = source.partition("@")[0]
-        evaluated = _load_part(corpus, tokenizer, sample, 0, "heldout", None)
-        return train, evaluated, not source.endswith("@heldout")
-    evaluated = _load_part(source, tokenizer, sample, 0, "train", files)
-    chosen = set(evaluated.examples)
-    left = tuple(example for example in train.examples if example not in chosen)
-    if len(left) < (1 - _MOST_HELD_OUT) * len(train.examples):
-        return train, evaluated, False
-    return replace(train, examples=left), evaluated, True
-
-
-def _load_rehearsal(
-    rehearsal: Rehearsal | None, tokenizer: Any, new: int, options: DataOptions, seed: int, files: CheckpointFiles
-) -> TokenData | None:
-    """Old examples that make up the rehearsal's ratio of the mix with `new` new ones."""
-    if rehearsal is None:
-        return None
-    count = rehearsal.examples_beside(new)
-    source = _absolute(rehearsal.data)
-    old = _load_part(source, tokenizer, replace(options, limit=count), seed, "train", files)
-    if len(old.examples) < count:
-        raise InputError(
-            f"rehearsal with ratio={rehearsal.ratio} beside {new} new examples takes {count} old ones, but "
-            f"{old.source} gives {len(old.examples)}; lower it."
-        )
-    return old
-
-
-def _load_part(
-    source: str, tokenizer: Any, options: DataOptions, seed: int, part: str, files: CheckpointFiles | None
-) -> TokenData:
-    """Read data whose tokens, where `files` are given, that checkpoint has embeddings for."""
-    data = load_data(
-        source,
-        tokenizer,
-        max_length=options.max_length,
-        limit=options.limit,
-        batch_tokens=options.batch_tokens,
-        seed=seed,
-        part=part,
-    )
-    if files is not None and files.vocabulary_size is not None:
-        check_vocabulary(data, files.vocabulary_size, files.source)
-    return data
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -93,20 +93,22 @@ def test_a_built_in_corpus_is_trained_on_one_part_and_evaluated_on_the_other(tmp
     read_again(record["evaluated_on"], load_checkpoint(base, device="cpu").tokenizer)
 
 
-@pytest.mark.parametrize(("count", "held_out"), [(700, True), (100, False)])
+@pytest.mark.parametrize(
+    ("count", "batch", "limit", "held_out"), [(700, 860, 64, True), (700, 859, 16, True), (100, 4, 16, False)]
+)
 def test_a_run_is_evaluated_on_few_examples_that_are_held_out_where_enough_are_left(
-    tmp_path, save_checkpoint_folder, count, held_out
+    tmp_path, save_checkpoint_folder, count, batch, limit, held_out
 ):
-    """64 of 700 are less than a tenth and are not trained on; 64 of 100 would leave too little."""
+    """64 of 700 are less than a tenth and are not trained on; 16 of 100 leave too little. A short run takes 16."""
     base = save_checkpoint_folder("llama", seed=1)
     records = tmp_path / "records.jsonl"
     records.write_text("".join(json.dumps({"text": f"number {index} of them"}) + "\n" for index in range(count)))
-    record = record_of(tune(base, str(records), tmp_path / "tuned", **COMMON | {"steps": 1}))
+    record = record_of(tune(base, str(records), tmp_path / "tuned", **COMMON | {"steps": 1, "batch_size": batch}))
     evaluated = record["evaluated_on"]
-    assert (evaluated["limit"], evaluated["held_out"]) == (64, held_out)
+    assert (evaluated["limit"], evaluated["held_out"]) == (limit, held_out)
     read_again(evaluated, load_checkpoint(base, device="cpu").tokenizer)
     tokenizer = load_checkpoint(base, device="cpu").tokenizer
-    whole, few = (load_data(records, tokenizer, max_length=64, limit=limit, seed=0) for limit in (None, 64))
+    whole, few = (load_data(records, tokenizer, max_length=64, limit=kept, seed=0) for kept in (None, limit))
     assert len(set(whole.examples)) == count  # no two are alike, so that tokens say what is left out
     assert record["data"]["supervised_tokens"] == whole.tokens - (few.tokens if held_out else 0)
 
@@ -123,7 +125,7 @@ def test_the_record_finds_its_data_from_anywhere(tmp_path, save_checkpoint_folde
     options = COMMON | {"steps": 1, "max_length": 8, "limit": 5, "seed": 3}
     evaluated_on = record_of(tune(base, records.name, tmp_path / "tuned", **options))["evaluated_on"]
     assert evaluated_on["source"] == str(records)
-    assert (evaluated_on["max_length"], evaluated_on["limit"], evaluated_on["seed"]) == (8, 64, 0)
+    assert (evaluated_on["max_length"], evaluated_on["limit"], evaluated_on["seed"]) == (8, 16, 0)
     monkeypatch.chdir(tmp_path)
     read_again(evaluated_on, load_checkpoint(base, device="cpu").tokenizer)
 
