@@ -195,7 +195,7 @@ class _Notes(logging.Handler):
     """Prints what the rooms say of their work."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _complain(record.getMessage())
+        _complain(("warning: " if record.levelno >= logging.WARNING else "") + record.getMessage())
 
 
 class _UntilClosed(io.FileIO):
