@@ -36,7 +36,7 @@ import transformers
 from smollm2_texts import Texts, all_tasks, old_questions, read_texts, records_file, split_task
 from smollm2_vectors import base_vectors, vectors_changed
 from study_folder import claim, plain, read_settings, versions, write_json, write_lines
-from study_measures import QUIET, norms, planes, sharpness
+from study_measures import QUIET, basin_radii, norms, planes, sharpness
 
 import landscape
 
@@ -336,6 +336,8 @@ def measured(place: Place, task: str, tuned: Path, name: str) -> dict[str, Any]:
     drawn = hashlib.sha256(name.encode()).digest()[:4]
     row["random"] = float(np.random.default_rng(int.from_bytes(drawn, "big")).standard_normal())
     row |= vectors_changed(place.output / "vectors", base, after, place.settings)
+    radii = basin_radii(after, texts.metric["old"], place.settings["basin"], place.settings["seed"], base)
+    row |= {f"{radius}_old": value for radius, value in radii.items()}
     return row | flatness(place, after, texts.metric)
 
 

@@ -1,7 +1,8 @@
-"""What the studies measure at one checkpoint: sharpness by an entry of the settings, planes, and norms of weights."""
+"""What the studies measure at one checkpoint: sharpness by an entry of the settings, planes, basins, and norms."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -41,6 +42,21 @@ def planes(model: Any, data: Any, settings: dict, seed: int) -> dict[str, float]
         row[name] = float(values.mean())
         row[f"{name}_stderr"] = float(values.std(ddof=1) / math.sqrt(len(values)))
     return row
+
+
+def basin_radii(model: Any, data: Any, settings: dict, seed: int, base: Any) -> dict[str, float]:
+    """How far the loss holds along random rays (median), the worst case and the step from the base.
+
+    The first two are over the norm of the weights, the last is in steps. A radius that is longer than its ray counts as
+    the end of the ray.
+    """
+    few = dataclasses.replace(data, examples=spread(data.examples, settings["examples"]))
+    basin = landscape.compute_basin(
+        model, few, drop=settings["drop"], directions=settings["directions"], base=base, seed=seed, run=QUIET
+    )
+    along = {"random": basin.median, "worst": basin.worst.value, "step": basin.step.value}
+    ends = {"random": 1.0, "worst": 1.0, "step": 2.0}  # of the rays of `compute_basin`
+    return {f"basin_{name}": min(radius, ends[name]) for name, radius in along.items()}
 
 
 def norms(origin: Any, tuned: Any) -> tuple[float, float]:
