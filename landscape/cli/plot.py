@@ -10,7 +10,19 @@ from landscape.cli.options.checkpoints import Checkpoints
 from landscape.cli.options.data import BatchTokens, Data, Limit, MaxLength, Seed
 from landscape.cli.options.model import Adapter, Autocast, Device, DeviceMap, Dtype, OffloadBase, Trust
 from landscape.cli.options.output import Json, OutputFolder, Quiet, Style
-from landscape.cli.options.surfaces import Dim, Draws, Height, Kind, Levels, Log, Margin, Normalize, Points, Span
+from landscape.cli.options.surfaces import (
+    Dim,
+    Draws,
+    Height,
+    Kind,
+    Levels,
+    Log,
+    Margin,
+    Normalize,
+    Points,
+    Span,
+    Topology,
+)
 from landscape.cli.tables import (
     open_console,
     print_adapters,
@@ -26,7 +38,7 @@ from landscape.cli.tables import (
 from landscape.errors import InputError
 from landscape.heights.options import LOSS, benchmark_names, parse_heights
 from landscape.surfaces.kinds import SURFACE_KINDS
-from landscape.surfaces.options import MOST_LEVELS, parse_numbers
+from landscape.surfaces.options import MOST_LEVELS, check_topology_extra, parse_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +70,7 @@ def plot(
     normalize: Normalize = None,
     draws: Draws = 1,
     height: Height = LOSS,
+    topology: Topology = False,
     log: Log = False,
     levels: Levels = "20",
     dtype: Dtype = "float32",
@@ -75,7 +88,8 @@ def plot(
     """Draw the loss surfaces of checkpoints side by side, on the same axes and colour scale.
 
     The command writes surface.png, surface.pdf, an interactive surface.html, and one file per surface that Python can
-    load again. The caption stands in surface.txt, and for LaTeX in surface.tex.
+    load again. The caption stands in surface.txt, and for LaTeX in surface.tex. With --topology there are a
+    persistence diagram topology-loss.png, one for each other height, and a file per surface with its minima.
 
         landscape plot runs/adamw runs/sam --data old=alpaca.jsonl
         landscape plot base runs/adamw runs/sam --kind plane
@@ -91,6 +105,8 @@ def plot(
     if log and heights:
         raise InputError(f"--log is of losses; it does not go with --height {height}.")
     check_tasks(",".join(benchmark_names(heights)))
+    if topology:
+        check_topology_extra()
     if offload_base and "offload_base" not in surface_kind.run_options:
         names = [name for name, other in SURFACE_KINDS.items() if "offload_base" in other.run_options]
         raise InputError(
@@ -105,9 +121,11 @@ def plot(
     from landscape.data.tokens import DataOptions
     from landscape.objective.scope import Run
     from landscape.plotting import write_figures
+    from landscape.plotting.surfaces.persistence import write_persistence
     from landscape.results import results_folder, write_json
     from landscape.study.comparison import open_comparison, with_questions
     from landscape.study.surfaces import compare_surfaces, summarize, surface_files
+    from landscape.study.topology import find_topologies, topology_files, topology_rows
 
     comparison = open_comparison(
         checkpoints,
@@ -123,16 +141,25 @@ def plot(
     settings |= ({"autocast": autocast} if autocast else {}) | {"seed": seed}
     settings |= {"heights": heights} if heights else {}
     files = ("surface.png", "surface.pdf", "surface.txt", "surface.tex", "surface.html", "summary.json")
-    with results_folder(output, settings, (*files, *surface_files(comparison, surface_kind, draws))):
+    kept = surface_files(comparison, surface_kind, draws)
+    kept += topology_files(surface_files(comparison, surface_kind, 1), heights) if topology else []
+    with results_folder(output, settings, (*files, *kept)):
         run = Run(autocast=autocast, offload_base=offload_base, progress=not quiet)
         surfaces = compare_surfaces(comparison, output, surface_kind, draws=draws, heights=heights, run=run)
-        drawn = list(surfaces.values())[: len(surfaces) // draws]  # the first draw; the others are for the numbers
+        first = dict(list(surfaces.items())[: len(surfaces) // draws])  # of the draws; the others are for the numbers
+        drawn = list(first.values())
         over_draws = _over_draws(list(surfaces.values())) if draws > 1 else None
         write_figures(drawn, output / "surface", log=log, levels=contours, style=style)
         summary: dict[str, Any] = {"settings": settings}
         summary["surfaces"] = [summarize(name, s) for name, s in surfaces.items()]
         if over_draws is not None:
             summary["over_draws"] = over_draws.to_dict("records")
+        pictures: list[Path] = []
+        if topology:
+            found = find_topologies(first, output)
+            for stem, topologies in found.items():
+                pictures += write_persistence(topologies, output / stem, style=style)[:1]
+            summary["topology"] = topology_rows(found, list(surfaces.values()) if draws > 1 else ())
         write_json(output / "summary.json", summary)
     if json_output:
         print_json(summary)
@@ -140,7 +167,9 @@ def plot(
         _print_surfaces(drawn, draws)
         if over_draws is not None:
             _print_draws(over_draws)
-    print_written(*(output / name for name in (*files, *list(surfaces)[: len(drawn)])))
+        if topology:
+            _print_topology(summary["topology"])
+    print_written(*(output / name for name in (*files, *first)), *pictures)
 
 
 # --- options ------------------------------------------------------------------------------------------------
@@ -228,6 +257,24 @@ def _print_heights(console: Console, surfaces: list[Surface]) -> None:
         headings = ["surface", "data", "height", "at centre", "over the grid", "terms", "unit"]
         title = "Heights, with standard errors over examples"
         print_table(console, headings, rows, left=("data", "height", "unit"), title=title, file="summary.json")
+
+
+def _print_topology(rows: list[dict[str, Any]]) -> None:
+    """Minima and saddles of every grid, and how many of them the noise cannot have made."""
+    cells = []
+    for row in rows:
+        known = row["surviving"] is not None
+        above = f"{row['surviving']} of {row['minima'] - 1}" if known else "not known"
+        cells.append([row["checkpoint"], row["data"], row["height"], str(row["minima"]), f"{row['smad']:.4g}"])
+        cells[-1] += [f"{row['largest_persistence']:.4g}", above]
+        if draws := row["minima_of_draws"]:
+            cells[-1].append(f"{min(draws)} to {max(draws)}")
+    if cells:
+        console = open_console()
+        headings = ["surface", "data", "height", "minima", "SMAD", "most persistent", "saddles above noise"]
+        headings += ["minima over draws"] if len(cells[0]) > len(headings) else []
+        title = "Minima of the grid, which need not be minima of the model, and their saddles"
+        print_table(console, headings, cells, left=("data", "height"), title=title, file="summary.json")
 
 
 def _over_draws(surfaces: list[Surface]) -> pd.DataFrame:

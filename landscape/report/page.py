@@ -122,7 +122,6 @@ def _whole(folder: Path) -> Part:
             if content is not None:
                 found[index].append(Found(content, file))
                 shown = True
-                break
         if file.format and not shown:
             unknown.add(file.format)
     for index, chapter in enumerate(CHAPTERS):

@@ -63,8 +63,8 @@ class Chapter:
     """How a report shows one kind of content.
 
     Attributes:
-        read: Returns what a file holds, or None where it is for another chapter. It raises InputError where the file
-            is for this chapter and damaged.
+        read: Returns what a file holds for this chapter, or None. Several may read the same file. It raises InputError
+            where the file is for this chapter and damaged.
         part: Makes the part of the page from all that was read.
     """
 

@@ -122,7 +122,7 @@ class Comparison:
             prefix: The start of each name: what is measured.
             of_all: Whether each result is of all checkpoints together; they are then listed under index 0.
         """
-        stems, data_stems = _safe(self.names), _safe(list(self.data))
+        stems, data_stems = file_stems(self.names), file_stems(list(self.data))
         names = {}
         for index in [0] if of_all else range(len(stems)):
             for data_name, data_stem in zip(self.data, data_stems, strict=True):
@@ -134,7 +134,7 @@ class Comparison:
 _LONGEST_STEM = 80  # bytes, of the 255 that file systems allow a name: two fit, with what is written beside
 
 
-def _safe(names: Sequence[str]) -> list[str]:
+def file_stems(names: Sequence[str]) -> list[str]:
     """Turn names into parts of file names: without separators, not too long, and as distinct as they were."""
     stems = [re.sub(r"[^\w.]+", "_", name).strip("_.") or "unnamed" for name in names]
     for index, stem in enumerate(stems):

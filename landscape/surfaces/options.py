@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -10,6 +11,12 @@ from landscape.errors import InputError, as_typed
 
 MOST_POINTS = 250_000  # of a grid: 500 by 500, four times the finest that any picture shows
 MOST_LEVELS = 1000  # of contour lines: a picture of 2000 pixels has no room for more
+
+
+def check_topology_extra() -> None:
+    """Raise InputError where the library that finds minima and saddles is not installed."""
+    if importlib.util.find_spec("gudhi") is None:
+        raise InputError("topology needs gudhi: pip install 'landscape-lm[topology]'.")
 
 
 def parse_numbers(text: str, option: str) -> list[float]:

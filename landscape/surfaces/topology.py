@@ -12,6 +12,7 @@ from scipy import stats
 
 from landscape.errors import InputError, as_typed
 from landscape.results import Result
+from landscape.surfaces.options import check_topology_extra
 from landscape.surfaces.result import Surface
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Topology(Result):
         points: Number of grid points.
         noise: By how much any value may be wrong; None where it is not known.
         provenance: Of the surface.
+        negated: Whether the values are those of the height with the other sign.
     """
 
     kind_of_result: ClassVar[str] = "topology"
@@ -67,6 +69,12 @@ class Topology(Result):
     points: int
     noise: float | None
     provenance: Any
+    negated: bool = False
+
+    @property
+    def shown(self) -> str:
+        """What its values are, with the sign that they have."""
+        return f"\N{MINUS SIGN}{self.height}" if self.negated else self.height
 
     @property
     def minima(self) -> int:
@@ -97,7 +105,7 @@ class Topology(Result):
     def rows(self) -> list[tuple[str, str]]:
         """Return name and value of what a person wants to see first."""
         rows = [
-            ("topology", f"{self.height} of {self.name} on {self.data}, {self.points} points"),
+            ("topology", f"{self.shown} of {self.name} on {self.data}, {self.points} points"),
             ("minima", f"{self.minima}, the lowest {self.lowest_value:.4f}"),
             ("SMAD", f"{self.smad:.4g}"),
         ]
@@ -152,18 +160,19 @@ def compute_topology(
         >>> topology.minima, topology.smad
         (2, 1.0)
     """
-    try:
-        import gudhi
-    except ImportError as error:
-        raise InputError("topology needs gudhi: pip install 'landscape-lm[topology]'.") from error
+    check_topology_extra()
+    import gudhi
+
     values = surface.loss if height == "loss" else surface.height(height).values
     if not np.isfinite(values).all():
         raise InputError(f"{int((~np.isfinite(values)).sum())} points of {surface.name} are not finite: no topology.")
     if noise is not None and not 0 <= noise < math.inf:
         raise InputError(f"{as_typed('noise', noise)} must be at least 0 and finite.")
+    negated = False
     if height != "loss":
         grid = surface.height(height)
-        values = -values if grid.higher_is_better else values
+        negated = grid.higher_is_better
+        values = -values if negated else values
         if noise is None and np.isfinite(grid.stderr).all():
             noise = float(grid.stderr.max() * stats.norm.ppf(1 - (1 - confidence) / (2 * values.size)))
     flat, places = values.ravel(order="F"), surface.coordinates.reshape(values.size, -1, order="F")
@@ -187,6 +196,7 @@ def compute_topology(
         points=values.size,
         noise=noise,
         provenance=surface.provenance,
+        negated=negated,
     )
 
 

@@ -89,6 +89,15 @@ Height = Annotated[
         + " Any other name is a task of lm-evaluation-harness that needs no generation.",
     ),
 ]
+Topology = Annotated[
+    bool,
+    flag(
+        SURFACE,
+        "--topology",
+        "Find the minima of each surface's grid and the saddles between them, and draw their persistence diagram "
+        "(extra topology). On a coarse grid of noisy values most of them are noise; --draws shows how many change.",
+    ),
+]
 Log = Annotated[bool, flag(SURFACE, "--log", "Draw the loss on a logarithmic scale.")]
 Levels = Annotated[
     str,

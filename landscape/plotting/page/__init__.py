@@ -36,6 +36,7 @@ class Plot:
         turns: Whether it is a scene, which turns together with the other scenes of its section.
         starts_row: Whether it begins a new row of scenes.
         least: The width in pixels below which it does not shrink; narrower windows scroll it.
+        half: Whether half the page is wide enough, so that two stand side by side where there is room.
     """
 
     figure: go.Figure
@@ -45,6 +46,7 @@ class Plot:
     turns: bool = False
     starts_row: bool = False
     least: int = 300
+    half: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from landscape.plotting.surfaces.shared import (
     center_text,
     loss_scale,
     notes,
+    shown_name,
 )
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def surface_section(arrangement: Arrangement, caption: str, title: str = "") -> 
         plots = [
             Plot(
                 scene_figure(surface, scales[data]),
-                f"Loss surface of {surface.name} on {data}, {center_text(surface)}",
+                f"Surface of {surface.name} on {data}, {center_text(surface)}",
                 title=surface.name,
-                remarks=[f"{data}: {center_text(surface)}" if several else center_text(surface), *notes(surface)],
+                remarks=[f"{_data_of(surface)}: " * several + center_text(surface), *notes(surface)],
                 turns=True,
                 starts_row=index == 0,
             )
@@ -53,6 +54,11 @@ def surface_section(arrangement: Arrangement, caption: str, title: str = "") -> 
     what = "" if any(surface.heights for surface in surfaces) else "loss "
     header = ["checkpoint", "data", f"{what}at {center_name(surfaces[0])}", ""]
     return Section(title, plots, caption, [Table(header, [_row(surface) for surface in surfaces])])
+
+
+def _data_of(panel: Surface) -> str:
+    """The name of the data of a panel, without that of its height."""
+    return panel.data.removesuffix(f": {shown_name(panel)}") if panel.heights else panel.data
 
 
 def _row(surface: Surface) -> list[str | Cell]:

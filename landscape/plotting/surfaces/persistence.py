@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from landscape.errors import InputError
 from landscape.plotting.basics import COLORS, clean, shorten
+from landscape.plotting.files import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,15 +47,17 @@ def plot_persistence(topologies: Sequence[Topology], *, caption: str | None = No
     values += [value for t in topologies for pair in t.pairs for value in (pair.birth, pair.death)]
     room = 0.08 * (max(values) - min(values)) or 0.1 * max(1.0, abs(values[0]))
     ends = (min(values) - room, max(values) + room)
+    shown, several = clean(topologies[0].shown), len({topology.data for topology in topologies}) > 1
     text = (
-        f"Minima of {clean(heights[0])} over the grid and the saddles that end their basins; triangles on the "
+        f"Minima of {shown} over the grid and the saddles that end their basins; triangles on the "
         "edge: the lowest minimum. Points below a dotted line are within the noise."
     )
     look = style_named(style)
     side = look.single - 0.95
     with look.context():
         names = [
-            legend_text(shorten(t.name, 40), [f"{t.minima} minima", f"SMAD {t.smad:.3g}"], side) for t in topologies
+            legend_text(shorten(_label(t, several), 40), [count_of_minima(t), f"SMAD {t.smad:.3g}"], side)
+            for t in topologies
         ]
         lines = sum(name.count("\n") + 1 for name in names)
         sheet = Sheet(look, look.single, side + 0.65 + 0.135 * lines, text if caption is None else clean(caption))
@@ -68,7 +72,31 @@ def plot_persistence(topologies: Sequence[Topology], *, caption: str | None = No
             if topology.noise:
                 axes.plot(ends, [end + 2 * topology.noise for end in ends], ":", color=color, linewidth=points(0.8))
             handles.append(handle)
-        axes.set(xlim=ends, ylim=ends, xlabel=f"{clean(heights[0])} at the minimum", ylabel="at its saddle")
+        axes.set(xlim=ends, ylim=ends, xlabel=f"{shown} at the minimum", ylabel="at its saddle")
         open_axes(axes)
         legend_below(axes, handles, names, side)
     return sheet.figure
+
+
+def _label(topology: Topology, several: bool) -> str:
+    """The name of a surface, with its data where there are several."""
+    return f"{topology.name} on {topology.data}" if several else topology.name
+
+
+def count_of_minima(topology: Topology) -> str:
+    """How many minima there are, in words."""
+    return "1 minimum" if topology.minima == 1 else f"{topology.minima} minima"
+
+
+def write_persistence(topologies: Sequence[Topology], stem: Path, *, style: str = "paper") -> list[Path]:
+    """Write the diagram of topologies as `write_figure` does; of none there is no file.
+
+    Args:
+        topologies: As for `plot_persistence`, or none.
+        stem: The path of the files without their suffix.
+        style: As for `plot_surfaces`.
+
+    Returns:
+        The paths of the files.
+    """
+    return write_figure(plot_persistence(topologies, style=style), stem) if topologies else []

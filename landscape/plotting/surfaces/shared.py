@@ -100,6 +100,13 @@ def with_heights(surfaces: Sequence[Surface]) -> list[Surface]:
     return sorted(panels, key=lambda panel: next(i for i, d in enumerate(order) if panel.data in _data_names(d, names)))
 
 
+def only_heights(arrangement: Arrangement) -> Arrangement:
+    """The panels of heights alone, without those of the loss."""
+    cells = {place: panel for place, panel in arrangement.cells.items() if panel.heights}
+    data = [name for name in arrangement.data if any(place[1] == name for place in cells)]
+    return dataclasses.replace(arrangement, data=data, cells=cells)
+
+
 def _data_names(data: str, names: Sequence[Sequence[str]]) -> list[str]:
     """What the panels of one data set are called."""
     return [data, *(f"{data}: {name}" for name in names[0])]

@@ -4,20 +4,26 @@ To show a new kind of result, write a file with a `CHAPTER` and add it to the li
 """
 
 from landscape.report.chapters import (
+    basins,
     correlations,
     curvature,
     design,
     forgetting,
+    heights,
     instruction_vectors,
     other,
     sharpness,
     study,
     surfaces,
+    topology,
 )
 
 CHAPTERS = (
     forgetting.CHAPTER,
     surfaces.CHAPTER,
+    heights.CHAPTER,
+    topology.CHAPTER,
+    basins.CHAPTER,
     sharpness.CHAPTER,
     curvature.CHAPTER,
     instruction_vectors.CHAPTER,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from landscape.forgetting.losses import Forgetting, TaskForgetting
 from landscape.plotting.basics import clean
 from landscape.plotting.forgetting.interactive import forgetting_figure
-from landscape.plotting.page import Plot, Row, Section, Table
+from landscape.plotting.page import Cell, Plot, Row, Section, Table
 from landscape.report.reading import Chapter, Found, Part, by_place, results_of, titled
 from landscape.report.words import FEW, of_error, of_interval, provenance_tables, signed_interval
 
@@ -39,8 +39,8 @@ def _losses(results: Sequence[Forgetting]) -> Table:
         [
             result.name,
             task.name,
-            of_error(task.loss_before, None),
-            of_error(task.loss_after, None),
+            Cell(f"{task.loss_before:.4f}", task.loss_before),
+            Cell(f"{task.loss_after:.4f}", task.loss_after),
             of_interval(task.forgetting, task.forgetting_interval),
             of_interval(100 * task.accuracy_loss, [100 * end for end in task.accuracy_interval]),
             of_interval(task.kl, task.kl_interval),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from landscape.errors import InputError
 from landscape.plotting.basics import clean
@@ -29,13 +29,25 @@ _METRIC = "surface_curvature"
 
 
 def _part(found: list[Found[Surface]]) -> Part:
+    return part_of_groups("Loss surfaces", found, _add)
+
+
+def part_of_groups(
+    title: str, found: Sequence[Found[Surface]], add: Callable[[Part, str, Sequence[Found[Surface]]], None]
+) -> Part:
+    """The part of a page that has a section for each group of surfaces that compare.
+
+    Args:
+        title: The start of the titles, before the words for the kind of the surfaces.
+        found: The surfaces.
+        add: Adds the section of one group, under a title, to the part.
+    """
     whole = Part()
     groups = [(place, alike) for place, here in by_place(found).items() for alike in _comparable(here)]
-    titles = [f"Loss surfaces {_KINDS.get(alike[0].content.kind, 'along given directions')}" for _, alike in groups]
-    for (place, alike), title in zip(groups, titles, strict=True):
-        title = titled(title, place, [same for same in titles if same == title])
+    titles = [f"{title} {_KINDS.get(alike[0].content.kind, 'along given directions')}" for _, alike in groups]
+    for (place, alike), of_kind in zip(groups, titles, strict=True):
         try:
-            _add(whole, title, alike)
+            add(whole, titled(of_kind, place, [same for same in titles if same == of_kind]), alike)
         except InputError as error:
             whole.problems.append(f"{place or 'the folder itself'}: {error}")
     return whole
@@ -57,9 +69,10 @@ def _comparable(found: Sequence[Found[Surface]]) -> list[list[Found[Surface]]]:
 def _add(whole: Part, title: str, found: Sequence[Found[Surface]]) -> None:
     """Add the section on surfaces that differ in their checkpoints, data and draws alone."""
     names = list(dict.fromkeys(one.content.name for one in found))
-    surfaces = sorted((one.content for one in found), key=lambda s: (names.index(s.name), s.seed or 0))
+    losses = [dataclasses.replace(one.content, heights=()) for one in found]
+    surfaces = sorted(losses, key=lambda s: (names.index(s.name), s.seed or 0))
     seeds = sorted({surface.seed for surface in surfaces if surface.seed is not None})
-    drawn = [surface for surface in surfaces if not seeds or surface.seed == seeds[0]]
+    drawn = first_draw(surfaces)
     arrangement, data_sets = arrange(drawn), list(dict.fromkeys(surface.data for surface in drawn))
     section = surface_section(arrangement, caption_for(drawn), title)
     plots, tables = list(section.plots), list(section.tables)
@@ -81,6 +94,12 @@ def _add(whole: Part, title: str, found: Sequence[Found[Surface]]) -> None:
         whole.sentences.append(f"{missing} of {points} points of the surfaces have a loss that is not finite.")
     folded = provenance_tables(found)
     whole.sections.append(dataclasses.replace(section, plots=plots, tables=tables, folded=folded))
+
+
+def first_draw(surfaces: Sequence[Surface]) -> list[Surface]:
+    """The surfaces of the lowest seed, or all where no directions were drawn."""
+    seeds = sorted({surface.seed for surface in surfaces if surface.seed is not None})
+    return [surface for surface in surfaces if not seeds or surface.seed == seeds[0]]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,0 +1,1 @@
+"""Pictures of how far a capability holds: `interactive.py` draws the share of directions along which it does."""
