@@ -96,4 +96,4 @@ def _draw_forgetting(axes: Any, results: Sequence[Forgetting]) -> None:
     axes.axvline(0, color="0.6", linewidth=0.6)
     axes.set_yticks(range(len(names)), [clean(name).replace("_", "\n") for name in reversed(names)])
     axes.set_ylim(-0.5, len(names) - 0.5)
-    axes.set(title="what each forgot", xlabel="rise of the loss (nats per token)")
+    axes.set(title="what each learned and forgot", xlabel="rise of the loss (nats per token)")
