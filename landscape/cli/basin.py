@@ -110,21 +110,22 @@ def basin(
 def _print_basins(basins: list[Basin]) -> None:
     """A row for each basin: radii in units of the weights' norm, and of the step where there is a base."""
     first, rows = basins[0], []
+    has_steps = any(b.step is not None for b in basins)
     for b in basins:
         center = with_stderr(f"{b.center:.4g}", b.center_stderr)
         median = with_interval(_text(b.median), *(f"{end:.3g}" for end in b.interval))
         row = [b.name, b.data, center, f"{b.drop:.3g}", median, f"{b.censored} of {len(b.radii)}"]
         row.append("-" if b.worst is None else _text(b.worst.value))
-        if first.step_norm is not None:
-            assert b.step is not None
-            assert b.steps is not None
+        if b.step is not None and b.steps is not None:
             left = "left" if b.has_left else "stayed"
             row += [f"{b.steps:.3g}", f"{_text(b.step.value)} of the step: {left}"]
-        if first.bound is not None and b.bound is not None:
+        elif has_steps:
+            row += ["-", "-"]  # the base itself
+        if b.bound is not None:
             row.append(f"{b.bound.smoothed:.3f}; >= {b.bound.bound:.3f}")
         rows.append(row)
     headings = ["checkpoint", "data", f"{first.height} at centre", "drop", "median radius", "held to |w|", "worst case"]
-    headings += ["median in steps", "along its own step"] if first.step_norm is not None else []
+    headings += ["median in steps", "along its own step"] if has_steps else []
     headings += ["with noise; after the step"] if first.bound is not None else []
     console = open_console()
     print_table(console, headings, rows, left=("data",), file="summary.json")

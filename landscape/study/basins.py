@@ -40,6 +40,8 @@ def basin_task(
 
     def measure(models: Sequence[Checkpoint], tokens: Any, journal: Path) -> Basin:
         origin = models[0] if len(models) > 1 else base
+        if origin is not None and origin.digest == models[-1].digest:
+            origin = None  # the base itself, beside those that were tuned from it, has taken no step
         return compute_basin(
             models[-1],
             tokens,

@@ -45,6 +45,16 @@ def test_plot_draws_answers_beside_the_loss(run, folders, quiz, tmp_path):
     assert "acuracy" in err
 
 
+def test_the_base_beside_what_was_tuned_from_it_has_no_step(run, folders, tmp_path):
+    command = ("basin", *folders, "--base", folders[0], "--data", "builtin:code", "--limit", "2", "--max-length", "16")
+    code, out, err = run(*command, "--directions", "1", "--output", "both", *CPU)
+    assert code == 0, err
+    assert "along its own step" in out
+    steps = pandas.read_csv(tmp_path / "both/basin.csv")["radius_along_step"]
+    assert math.isnan(steps[0])
+    assert steps[1] > 0
+
+
 def test_basin_writes_a_row_for_each_checkpoint_and_continues(run, folders, tmp_path):
     command = (
         "basin",
