@@ -20,6 +20,7 @@ LINE_AXIS = {
     "ticks": "outside",
 }
 ROW = 440  # pixels to a row of panels
+BUTTONS = 28  # pixels of plotly's buttons, which lie over the first heading in a narrow window otherwise
 
 
 def new_figure() -> go.Figure:

@@ -79,7 +79,7 @@ def results_of(*types: type[Result]) -> Callable[[File], Any]:
 
 
 def files_in(folder: Path) -> Iterator[File]:
-    """Yield the JSON and CSV files below a folder, in order of their names.
+    """Yield the JSON and CSV files below a folder, in order of their names and of the numbers in them.
 
     Checkpoints, hidden folders, the states of training runs, and the cells of a table that is there too are left out.
     """
@@ -88,13 +88,19 @@ def files_in(folder: Path) -> Iterator[File]:
             folders.clear()
             continue
         folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and not name.endswith((".cells", ".training"))
+            (name for name in folders if not name.startswith(".") and not name.endswith((".cells", ".training"))),
+            key=_by_number,
         )
         place = Path(here).relative_to(folder).as_posix().removeprefix(".")
-        for name in sorted(names):
+        for name in sorted(names, key=_by_number):
             path = Path(here, name)
             if path.suffix in (".json", ".csv") and not name.startswith("."):
                 yield File(path, place, _format_of(path) if path.suffix == ".json" else "")
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """The key by which step-500 comes before step-1000."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _format_of(path: Path) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from scipy import stats
 
 from landscape.errors import InputError, as_typed
-from landscape.results import Result
+from landscape.results import Provenance, Result
 from landscape.surfaces.options import check_topology_extra
 from landscape.surfaces.result import Surface
 
@@ -68,7 +68,7 @@ class Topology(Result):
     pairs: tuple[PersistencePair, ...]
     points: int
     noise: float | None
-    provenance: Any
+    provenance: Provenance
     negated: bool = False
 
     @property

@@ -2,12 +2,14 @@
 
 import json
 import math
+import sys
 
 import pandas
 import pytest
 
-from landscape import Basin, Surface
+from landscape import Basin, Surface, compute_topology
 from landscape.study.request import BASIN_OPTIONS
+from landscape.surfaces.topology import Topology
 
 CPU = ("--device", "cpu", "--quiet")
 
@@ -28,11 +30,21 @@ def folders(save_checkpoint_folder):
 
 def test_plot_draws_answers_beside_the_loss(run, folders, quiz, tmp_path):
     command = ("plot", *folders, "--kind", "interpolate", "--points", "5", "--data", f"quiz={quiz}")
-    code, out, err = run(*command, "--height", "accuracy,choice", "--output", "plot", *CPU)
+    code, out, err = run(*command, "--height", "accuracy,choice", "--topology", "--output", "plot", *CPU)
     assert code == 0, err
+    assert "Minima of the grid" in out
     assert "share of questions" in out
     surface = Surface.load(next((tmp_path / "plot").glob("surface*.json")))
     assert [grid.name for grid in surface.heights] == ["accuracy", "choice"]
+    rows = {row["height"]: row for row in json.loads((tmp_path / "plot" / "summary.json").read_text())["topology"]}
+    assert list(rows) == ["loss", "accuracy", "choice"]
+    for height, row in rows.items():
+        assert (tmp_path / "plot" / f"topology-{height}.pdf").read_bytes().startswith(b"%PDF")
+        topology = Topology.load(next((tmp_path / "plot").glob(f"topology-{height}*.json")))
+        assert topology == compute_topology(surface, height=height)
+        assert row["minima"] == topology.minima
+    code, _, err = run(*command, "--height", "accuracy,choice", "--topology", "--output", "plot", *CPU)
+    assert code == 0, err  # again, from its files
     page = (tmp_path / "plot" / "surface.html").read_text()
     assert "quiz: accuracy" in page
     code, _, err = run(*command, "--height", "accuracy", "--output", "plot", *CPU)
@@ -53,6 +65,13 @@ def test_the_base_beside_what_was_tuned_from_it_has_no_step(run, folders, tmp_pa
     steps = pandas.read_csv(tmp_path / "both/basin.csv")["radius_along_step"]
     assert math.isnan(steps[0])
     assert steps[1] > 0
+
+
+def test_topology_without_its_library_is_refused_before_anything_is_measured(run, folders, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gudhi", None)
+    code, _, err = run("plot", folders[0], "--data", "builtin:docs", "--topology", "--output", "plot", *CPU)
+    assert (code, "pip install 'landscape-lm[topology]'" in err) == (2, True)
+    assert not (tmp_path / "plot").exists()
 
 
 def test_basin_writes_a_row_for_each_checkpoint_and_continues(run, folders, tmp_path):

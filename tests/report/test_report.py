@@ -20,17 +20,21 @@ from made_surfaces import LINE, bowl, curve, surface_of, wide_bowl
 from markupsafe import escape
 from typer.testing import CliRunner
 
-from landscape import Resampling, correlate, report_html, write_report
+from landscape import Basin, HeightGrid, Resampling, Surface, correlate, report_html, write_report
+from landscape.basins.radius import Radius
 from landscape.cli.app import app
 from landscape.errors import InputError
 from landscape.forgetting.losses import Forgetting, TaskForgetting
 from landscape.instruction_vectors.changed import AccuracyChange, InstructionVectorChange, Recovery, TaskChange
 from landscape.instruction_vectors.result import Estimate, InstructionVector
+from landscape.plotting.basins.interactive import held_curve
 from landscape.plotting.forgetting.interactive import pareto_front
 from landscape.plotting.page import Cell, Section, Table, page_html
 from landscape.plotting.surfaces.interactive_profiles import profile_bands
 from landscape.report.chapters.correlations import _sentence
 from landscape.results import Provenance
+from landscape.surfaces.topology import Topology
+from landscape.weights.perturbation import Fidelity
 
 SCRIPT = "<script>alert(1)</script>"
 ORIGIN = Provenance(settings={}, seed=0, checkpoint=None, data=None, device="cpu", dtype="float32", seconds=1.0)
@@ -58,6 +62,12 @@ def everything(tmp_path_factory, save_checkpoint_folder) -> Path:
     call("plot", *tuned, "--points", 5, "-o", folder / "plane", *data)
     call("plot", *tuned, "--points", 5, "--dim", 1, "--draws", 3, "-o", folder / "line", *data)
     metrics = ("--metric", "gradient_norm", "--metric", "average_case:samples=4")
+    questions = work / "quiz.jsonl"
+    asked = [{"question": f"{i} times {i} is", "choices": [f" {i * i}", " 7"], "answer": 0} for i in range(3, 9)]
+    questions.write_text("\n".join(map(json.dumps, asked)))
+    quiz = ("--data", f"quiz={questions}", "--device", "cpu", "--quiet")
+    call("plot", *tuned, "--points", 3, "--height", "accuracy", "--topology", "-o", folder / "quiz", *quiz)
+    call("basin", *tuned, "--base", base, "--directions", 6, "--drop", 0.01, "-o", folder / "basin", *data)
     call("sharpness", *tuned, *metrics, "-o", folder / "sharpness", *data)
     effort = ("--top", 2, "--rtol", 0.1, "--trace-rtol", 5, "--max-probes", 8)
     call("hessian", *tuned, *effort, "--density", "-o", folder / "hessian", *data)
@@ -95,6 +105,10 @@ def test_every_command_has_its_section_and_nothing_is_left_out(everything):
         "Forgetting",
         "Loss surfaces along random directions (line)",
         "Loss surfaces along random directions (plane)",
+        "Loss surfaces along random directions (quiz)",
+        "Capabilities along random directions",
+        "Topology: minima and saddles",
+        "Basins: how far a capability holds",
         "Sharpness",
         "Curvature: eigenvalues and traces",
         "Spectral density",
@@ -126,6 +140,13 @@ def test_numbers_of_the_tables_are_those_of_the_files(everything):
         assert {task.forgetting, task.loss_before, task.loss_after, task.kl} <= values
     sharpness = pandas.read_csv(everything / "sharpness" / "sharpness.csv")
     assert set(sharpness["value"]) <= values
+    for row in pandas.read_csv(everything / "basin" / "basin.csv").to_dict("records"):
+        assert {row["center"], row["median_radius"], row["worst_radius"], row["median_in_steps"]} <= values
+    for path in (everything / "quiz").glob("topology-loss-*.json"):
+        assert {Topology.load(path).lowest_value, Topology.load(path).smad} <= values
+    for path in (everything / "quiz").glob("surface-*.json"):
+        (grid,) = Surface.load(path).heights
+        assert {grid.center, grid.values.min(), grid.values.max(), np.nanmax(grid.stderr)} <= values
     table = pandas.read_csv(everything / "table.csv")
     assert set(table["forgetting"]) | set(table["distance"]) <= values
 
@@ -248,6 +269,71 @@ def test_one_draw_is_said_to_be_no_evidence_and_several_give_the_difference(tmp_
     (said,) = report_html(tmp_path).summary
     assert "the surface of b curves" in said or "b shows no difference" in said
     assert re.search(r"Over \d draws on docs", said)
+
+
+def with_accuracy(surface: Surface, error: float) -> Surface:
+    """The surface with an accuracy beside the loss, every point of which has one standard error."""
+    values = np.clip(1 - surface.loss / surface.loss.max(), 0, 1)
+    center = float(values[3, 2])
+    grid = HeightGrid("accuracy", "share", True, values, np.full(values.shape, error), center, error, (), 60.0)
+    return dataclasses.replace(surface, heights=(grid,))
+
+
+def test_heights_have_their_own_section_and_their_errors_in_words(tmp_path):
+    """Rejects accuracies among the losses, and an accuracy said without its error."""
+    for name, f in {"a": bowl, "b": wide_bowl}.items():
+        with_accuracy(surface_of(f, name=name), 0.06).save(tmp_path / f"{name}.json")
+    report = report_html(tmp_path)
+    assert report.sections == ("Loss surfaces along random directions", "Capabilities along random directions")
+    (said,) = [sentence for sentence in report.summary if sentence.startswith("accuracy on docs")]
+    assert said.count("± 0.06") == 2
+    assert "a point has a standard error of up to 0.06" in said
+    losses, heights = report.html.split('<section id="section-2">')
+    assert "accuracy" not in losses.split("</section>")[1]
+    assert heights.split("</section>")[0].count(" data-turns ") == 2
+
+
+def test_minima_are_those_of_the_grid_and_are_weighed_against_the_noise(tmp_path):
+    pytest.importorskip("gudhi")
+    from landscape import compute_topology
+
+    wavy = surface_of(lambda x, y: np.cos(7 * x) + y**2, name="wavy")
+    compute_topology(wavy).save(tmp_path / "loss.json")
+    assert "how many of them noise has made is not known" in report_html(tmp_path).summary[0]
+    found = compute_topology(wavy, noise=9.0)
+    found.save(tmp_path / "loss.json")
+    assert len(found.pairs) > 0
+    said = report_html(tmp_path).summary[0]
+    assert f"wavy {found.minima}" in said
+    assert f"of the {len(found.pairs)} saddles between them, 0 are above the noise" in said
+
+
+def basin_of(name: str, radii: list[float]) -> Basin:
+    rays = tuple(Radius(1.0 if np.isinf(radius) else radius, radius) for radius in radii)
+    return Basin(
+        name, "quiz", "accuracy", "share", 0.6, 0.05, 0.1, rays, None, Radius(0.5, 0.5), 0.7, 2.0, 10.0, None,
+        "filter", 0, Fidelity(1.0, 1.0), 60.0, ORIGIN,
+    )  # fmt: skip
+
+
+def test_basins_are_told_apart_by_their_intervals_alone(tmp_path):
+    """Rejects a verdict by the medians, which differ in both cases."""
+    small, large = [0.1, 0.11, 0.12, 0.13, 0.14, 0.15], [0.12, 0.13, 0.2, 0.3, 0.4, np.inf]
+    for name, radii in {"a": small, "b": large}.items():
+        basin_of(name, radii).save(tmp_path / f"{name}.json")
+    said = report_html(tmp_path).summary
+    assert "a 0.125 [0.1, 0.15], b 0.25 [0.12, ∞]; no two of the intervals lie apart" in said[0]
+    assert "left the base's basin of accuracy on quiz (drop 0.1) for 2 of 2 checkpoints" in said[1]
+    basin_of("c", [9 * radius for radius in small]).save(tmp_path / "c.json")
+    assert "some of the intervals lie apart" in report_html(tmp_path).summary[0]
+
+
+def test_the_curve_of_a_basin_counts_the_directions_beyond_each_step():
+    radii = [0.3, 0.1, np.inf, 0.3]
+    steps, shares = held_curve(radii)
+    for step in (0.05, 0.2, 0.35, 0.9):
+        shown = shares[steps <= step][-1] if (steps <= step).any() else 1.0
+        assert shown == np.mean([radius > step for radius in radii])
 
 
 def test_a_correlation_speaks_within_its_estimand():

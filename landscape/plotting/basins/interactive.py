@@ -45,9 +45,10 @@ def basins_figure(basins: Sequence[Basin]) -> go.Figure:
         height=ROW,
         margin={"l": 70, "r": 20, "t": 28, "b": 20},
         hovermode="closest",
-        legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
+        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
         xaxis=LINE_AXIS
-        | {"type": "log", "range": [float(np.log10(least)), 0.02], "title": {"text": "step / norm of the weights"}}
+        | {"type": "log", "range": [float(np.log10(least)), 0.02]}
+        | {"title": {"text": "step / norm of the weights", "standoff": 4}}
         | {"dtick": 1 if least < 0.02 else "D2", "exponentformat": "none"},
         yaxis=LINE_AXIS | {"range": [-0.04, 1.04], "tickformat": ".0%", "title": {"text": "directions that hold"}},
     )

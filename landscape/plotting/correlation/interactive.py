@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _LEAST = 640  # pixels below which a plot does not shrink
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 _COLUMNS, _ROW = 3, 330  # panels beside one another, and pixels to a row of them
+_PANEL = 290  # pixels to a panel at least: in less, the names of metrics run into one another
 
 
 def correlation_section(
@@ -47,7 +48,8 @@ def correlation_section(
     plots = [Plot(forest_plot(result, forest), words, least=_LEAST)]
     if points is not None:
         words = f"Scatter plots of {len(forest.rows)} metrics against {outcome}"
-        plots.append(Plot(scatter_plot(result, *points), words, least=_LEAST))
+        least = _PANEL * min(len(forest.rows), _COLUMNS)
+        plots.append(Plot(scatter_plot(result, *points), words, least=least))
     # Few wide columns, because many narrow ones would break their numbers over lines.
     header = ["metric", symbol_of(result), "p and q", "further", "note"]
     rows = [[row["metric"], _main(row), _chance(row), _further(row), row["note"]] for row in forest.rows]

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from landscape.plotting.basics import COLORS, clean, number, shorten
-from landscape.plotting.interactive_style import LINE_AXIS, ROW, add_heading, new_figure, plotly_text
+from landscape.plotting.interactive_style import BUTTONS, LINE_AXIS, ROW, add_heading, new_figure, plotly_text
 
 if TYPE_CHECKING:
     import pandas
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 _LINE = 26  # pixels to a checkpoint
-_BUTTONS = 28  # pixels of plotly's buttons, which lie over the first heading in a narrow window otherwise
 
 
 def forgetting_figure(results: Sequence[Forgetting]) -> go.Figure:
@@ -30,8 +29,8 @@ def forgetting_figure(results: Sequence[Forgetting]) -> go.Figure:
     names = [plotly_text(shorten(clean(result.name), 32)) for result in results]
     figure = new_figure()
     left = 30 + 7 * min(32, max(len(result.name) for result in results))
-    margin = {"l": left, "r": 20, "t": _BUTTONS, "b": 0}
-    figure.update_layout(height=height + _BUTTONS, margin=margin, hovermode="closest")
+    margin = {"l": left, "r": 20, "t": BUTTONS, "b": 0}
+    figure.update_layout(height=height + BUTTONS, margin=margin, hovermode="closest")
     for index, name in enumerate(tasks):
         suffix = str(index + 1) if index else ""
         bottom, top = 1 - ((index + 1) * panel - 46) / height, 1 - (index * panel + 26) / height

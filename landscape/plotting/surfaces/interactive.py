@@ -35,7 +35,7 @@ def surface_section(arrangement: Arrangement, caption: str, title: str = "") -> 
     surfaces = list(arrangement.cells.values())
     if arrangement.dim == 1:
         words = f"Loss along a line, a curve for each of {len(arrangement.names)} checkpoints"
-        plots = [Plot(lines_figure(arrangement), words, least=480 if len(arrangement.data) > 1 else 300)]
+        plots = [Plot(lines_figure(arrangement), words, least=620 if len(arrangement.data) > 1 else 300)]
     else:
         scales = {data: loss_scale(arrangement.of_data(data), arrangement.log) for data in arrangement.data}
         several = len(arrangement.data) > 1

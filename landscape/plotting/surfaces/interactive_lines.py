@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from landscape.plotting.basics import COLORS, clean, shorten
-from landscape.plotting.interactive_style import DASHES, LINE_AXIS, ROW, add_heading, new_figure, plotly_text
+from landscape.plotting.interactive_style import BUTTONS, DASHES, LINE_AXIS, ROW, add_heading, new_figure, plotly_text
 from landscape.plotting.surfaces.shared import (
     Arrangement,
     LossScale,
@@ -34,7 +34,7 @@ def lines_figure(arrangement: Arrangement) -> go.Figure:
     rows = -(-len(arrangement.data) // columns)
     figure.update_layout(
         height=ROW * rows,
-        margin={"l": 70, "r": 20, "t": 40, "b": 20},
+        margin={"l": 70, "r": 20, "t": 40 + BUTTONS * (columns > 1), "b": 20},
         hovermode="closest",
         legend={"orientation": "h", "x": 0, "y": -0.16 / rows, "yanchor": "top"},
     )

@@ -30,8 +30,8 @@ def persistence_figure(topologies: Sequence[Topology]) -> go.Figure:
         height=ROW,
         margin={"l": 70, "r": 20, "t": 28, "b": 20},
         hovermode="closest",
-        legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
-        xaxis=axis | {"title": {"text": f"{shown} at the minimum"}},
+        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
+        xaxis=axis | {"title": {"text": f"{shown} at the minimum", "standoff": 4}},
         yaxis=axis | {"title": {"text": f"{shown} at its saddle"}},
     )
     line = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}

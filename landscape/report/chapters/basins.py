@@ -43,17 +43,8 @@ def _plot(group: Sequence[Basin]) -> Plot:
 def _table(results: Sequence[Basin]) -> Table:
     with_step = any(basin.step is not None for basin in results)
     with_bound = any(basin.bound is not None for basin in results)
-    header = [
-        "checkpoint",
-        "data",
-        "height",
-        "at centre",
-        "drop",
-        "median radius",
-        "held to the end",
-        "worst case found",
-    ]
-    header += ["median in steps of tuning", "left the base's basin"] if with_step else []
+    header = ["checkpoint", "data", "height", "at centre", "drop", "median radius", "held to end", "worst case"]
+    header += ["in steps of tuning", "left base's basin"] if with_step else []
     header += ["with noise", "at least, after the step"] if with_bound else []
     rows: list[Row] = []
     for b in results:
