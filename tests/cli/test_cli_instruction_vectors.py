@@ -84,6 +84,8 @@ def test_measure_has_the_columns_and_correlate_does_not_take_lost_accuracy_for_a
     (row,) = pandas.read_csv(place / "table.csv").to_dict("records")
     assert 0 < row["instruction_vector_cosine"] < 1
     assert math.isfinite(row["instruction_vector_effect_lost"])
+    columns = {name for name in row if "instruction_vector" in name or name.startswith("accuracy_loss_")}
+    assert all(name in run("metrics", "instruction_vector")[1] for name in columns if not name.endswith(("old", "new")))
     assert row["accuracy_loss_few_shot"] == pytest.approx(
         row["accuracy_before_few_shot"] - row["accuracy_after_few_shot"]
     )
