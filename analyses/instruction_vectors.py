@@ -29,7 +29,7 @@ from study_folder import claim, read_settings, versions
 import landscape
 
 PLAN = Path(__file__).with_suffix(".md")
-METHODS = ("adamw", "sam", "lora", "guided")
+METHODS = ("adamw", "guided", "lora", "sam")  # in the order of what is asked first
 
 
 def main() -> None:
@@ -57,18 +57,19 @@ def run(output: Path, rows: Path, settings: dict) -> None:
     vectors = base_vectors(place)
     for name, vector in vectors.items():
         place.row(f"base/{name}", lambda name=name, vector=vector: base_row(name, vector))
-    for name in settings["lists"]["layers"]:
-        place.row(f"layers/{name}", lambda name=name: layers_row(place, name, vectors[name]))
     hand_over(place, rows)
     for rate in settings["rates"]:
-        for pair in settings["lists"]["pairs"]:
-            for method in METHODS:
+        for method in METHODS:
+            for pair in settings["lists"]["pairs"]:
                 compare(place, vectors, rate, method, pair)
                 hand_over(place, rows)
         files = [place.file_of(f"{rate['name']}/adamw/{name}") for name in vectors]
         lost = [json.loads(file.read_text("utf-8"))["few_shot_lost"] for file in files]
         if np.mean(lost) >= settings["rule"]["enough"]:
             break
+    for name in settings["lists"]["layers"]:
+        place.row(f"layers/{name}", lambda name=name: layers_row(place, name, vectors[name]))
+    hand_over(place, rows)
 
 
 # --- in-context tasks and the base's vectors ----------------------------------------------------------------
@@ -116,7 +117,7 @@ def with_ends(name: str, estimate: Any) -> dict[str, float]:
 
 def common(settings: dict) -> dict[str, Any]:
     of = settings["lists"]
-    options = landscape.VectorOptions(shots=of["shots"], prompts=of["prompts"], heads=of["heads"])
+    options = landscape.VectorOptions(shots=of["shots"], prompts=of["prompts"], heads=of["heads"], layer=of["layer"])
     shared = {name: settings[name] for name in ("batch_tokens", "seed", "resamples")}
     return {"options": options, **shared}
 

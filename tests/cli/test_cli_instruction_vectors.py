@@ -18,7 +18,7 @@ import planted
 
 from landscape import InstructionVector, load_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("planted")]  # one process trains the model for all
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,9 @@ def folders(tmp_path_factory) -> dict[str, Any]:
         tokenizer.save_pretrained(place / name)
     tasks = place / "tasks.jsonl"
     tasks.write_text("\n".join(json.dumps(record) for record in planted.tasks()))
-    lines = [
-        f"Q : {a} A : {b}" for outputs in planted.OUTPUTS.values() for a, b in zip("abcdef", outputs, strict=False)
-    ]
+    lines = [f"Q: {a} A: {b}" for outputs in planted.OUTPUTS.values() for a, b in zip("abcdef", outputs, strict=False)]
     (place / "old.txt").write_text(" ".join(lines * 8))
-    records = [{"prompt": f"Q : {a} A :", "completion": f" {a}"} for a in planted.LETTERS]
+    records = [{"prompt": f"Q: {a} A:", "completion": f" {a}"} for a in planted.LETTERS]
     (place / "new.jsonl").write_text("\n".join(map(json.dumps, records)))
     return {"place": place, "tasks": tasks}
 
