@@ -85,7 +85,7 @@ def test_verdicts_are_those_that_were_planted_and_each_is_corrected_for_nine_loo
     ],
 )
 def test_guided_training_is_judged_by_what_it_keeps_and_what_it_learned(scripts, guided, learned, words):
-    """Differences between lists are at most 4 points, their mean's interval about 2: planted means are apart by more."""
+    """The interval of a mean over lists is about 2 points to each side: planted means are apart by more."""
     results, _ = scripts
     rows = [*rows_of("adamw", 0.3, 0.0), *rows_of("guided", guided, 0.0, learned=learned)]
     assert results.guided_verdict(results.results_of(pandas.DataFrame(rows), lists=6)) == words
