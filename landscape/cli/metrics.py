@@ -13,6 +13,30 @@ from landscape.sharpness.options import declared_metrics
 
 LABELS = {"formula": "formula", "options": "options", "cost": "cost", "invariance": "unchanged by", "source": "source"}
 
+# What `landscape measure` knows beside the sharpness metrics: description, cost, source.
+_ONLY_MEASURED = {
+    "surface": (
+        "Curvature and gradients of the loss surface along random directions.",
+        "one loss for each grid point",
+        "Li et al. 2018",
+    ),
+    "basin": (
+        "How far weights can move along random rays before the loss or the accuracy has become worse by `drop`.",
+        "some losses for each ray",
+        "Chen et al. 2025",
+    ),
+    "instruction_vector": (
+        "What tuning changed of the instruction vectors of in-context tasks. It needs `tasks`: a .jsonl file of "
+        "records {task, input, output}, or builtin:words. The columns are means over the tasks: "
+        "instruction_vector_cosine of the vectors of base and checkpoint, instruction_vector_heads_kept of the base's "
+        "heads, instruction_vector_effect_lost by them, and the share of right answers that was lost with and without "
+        "examples in the prompt, accuracy_loss_few_shot and accuracy_loss_zero_shot. `landscape instruction-vectors` "
+        "gives all of them task by task, with intervals.",
+        "for each task, the last token of each prompt once for every head; the base's are measured once",
+        "Jiang et al. 2024",
+    ),
+}
+
 
 def metrics(name: MetricName = None, json_output: Json = False) -> None:
     """List the sharpness metrics: formula, options with their defaults, cost, and what leaves the value unchanged.
@@ -25,7 +49,7 @@ def metrics(name: MetricName = None, json_output: Json = False) -> None:
     if name is None:
         print_metrics(json_output)
         return
-    names = [*declared_metrics(), "surface"]
+    names = [*declared_metrics(), *_ONLY_MEASURED]
     if name not in names:
         raise InputError(f"{name!r} is none of the metrics {', '.join(names)}.{nearest(name, names)}")
     described = describe_metrics()
@@ -38,7 +62,7 @@ def metrics(name: MetricName = None, json_output: Json = False) -> None:
 def describe_metrics() -> dict[str, dict[str, Any]]:
     """What the registry says of every metric, by name."""
     from landscape.sharpness import SHARPNESS_METRICS
-    from landscape.study.request import SURFACE_OPTIONS
+    from landscape.study.request import BASIN_OPTIONS, INSTRUCTION_OPTIONS, SURFACE_OPTIONS
 
     described: dict[str, dict[str, Any]] = {}
     for name, metric in SHARPNESS_METRICS.items():
@@ -54,18 +78,19 @@ def describe_metrics() -> dict[str, dict[str, Any]]:
             "needs_base": metric.needs_base,
             "documentation": documentation,
         }
-    description = "Curvature and gradients of the loss surface along random directions; only in `landscape measure`."
-    described["surface"] = {
-        "name": "surface",
-        "description": description,
-        "formula": "",
-        "options": SURFACE_OPTIONS,
-        "cost": "one loss for each grid point",
-        "invariance": "",
-        "source": "Li et al. 2018",
-        "needs_base": False,
-        "documentation": description,
-    }
+    options = {"surface": SURFACE_OPTIONS, "basin": BASIN_OPTIONS, "instruction_vector": INSTRUCTION_OPTIONS}
+    for name, (description, cost, source) in _ONLY_MEASURED.items():
+        described[name] = {
+            "name": name,
+            "description": f"{description.partition('. ')[0].removesuffix('.')}; only in `landscape measure`.",
+            "formula": "",
+            "options": options[name],
+            "cost": cost,
+            "invariance": "",
+            "source": source,
+            "needs_base": name == "instruction_vector",
+            "documentation": description,
+        }
     return described
 
 

@@ -18,7 +18,7 @@ import planted
 
 from landscape import InstructionVector, load_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("planted")]  # one process trains the model for all
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,9 @@ def folders(tmp_path_factory) -> dict[str, Any]:
         tokenizer.save_pretrained(place / name)
     tasks = place / "tasks.jsonl"
     tasks.write_text("\n".join(json.dumps(record) for record in planted.tasks()))
-    lines = [
-        f"Q : {a} A : {b}" for outputs in planted.OUTPUTS.values() for a, b in zip("abcdef", outputs, strict=False)
-    ]
+    lines = [f"Q: {a} A: {b}" for outputs in planted.OUTPUTS.values() for a, b in zip("abcdef", outputs, strict=False)]
     (place / "old.txt").write_text(" ".join(lines * 8))
-    records = [{"prompt": f"Q : {a} A :", "completion": f" {a}"} for a in planted.LETTERS]
+    records = [{"prompt": f"Q: {a} A:", "completion": f" {a}"} for a in planted.LETTERS]
     (place / "new.jsonl").write_text("\n".join(map(json.dumps, records)))
     return {"place": place, "tasks": tasks}
 
@@ -84,6 +82,8 @@ def test_measure_has_the_columns_and_correlate_does_not_take_lost_accuracy_for_a
     (row,) = pandas.read_csv(place / "table.csv").to_dict("records")
     assert 0 < row["instruction_vector_cosine"] < 1
     assert math.isfinite(row["instruction_vector_effect_lost"])
+    columns = {name for name in row if "instruction_vector" in name or name.startswith("accuracy_loss_")}
+    assert all(name in run("metrics", "instruction_vector")[1] for name in columns if not name.endswith(("old", "new")))
     assert row["accuracy_loss_few_shot"] == pytest.approx(
         row["accuracy_before_few_shot"] - row["accuracy_after_few_shot"]
     )

@@ -17,8 +17,10 @@ from conftest import quadratic_loss
 import landscape
 import landscape.results
 from landscape.cli.app import COMMANDS, app
+from landscape.cli.metrics import describe_metrics
 from landscape.cli.options import declaring, measurement, model, statistics, surfaces, training
 from landscape.errors import nearest
+from landscape.study.request import chosen_metrics
 
 NAMES = [function.__name__.replace("_", "-") for functions in COMMANDS.values() for function in functions]
 
@@ -160,6 +162,17 @@ def test_nearest():
 # --- metrics ------------------------------------------------------------------------------------------------
 
 
+OF_MEASURE = ("surface", "basin", "instruction_vector")  # what `landscape measure` takes beside them
+
+
+def test_metrics_names_everything_that_measure_takes():
+    """A name that `measure` takes and `metrics` does not know would be found by nobody."""
+    with pytest.raises(landscape.InputError) as refused:
+        chosen_metrics(["none such"], landscape.SHARPNESS_METRICS)
+    taken = str(refused.value).partition(" none of ")[2].rstrip(".").split(", ")
+    assert sorted(taken) == sorted(describe_metrics())
+
+
 def test_metrics_lists_all_of_them_with_their_options(run):
     code, out, err = run("metrics")
     assert (code, err) == (0, "")
@@ -167,7 +180,8 @@ def test_metrics_lists_all_of_them_with_their_options(run):
         assert f"\n{name}\n" in f"\n{out}"
         for option, default in metric.options.items():
             assert f"{option}={default}" in out
-    assert "\nsurface\n" in out
+    for name in OF_MEASURE:
+        assert f"\n{name}\n" in out
 
 
 def test_metrics_explains_one_in_full(run):
@@ -180,7 +194,7 @@ def test_metrics_explains_one_in_full(run):
 
 def test_metrics_as_json(run):
     listed = json.loads(run("metrics", "--json")[1])["metrics"]
-    assert [metric["name"] for metric in listed] == [*landscape.SHARPNESS_METRICS, "surface"]
+    assert [metric["name"] for metric in listed] == [*landscape.SHARPNESS_METRICS, *OF_MEASURE]
     one = json.loads(run("metrics", "worst_case", "--json")[1])
     assert one in listed
     assert one["options"] == landscape.SHARPNESS_METRICS["worst_case"].options

@@ -6,20 +6,26 @@ pages speak of; those of one page share the folder and the names. A block that i
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import typer
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "instruction_vectors"))
+import planted
+
 from landscape.cli.app import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+IN_CONTEXT = ROOT / "docs/howto/instruction_vectors.md"
 FENCE = re.compile(r"(?:^<!-- only (parsed|shown): (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -55,9 +61,9 @@ def name_of(page: Path) -> str:
 
 
 def pages_with(language: str, found) -> list:
-    return [
-        pytest.param(p, id=name_of(p)) for p in PAGES if any(b.language == language and found(b) for b in blocks_of(p))
-    ]
+    chosen = [p for p in PAGES if any(b.language == language and found(b) for b in blocks_of(p))]
+    marks = {IN_CONTEXT: [pytest.mark.xdist_group("planted")]}  # the process that has trained that model
+    return [pytest.param(p, id=name_of(p), marks=marks.get(p, [])) for p in chosen]
 
 
 def examples_in_help() -> list[tuple[str, str]]:
@@ -85,8 +91,20 @@ def test_a_command_that_is_none_does_not_pass():
         parse(["finetune", "base", "--data", "d.jsonl", "-o", "out", "--rhoo", "0.1"])
 
 
+def put_models_that_do_tasks(place: Path) -> None:
+    """Put models that can do in-context tasks in the place of those that can do nothing, and such tasks."""
+    model, tokenizer = planted.trained()
+    for name, kept in (("base", 1.0), ("runs/adamw", 0.5)):
+        tuned = copy.deepcopy(model)
+        tuned.model.layers[2].self_attn.o_proj.weight.data.mul_(kept)
+        shutil.rmtree(place / name)
+        tuned.save_pretrained(place / name)
+        tokenizer.save_pretrained(place / name)
+    (place / "tasks.jsonl").write_text("\n".join(json.dumps(record) for record in planted.tasks()))
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch, save_checkpoint_folder, records):
+def folder(request, tmp_path, monkeypatch, save_checkpoint_folder, records):
     """What the pages speak of: a base, two tuned checkpoints, old and new data, questions, and the demo's folder."""
     for name, seed in (("base", 1), ("runs/adamw", 2), ("runs/sam", 3)):
         source = save_checkpoint_folder("llama", seed=seed)
@@ -96,6 +114,8 @@ def folder(tmp_path, monkeypatch, save_checkpoint_folder, records):
         shutil.copy(records, tmp_path / name)
     question = '{"prompt": "The quick brown fox", "choices": [" jumps", " sleeps"], "answer": 0}\n'
     (tmp_path / "questions.jsonl").write_text(question * 3)
+    if request.node.callspec.params.get("page") == IN_CONTEXT:
+        put_models_that_do_tasks(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -31,10 +31,13 @@ from landscape import (
     hessian_trace,
     hessian_vector_product,
 )
+from landscape.instruction_vectors.effects import indirect_effects
+from landscape.instruction_vectors.prompts import Prompt
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
 from landscape.parallel.distributed import Share, alone, gathered, share, shared_work, summed
 from landscape.results import Journal, replacing, results_folder
+from landscape.weights.attention import attention_of
 from landscape.weights.parameters import Parameters
 
 ROUNDING = 1e-4
@@ -124,7 +127,21 @@ def measure(folder):
     ).value
     found = hessian_eigenvalues(model, wide, rtol=1e-2, scope=Scope(loss_fn=bent_once))
     rounded["no second derivative"] = found.values
-    return {"exact": exact, "rounded": rounded, "hvp": found.hvp}
+    effects, passes = effects_of_heads(model, folder)
+    exact["effects of heads"] = effects
+    return {"exact": exact, "rounded": rounded, "hvp": found.hvp, "passes": passes}
+
+
+def effects_of_heads(model, folder):
+    """The effect of each head on each of five prompts, and how many forward passes that took here."""
+    attention, passes = attention_of(model), []
+    outputs = torch.randn(attention.layers, attention.heads, attention.size, generator=torch.Generator().manual_seed(1))
+    prompts = [Prompt(tuple(range(5, 15 + length)), 40 + length) for length in range(5)]
+    counting = model.register_forward_pre_hook(lambda *_: passes.append(1))
+    journal = Journal(folder / "effects.journal", {})
+    effects = indirect_effects(model, attention, prompts, outputs, batch_tokens=1000, journal=journal)
+    counting.remove()
+    return effects, len(passes)
 
 
 def refused(function, *arguments, **options):
@@ -215,9 +232,12 @@ def test_every_process_holds_the_same_numbers_to_the_bit(several):
 
 
 @pytest.mark.slow
-def test_work_is_split_and_numbers_come_together(several):
+def test_work_is_split_and_numbers_come_together(one, several):
     results, folder = several
     count = len(results)
+    assert sum(found["passes"] for found in results) == one["passes"]  # each prompt in one process alone
+    assert max(found["passes"] for found in results) < one["passes"]
+    assert len((folder / "effects.journal").read_text().splitlines()) == 1 + 5
     for r, found in enumerate(results):
         assert found["share"] == (r, count)
         assert found["alone"] == (0, 1)
