@@ -83,7 +83,7 @@ _LEAST = {"steps": 1, "restarts": 1, "m": 1, "max_matvecs": 1, "max_probes": 2, 
 _WORDS = {
     "norm": ("l2", "linf"),
     "curvature": ("hessian", "ggn"),
-    "method": ("auto", "hutchinson", "forward"),
+    "method": ("auto", "hutchinson", "hutch++", "forward"),
 }
 
 

@@ -2,5 +2,6 @@
 
 `finetuning` is a whole run from a checkpoint to a checkpoint, `options` are its options that belong together, and
 `trainer` is the transformers Trainer that it uses. `ascent` is SAM's step from w to w + eps, `sam` the optimizer around
-any torch optimizer, and `sam_trainer` the Trainer that takes the same step.
+any torch optimizer, and `sam_trainer` the Trainer that takes the same step. `update` is where an optimizer would
+go next.
 """
