@@ -217,6 +217,7 @@ CASES = [
     ("low_pass", "", {"samples": 4, "sigma": 0.05}),
     ("pac_bayes", "adaptive", {"samples": 4, "tolerance": 1e-2}),
     ("pac_bayes", "isotropic", {"samples": 4, "tolerance": 1e-2, "adaptive": False}),
+    ("local_learning_coefficient", "", {"chains": 2, "steps": 4}),
     ("relative_flatness", "", {"layer": "head"}),
     *(("relative_flatness", "", {"layer": layer}) for layer in list(INPUTS)[1:]),
     ("gradient_norm", "plain", {}),
