@@ -10,7 +10,7 @@ trace      ours to a 5% half-width of the 95% interval; the same rule with a fre
            PyHessian at its default tolerance, and where it stopped
 --memory   peak memory of one product at a vocabulary of 32 000, in processes of their own
 --gpu 1b|7b on a GPU: top eigenvalue and trace of a Llama of that shape with random weights, with peak memory
---low-rank Hutchinson and Hutch++ with equal numbers of products (one batch)
+--low-rank the spread of Hutchinson, Hutch++ and XTrace, and the products that each takes to a precision (one batch)
 """
 
 import argparse
@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from landscape import MeasurementWarning, hessian_eigenvalues, hessian_trace, load_checkpoint, load_data
 from landscape.curvature.operators.opening import curvature_of
 from landscape.data.tokens import TokenData
+from landscape.linalg.deflation import Deflation
 from landscape.linalg.sampling import sample_mean
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run
@@ -177,29 +178,52 @@ def trace(model: torch.nn.Module, data: TokenData, rounds: int) -> None:
         )
 
 
-def low_rank(model: torch.nn.Module, data: TokenData, budget: int = 30, repeats: int = 8) -> None:
-    """Spread of two estimators at `budget` products (Hutchinson 1990; Meyer et al. 2021)."""
+def xtrace(probes: torch.Tensor, products: torch.Tensor, operator: Callable) -> np.ndarray:
+    """The samples of XTrace (Epperly, Tropp and Webber 2024) from k probes and their products: 2 k products in all."""
+    turned, triangle = torch.linalg.qr(products.double().T)
+    core = turned.T @ operator(turned.T.float()).double().T
+    inside = turned.T @ probes.double().T
+    left_out = torch.linalg.inv(triangle).T
+    left_out = left_out / torch.linalg.norm(left_out, dim=0)
+    samples = []
+    for i, s in enumerate(left_out.T):
+        c = inside[:, i] - s * (s @ inside[:, i])
+        rest = probes[i].double() @ products[i].double() - 2 * c @ triangle[:, i] + c @ core @ c
+        samples.append(float(core.trace() - s @ core @ s + rest))
+    return np.array(samples)
+
+
+def low_rank(model: torch.nn.Module, data: TokenData, rounds: int = 32) -> None:
+    """The spread of a probe without and with deflation, and what a trace then takes, on one batch.
+
+    To a half-width it takes 2 k products for a basis of k vectors, and (1.96 spread / rtol)^2 for probes, at least 16.
+    """
     first = [next(iter(data))]
-    found: dict[str, list[float]] = {"Hutchinson": [], "Hutch++": []}
-    with curvature_of(Objective(model, first), Parameters(model), hvp="exact") as operator:
-        for repeat in range(repeats):
+    for curvature in ("hessian", "ggn"):
+        with curvature_of(Objective(model, first), Parameters(model), curvature=curvature) as operator:
 
-            def signs(count: int, stream: str, repeat: int = repeat) -> torch.Tensor:
-                return torch.stack(
-                    [operator.layout.random(repeat, f"{stream} {i}", rademacher=True) for i in range(count)]
-                )
+            def signs(count: int, stream: str) -> torch.Tensor:
+                return torch.stack([operator.layout.random(0, f"{stream} {i}", rademacher=True) for i in range(count)])
 
-            z = signs(budget, "hutchinson")
-            found["Hutchinson"].append(float((z * operator(z)).sum() / budget))
-            third = budget // 3
-            basis = torch.linalg.qr(operator(signs(third, "sketch")).T)[0].T
-            rest = signs(third, "rest")
-            rest = rest - (rest @ basis.T) @ basis
-            found["Hutch++"].append(float((basis * operator(basis)).sum() + (rest * operator(rest)).sum() / third))
-    centre = float(np.mean(found["Hutchinson"] + found["Hutch++"]))
-    print(f"spread of the trace (about {centre:.0f}) over {repeats} repeats of {budget} products, one batch:")
-    for name, values in found.items():
-        print(f"  {name:<10} {np.std(values, ddof=1) / centre:.2%}")
+            probes, rest = signs(64, "sketch"), signs(rounds, "rest")
+            products = torch.cat([operator(part) for part in probes.split(8)])
+            found = {"Hutchinson": (0, np.concatenate([(z * operator(z)).sum(1).numpy() for z in rest.split(8)]))}
+            for k in (16, 64):
+                deflation = Deflation(operator, k, lambda u, w: np.array([float(u.double() @ w.double())]))
+                deflation.add(products[:k])
+                deflation.capture()
+                found[f"Hutch++, {k}"] = (2 * k, np.concatenate([deflation.samples(z)[:, 0] for z in rest.split(8)]))
+            found["XTrace, 16"] = (0, xtrace(probes[:16], products[:16], operator))
+        print(f"trace of the {curvature}, one batch:")
+        for name, (before, samples) in found.items():
+            spread = float(samples.std(ddof=1) / abs(samples.mean()))
+            each = 2 if name.startswith("XTrace") else 1
+            probes_to = {rtol: max(16, (1.96 * spread / rtol) ** 2) for rtol in RTOLS}
+            takes = ", ".join(f"{before + each * count:.0f} to {rtol:.0%}" for rtol, count in probes_to.items())
+            print(f"  {name:<12} {samples.mean():.1f}, spread of a probe {spread:.2f}, products {takes}")
+
+
+RTOLS = (0.2, 0.05, 0.01)
 
 
 def instruction_batch(rows: int, length: int, vocabulary: int, supervised: float) -> dict[str, torch.Tensor]:

@@ -95,6 +95,7 @@ from .correlation import Resampling as Resampling
 from .report import report_html as report_html
 from .report import write_report as write_report
 from .checkpoints.merging import merge_checkpoints as merge_checkpoints
+from .training.update import optimizer_direction as optimizer_direction
 from .training.sam import SAM as SAM
 from .training.sam_trainer import SAMTrainer as SAMTrainer
 from .parallel.distributed import shared_work as shared_work

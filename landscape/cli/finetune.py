@@ -63,7 +63,7 @@ def finetune(
         landscape finetune base --data tasks.jsonl --rehearse alpaca.jsonl -o runs/both
     """
     if optimizer == "adamw" and rho is not None:
-        raise InputError("--rho is the radius of sam and asam; it does not go with --optimizer adamw.")
+        raise InputError("--rho is the radius of SAM's ascent step; it does not go with --optimizer adamw.")
     if rehearse is None and rehearse_ratio is not None:
         raise InputError("--rehearse-ratio is a share of old data, but --rehearse names none.")
     if batch_size % accumulate:

@@ -164,17 +164,20 @@ class TraceEstimate(Result):
         confidence: The confidence of the interval.
         confidence_interval: (low, high), widened by the error of finite differences.
         rtol: The relative tolerance that was asked for.
-        probes: The number of random probes.
+        probes: The number of random probes that the mean is of.
         converged: Whether half the interval is at most rtol * |value|.
-        method: "hutchinson" or "forward".
+        method: "hutchinson", "hutch++" or "forward".
         hvp: How products were taken; "loss differences" for method="forward".
         hvp_error: The relative error of finite differences; 0 for exact products.
-        samples: v'Hv of each probe, shape (probes,). Each weighting has probes of its own.
+        samples: v'Hv of each probe, shape (probes,); for method="hutch++" tr(Q'HQ) + v'PHPv with the projection P off
+            the basis Q. Each weighting has probes of its own.
         layers: The trace by layer; empty for method="forward". The layers share their probes, and so their errors
             depend on each other.
         parameters: The number of weights.
         weight: The number of loss terms (supervised tokens).
         provenance: Where the numbers come from.
+        matvecs: The number of Hessian-vector products; for method="hutch++" with the 16 that it was planned by and two
+            for each vector of the basis. None in files that older versions wrote.
 
     Example:
         The mean of (2 w_1)^2 and w_2^2 has the Hessian diag(4, 1). Random signs are exact for a diagonal.
@@ -210,16 +213,18 @@ class TraceEstimate(Result):
     parameters: int
     weight: float
     provenance: Provenance
+    matvecs: int | None = None
 
     def rows(self) -> list[tuple[str, str]]:
         """Return what a person wants to see first, as names and values."""
         low, high = self.confidence_interval
         title = "trace" if self.weighting is None else f"{self.weighting} trace"
         verdict = "" if self.converged else f"  NOT CONVERGED to {self.rtol:g}"
+        products = f", {self.matvecs} products in all" if self.method == "hutch++" else ""
         rows = [
             (title, f"{self.name} on {self.data}, {self.curvature}"),
             ("value", f"{self.value:.6g}  [{low:.6g}, {high:.6g}] at {self.confidence:.0%}{verdict}"),
-            ("probes", f"{self.probes}, {self.method}, {self.hvp}"),
+            ("probes", f"{self.probes}, {self.method}, {self.hvp}{products}"),
             ("invariance", INVARIANCE[self.weighting or "trace"]),
         ]
         if self.hvp_error:

@@ -69,6 +69,10 @@ class FullBasis:
         self._rows = torch.stack([torch.zeros_like(like)] * (most + 1))
         self._size = 0
 
+    def rows(self) -> Tensor:
+        """Return the vectors, shape (vectors, n), as a view."""
+        return self._rows[: self._size]
+
     def stored(self, vector: Tensor) -> tuple[Tensor, float]:
         """Return the vector as it is."""
         return vector, 0.0

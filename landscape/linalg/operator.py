@@ -67,6 +67,45 @@ class MatrixOperator(SymmetricOperator):
         return vectors @ self.matrix
 
 
+class ScaledOperator(SymmetricOperator):
+    """D A D for a diagonal D.
+
+    Args:
+        operator: The matrix A.
+        diagonal: The diagonal of D, shape (size,).
+
+    Example:
+        >>> scaled = ScaledOperator(MatrixOperator(torch.eye(2)), torch.tensor([3.0, 1.0]))
+        >>> scaled(torch.ones(1, 2)).tolist()
+        [[9.0, 1.0]]
+    """
+
+    def __init__(self, operator: SymmetricOperator, diagonal: Tensor):
+        self._operator, self._diagonal = operator, diagonal
+        self.size, self.device, self.dtype = operator.size, operator.device, operator.dtype
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Return the products with the rows of `vectors`, shape (k, size)."""
+        products = self._operator(torch.stack([vector * self._diagonal for vector in vectors]))
+        return torch.stack([product * self._diagonal for product in products])
+
+    def inner(self, basis: Tensor, vector: Tensor) -> Tensor:
+        """Return the inner products as those of A are taken."""
+        return self._operator.inner(basis, vector)
+
+    def norm(self, vector: Tensor) -> Tensor:
+        """Return the length as that of vectors of A is taken."""
+        return self._operator.norm(vector)
+
+    def combine(self, coefficients: Tensor, basis: Tensor) -> Tensor:
+        """Return `coefficients @ basis` as that of vectors of A is taken."""
+        return self._operator.combine(coefficients, basis)
+
+    def all_finite(self, vectors: Tensor) -> bool:
+        """Return whether no element of `vectors` is infinite or NaN."""
+        return self._operator.all_finite(vectors)
+
+
 def finite_product(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
     """Return `operator(vectors)`; raise InputError where an element of it is infinite or NaN."""
     product = operator(vectors)

@@ -111,6 +111,17 @@ def stopping_weights(samples: np.ndarray) -> np.ndarray:
     return (1 - (influence - influence.mean()) / (n - 1)) / n
 
 
+def planned_samples(samples: np.ndarray, rtol: float, confidence: float) -> float:
+    """Return how many samples a mean to `rtol` takes, by the spread of the first ones; infinite for a mean of zero."""
+    mean, _, (low, high) = interval_of(samples, confidence)
+    return _planned(len(samples), (high - low) / 2, rtol * abs(mean))
+
+
+def _planned(count: int, half_width: float, wanted: float) -> float:
+    """Return the number of samples for a wanted half-width: it falls with the square root of the count."""
+    return count * (half_width / wanted) ** 2 if wanted else math.inf
+
+
 def check_precision(rtol: float, confidence: float, max_samples: int) -> None:
     """Raise InputError for a precision that cannot be asked for."""
     if not rtol > 0:
@@ -185,9 +196,7 @@ def sample_mean(
         enough = n >= MIN_SAMPLES or half <= EARLY * rtol * abs(mean)
         if (converged and enough) or n >= max_samples or not math.isfinite(half):
             return SampleMean(mean, stderr, confidence, interval, n, converged, weights, pilot)
-        # the half-width falls with the square root of the count
-        wanted = n * (half / (rtol * abs(mean))) ** 2 if mean else math.inf
-        wanted = max(n + 1, MIN_SAMPLES, min(wanted, max_samples))
+        wanted = max(n + 1, MIN_SAMPLES, min(_planned(n, half, rtol * abs(mean)), max_samples))
         count = min(max_samples, math.ceil(wanted / block) * block)
         set_total(count)
         pilot = n

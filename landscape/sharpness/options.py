@@ -78,12 +78,12 @@ def _constant(expression: ast.expr | None) -> Any:
 
 
 # What an option of this name must be, whichever metric it belongs to, where it is given and not None.
-_POSITIVE = ("rho", "sigma", "target", "tolerance", "rtol")
-_LEAST = {"steps": 1, "restarts": 1, "m": 1, "max_matvecs": 1, "max_probes": 2, "samples": 1}
+_POSITIVE = ("rho", "sigma", "target", "tolerance", "rtol", "gamma", "nbeta")
+_LEAST = {"steps": 1, "restarts": 1, "m": 1, "chains": 2, "max_matvecs": 1, "max_probes": 2, "samples": 1}
 _WORDS = {
     "norm": ("l2", "linf"),
     "curvature": ("hessian", "ggn"),
-    "method": ("auto", "hutchinson", "forward"),
+    "method": ("auto", "hutchinson", "hutch++", "forward"),
 }
 
 

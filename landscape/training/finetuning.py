@@ -156,6 +156,11 @@ def finetune(
         "seed": seed,
     }
     if guidance is not None:
+        if optimization.optimizer == "functional-sam":
+            raise InputError(
+                f"{as_typed('optimizer', 'functional-sam')} keeps the derivative of the loss of the data alone, "
+                f"and does not go with {as_typed('guide')}."
+            )
         _check_guidance(guidance, start, train)
         vector = {"vector": digest_of(guidance.vector), "layer": guidance.layer, "task": guidance.task}
         settings["guidance"] = vector | {"weight": guidance.weight}
@@ -194,8 +199,7 @@ def finetune(
                 seed=seed,
                 use_cpu=resolve_device(load_options.device).type == "cpu",
             ),
-            rho=optimization.radius,
-            adaptive=optimization.optimizer == "asam",
+            sam=optimization.sam,
             callbacks=callbacks,
             guided=guided,
         )

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
+from typing import Any
 
 from landscape.errors import InputError, as_typed
 
-RADIUS = {"sam": 0.05, "asam": 0.5}  # The default radii, of Foret et al. 2021 and of Kwon et al. 2021.
+# The default radii: of Foret et al. 2021, and for "asam" of Kwon et al. 2021.
+RADIUS = {"sam": 0.05, "asam": 0.5, "sam-on": 0.05, "functional-sam": 0.05}
 OPTIMIZERS = ("adamw", *RADIUS)
 
 
@@ -22,9 +24,11 @@ class Optimization:
 
     Attributes:
         optimizer: "adamw"; or "sam", which takes AdamW's step with the gradient at w + rho g / |g|; or "asam", which
-            takes it with the gradient at w + rho T^2 g / |T g|, T = diag|w|. The last two take two gradients a step.
-        rho: Radius of SAM's ascent step, in l2 norm over all that is trained. None stands for 0.05 with "sam" and for
-            0.5 with "asam". "adamw" ignores it.
+            takes it with the gradient at w + rho T^2 g / |T g|, T = diag|w|; or "sam-on", which moves normalization
+            layers alone before the second gradient; or "functional-sam", which keeps the derivative of the loss in the
+            logits from w. All but the first take two gradients a step. See `SAMTrainer`.
+        rho: Radius of SAM's ascent step, in l2 norm over all that moves. None stands for 0.5 with "asam" and for 0.05
+            with the others. "adamw" ignores it.
         lr: Peak learning rate.
         epochs: Passes over the training data.
         steps: Optimizer steps; where given, it overrides `epochs`.
@@ -37,7 +41,8 @@ class Optimization:
         InputError: A value is of the wrong kind or out of range.
 
     Source:
-        Foret et al. 2021 (arXiv 2010.01412) for "sam"; Kwon et al. 2021 (arXiv 2102.11600) for "asam".
+        Foret et al. 2021 (arXiv 2010.01412) for "sam"; Kwon et al. 2021 (arXiv 2102.11600) for "asam"; Mueller et
+        al. 2023 (arXiv 2306.04226) for "sam-on"; Singh et al. 2025 (arXiv 2502.02407) for "functional-sam".
 
     Example:
         >>> from landscape import Optimization
@@ -63,6 +68,11 @@ class Optimization:
         _check_positive("epochs", self.epochs)
         for name in ("steps", "batch_size", "accumulate", "lora"):
             _check_count(name, getattr(self, name))
+        if self.optimizer == "sam-on" and self.lora is not None:
+            raise InputError(
+                f"{as_typed('optimizer', 'sam-on')} moves normalization layers, and {as_typed('lora', self.lora)} "
+                "trains none of them."
+            )
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"{as_typed('batch_size', self.batch_size)} does not divide into "
@@ -75,6 +85,15 @@ class Optimization:
         if self.optimizer not in RADIUS:
             return None
         return RADIUS[self.optimizer] if self.rho is None else self.rho
+
+    @property
+    def sam(self) -> dict[str, Any] | None:
+        """The arguments of `SAMTrainer`; None for an optimizer that takes no ascent step."""
+        if self.radius is None:
+            return None
+        name = self.optimizer
+        kinds = {"adaptive": name == "asam", "only_norms": name == "sam-on", "functional": name == "functional-sam"}
+        return {"rho": self.radius} | kinds
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ class SAM(torch.optim.Optimizer):
     the gradients, computes the loss, calls `backward()` and returns the loss. Or, with the gradients at w in place,
     call `first_step()`, compute the gradients anew, and call `second_step()`.
 
+    Groups make SAM-ON of it (Mueller et al. 2023, arXiv 2306.04226): `rho=0` for all weights but those of normalization
+    layers. Functional SAM (Singh et al. 2025, arXiv 2502.02407) keeps dL/dlogits of w: after `first_step()`, take the
+    second gradient with `(model(x) * slope).sum().backward()`. `SAMTrainer` has both as options.
+
     Where this departs from published code:
 
     - |g| is the norm over the whole model and the whole batch, whatever the parallelism (DDP, FSDP2). Code that takes

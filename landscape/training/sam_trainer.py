@@ -19,14 +19,19 @@ ASCENTS = ("batch", "micro", "local")
 class SAMTrainer(Trainer):
     """`transformers.Trainer` with sharpness-aware minimization: its gradient is taken at w + rho g / |g|.
 
+    `only_norms` moves the weights of the normalization layers alone to take the second gradient, which trains all
+    weights (SAM-ON); |g| is then theirs. With `functional`, the second gradient is J(w + eps)' dL/dF(w): the derivative
+    of the loss in the logits F stays that at w, and only the Jacobian J of the logits is taken at w + eps. What is left
+    out, a change of dL/dF, regularizes the statistics of the logits more than the function (functional SAM).
+
     Each micro-batch takes two forward and backward passes, one at w and one at w + eps (see `SAM` for the formulas).
     The loss, its normalization by the number of items of the step, and the logged loss (at w) are the Trainer's own.
     Clipping acts on the second gradient, and both passes of a micro-batch draw the same dropout. Beside the loss,
     `sam_radius` is logged: the realized radius of the last ascent in the logging process.
 
     The copy of the weights is the only extra memory; `ascent="micro"` also needs a second gradient for a moment, at the
-    ascent. float16's scaled gradients have the same direction as unscaled ones; where one overflows there is no ascent,
-    and the scaler skips the step.
+    ascent, and `functional` the derivatives in the logits of all micro-batches of an ascent. float16's scaled gradients
+    have the same direction as unscaled ones; where one overflows there is no ascent, and the scaler skips the step.
 
     Args:
         *args: Arguments of `transformers.Trainer`.
@@ -38,15 +43,20 @@ class SAMTrainer(Trainer):
             m = per_device_train_batch_size. "local": that of each process's micro-batches of the step together, without
             synchronization. With "micro" and "local" the second gradients, taken at different weights, are averaged;
             they do not work with FSDP, where no process has weights of its own.
+        only_norms: Whether the ascent moves normalization layers alone: modules with "Norm" in the name of their class.
+        functional: Whether the derivative of the loss in the logits is kept from w.
         **kwargs: Arguments of `transformers.Trainer`.
 
     Raises:
-        InputError: `rho` is no radius, `ascent` is unknown, or g would not be the gradient of the whole model. The
-            latter is so with DataParallel (several devices in one process), DeepSpeed, FSDP1, models sharded at load
-            time, context and sequence parallelism, and optimizers that step inside `backward()`.
+        InputError: `rho` is no radius, `ascent` is unknown, there is no normalization layer to move, the loss does not
+            come from the logits (`functional`), or g would not be the gradient of the whole model. The latter is so
+            with DataParallel (several devices in one process), DeepSpeed, FSDP1, models sharded at load time, context
+            and sequence parallelism, and optimizers that step inside `backward()`.
 
     Source:
-        Foret et al. 2021 (arXiv 2010.01412); for `adaptive`, Kwon et al. 2021 (arXiv 2102.11600).
+        Foret et al. 2021 (arXiv 2010.01412); for `adaptive`, Kwon et al. 2021 (arXiv 2102.11600); for `only_norms`,
+        Mueller, Vlaar, Rolnick and Hein 2023 (arXiv 2306.04226); for `functional`, Singh, Mobahi, Agarwala and Dauphin
+        2025 (arXiv 2502.02407).
 
     Example:
         >>> import tempfile, torch
@@ -64,16 +74,31 @@ class SAMTrainer(Trainer):
         0.05
     """
 
-    def __init__(self, *args: Any, rho: float = 0.05, adaptive: bool = False, ascent: str = "batch", **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        rho: float = 0.05,
+        adaptive: bool = False,
+        ascent: str = "batch",
+        only_norms: bool = False,
+        functional: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         check_radius(rho)
         if ascent not in ASCENTS:
             raise InputError(f"ascent={ascent!r} is none of {', '.join(ASCENTS)}.")
         self.rho, self.adaptive, self.ascent_over = rho, adaptive, ascent
+        self.only_norms, self.functional = only_norms, functional
+        self._slopes: list[Tensor] = []  # dL/dF(w) of the micro-batches that wait, for `functional`.
+        self._second: int | None = None  # The waiting micro-batch whose second pass runs.
         self.ascent: Ascent | None = None  # The last one, with its radius and fidelity.
         self._waiting: list[tuple[Any, _RandomState]] = []  # Micro-batches whose second pass is due.
         self._batches_per_ascent = 1
         self._refuse_what_would_be_wrong()
+        assert isinstance(self.model, torch.nn.Module)
+        if only_norms and not any(p.requires_grad for p in normalization_weights(self.model)):
+            raise InputError("no weight of a normalization layer is trained, and only those would move.")
 
     def _refuse_what_would_be_wrong(self) -> None:
         """Raise InputError where g would not be the gradient that `ascent` says it is."""
@@ -95,7 +120,7 @@ class SAMTrainer(Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """Fetch the micro-batches of the next step, and note after how many of them an ascent is due."""
         batches, items = super().get_batch_samples(*args, **kwargs)
-        self._waiting = []
+        self._waiting, self._slopes = [], []
         self._batches_per_ascent = 1 if self.ascent_over == "micro" else len(batches)
         return batches, items
 
@@ -113,7 +138,8 @@ class SAMTrainer(Trainer):
         with self.accelerator.no_sync(model) if own else contextlib.nullcontext():
             loss = super().training_step(model, inputs, num_items_in_batch)
         if len(self._waiting) == self._batches_per_ascent:
-            self.ascent = ascend(model.parameters(), self.rho, self.adaptive)
+            moving = normalization_weights(model) if self.only_norms else model.parameters()
+            self.ascent = ascend(moving, self.rho, self.adaptive)
             try:
                 model.zero_grad()
                 for parameter, gradient in self._held:
@@ -122,13 +148,30 @@ class SAMTrainer(Trainer):
             finally:
                 self.ascent.undo()
                 self.ascent = dataclasses.replace(self.ascent, weights=[])
-                self._waiting, self._held = [], []
+                self._waiting, self._held, self._slopes, self._second = [], [], [], None
         return loss
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the Trainer's loss; for `functional` at w + eps, the product of the logits with dL/dF(w)."""
+        if not (self.functional and model.training and self.rho > 0):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self._second is None:
+            (slope,) = torch.autograd.grad(loss, outputs.logits, retain_graph=True, allow_unused=True)
+            if slope is None:
+                raise InputError("functional SAM takes a loss that is computed from the logits that the model returns.")
+            self._slopes.append(slope)
+        else:
+            loss = (outputs.logits * self._slopes[self._second]).sum()  # Its gradient in w is J(w + eps)' dL/dF(w).
+        return (loss, outputs) if return_outputs else loss
 
     def _second_passes(self, model: Any, num_items_in_batch: Any) -> None:
         """Add up the gradients at w + eps of all micro-batches of this ascent."""
         last = len(self._waiting) - 1
         for index, (inputs, random_state) in enumerate(self._waiting):
+            self._second = index
             random_state.restore()  # The same dropout: the second gradient must be of the same function.
             # The last micro-batch synchronizes the processes' gradients or not, as the Trainer decided.
             with self.accelerator.no_sync(model) if index < last else contextlib.nullcontext():
@@ -143,6 +186,18 @@ class SAMTrainer(Trainer):
         if "loss" in logs and self.ascent is not None:
             logs["sam_radius"] = self.ascent.radius
         super().log(logs, *args, **kwargs)
+
+
+def normalization_weights(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Return the weights of normalization layers, which are modules with "Norm" in the name of their class.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+        >>> [tuple(weight.shape) for weight in normalization_weights(model)]
+        [(2,), (2,)]
+    """
+    layers = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
 
 
 class _RandomState:

@@ -110,8 +110,7 @@ def make_trainer(
     examples: Sequence[Example],
     arguments: TrainingArguments,
     *,
-    rho: float | None,
-    adaptive: bool,
+    sam: dict[str, Any] | None,
     callbacks: list[TrainerCallback],
     guided: tuple[Guidance, Any] | None = None,
 ) -> Trainer:
@@ -121,8 +120,7 @@ def make_trainer(
         model: The model to train.
         examples: The training examples, in the order from which the Trainer draws batches.
         arguments: What `training_arguments` returned.
-        rho: Radius of SAM's ascent step; None trains with AdamW alone.
-        adaptive: Whether that radius is relative to the weights.
+        sam: The arguments of `SAMTrainer`; None trains with AdamW alone.
         callbacks: Callbacks of the Trainer, such as the progress bar.
         guided: The guidance and the frozen base that it takes; None trains without.
     """
@@ -132,14 +130,13 @@ def make_trainer(
         "train_dataset": _Examples(examples),
         "data_collator": pad_examples,
     }
-    sam: dict[str, Any] = {} if rho is None else {"rho": rho, "adaptive": adaptive}
     if guided is not None:
         guidance, base = guided
-        kind: Any = GuidedTrainer if rho is None else GuidedSAMTrainer
-        trainer: Trainer = kind(**shared, callbacks=callbacks, **sam, guidance=guidance, base=base)
+        kind: Any = GuidedTrainer if sam is None else GuidedSAMTrainer
+        trainer: Trainer = kind(**shared, callbacks=callbacks, **(sam or {}), guidance=guidance, base=base)
     else:
-        plain: Any = Trainer if rho is None else SAMTrainer
-        trainer = plain(**shared, callbacks=callbacks, **sam)
+        plain: Any = Trainer if sam is None else SAMTrainer
+        trainer = plain(**shared, callbacks=callbacks, **(sam or {}))
     from transformers import PrinterCallback
 
     trainer.remove_callback(

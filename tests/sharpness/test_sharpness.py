@@ -559,6 +559,7 @@ SHORT = {
     "average_case": {"samples": 6},
     "low_pass": {"samples": 6},
     "pac_bayes": {"samples": 4, "tolerance": 0.1},
+    "local_learning_coefficient": {"chains": 2, "steps": 4},
     "top_eigenvalue": {"rtol": 1e-4},
     "trace": {"rtol": 9.0, "method": "hutchinson"},
     "adaptive_trace": {"rtol": 9.0, "method": "hutchinson"},

@@ -1,5 +1,6 @@
 """Fine-tuning runs: what they write, and that an interrupted one continues to the same weights."""
 
+import itertools
 import json
 import math
 from dataclasses import fields
@@ -276,19 +277,22 @@ def test_a_batch_in_parts_gives_the_same_weights(batch_size, parts, tmp_path, sa
 
 
 @pytest.mark.slow
-def test_adaptive_sam_is_neither_sam_nor_adamw(tmp_path, save_checkpoint_folder, records):
+def test_every_optimizer_is_another_and_without_radius_adamw(tmp_path, save_checkpoint_folder, records):
     base = save_checkpoint_folder("llama", seed=1)
     options = COMMON | {"steps": 2}
     found = {
         name: tune(base, str(records), tmp_path / f"{name}-{rho}", optimizer=name, rho=rho, **options)
-        for name, rho in (("adamw", None), ("sam", 0.5), ("asam", 0.5))
+        for name, rho in (("adamw", None), ("sam", 0.5), ("asam", 0.5), ("sam-on", 0.5), ("functional-sam", 0.5))
     }
-    zero = tune(base, str(records), tmp_path / "zero", optimizer="asam", rho=0.0, **options)
     norms = {name: weights(folder)["model.norm.weight"] for name, folder in found.items()}
-    assert torch.equal(weights(zero)["model.norm.weight"], norms["adamw"])
-    assert not torch.equal(norms["sam"], norms["asam"])
-    assert not torch.equal(norms["adamw"], norms["asam"])
-    assert [record_of(found[name])["rho"] for name in found] == [None, 0.5, 0.5]
+    for one, other in itertools.combinations(norms, 2):
+        assert not torch.equal(norms[one], norms[other]), (one, other)
+    for name in ("asam", "functional-sam"):
+        zero = tune(base, str(records), tmp_path / f"{name} zero", optimizer=name, rho=0.0, **options)
+        assert torch.equal(weights(zero)["model.norm.weight"], norms["adamw"])
+    assert [record_of(found[name])["rho"] for name in found] == [None, 0.5, 0.5, 0.5, 0.5]
+    with pytest.raises(InputError, match=r"sam-on.*lora"):
+        tune(base, str(records), tmp_path / "none", optimizer="sam-on", lora=2, **options)
     default = tune(base, str(records), tmp_path / "default", optimizer="asam", **options | {"steps": 1})
     assert record_of(default)["rho"] == 0.5
 

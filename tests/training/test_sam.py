@@ -410,6 +410,55 @@ def test_the_trainer_takes_the_gradient_that_it_names(tmp_path, ascent, adaptive
     assert float((wanted - unwanted).norm() / wanted.norm()) > 0.01  # so that the test can tell them apart
 
 
+@pytest.mark.parametrize("ascent", ["batch", "micro"])
+def test_the_ascent_of_normalization_layers_alone_is_written_out(tmp_path, ascent):
+    """|g| is that of the norms, all weights train; rejects |g| of the whole model, and a step of the norms alone."""
+    changes = {"max_steps": 1, "gradient_accumulation_steps": 2}
+    trainer = trained(tmp_path, changes=changes, rho=0.5, ascent=ascent, only_norms=True)
+    model, batches = build_model("llama", seed=1), batches_of(examples(8), 4)
+    names = [name for name, _ in model.named_parameters() if "norm" in name]
+    assert len(names) == 2 * model.config.num_hidden_layers + 1
+    wanted = sum(
+        gradient_of_variant(model, group, items_of(batches), 0.5, names=names)
+        for group in ([[batch] for batch in batches] if ascent == "micro" else [batches])
+    )
+    assert_close(flat(trainer.model) - START, -0.1 * wanted)
+    assert trainer.ascent.radius == pytest.approx(0.5, rel=1e-4)
+    whole = gradient_at_ascent(model, batches, batches, items_of(batches), 0.5)
+    assert float((wanted - whole).norm() / whole.norm()) > 0.01, "the test can tell"
+
+
+@pytest.mark.parametrize("ascent", ["batch", "micro"])
+def test_functional_sam_keeps_the_derivative_in_the_logits(tmp_path, ascent):
+    """J(w + eps)' dL/dF(w) by autograd, each factor on its own; rejects SAM, which takes both at w + eps."""
+    changes = {"max_steps": 1, "gradient_accumulation_steps": 2}
+    trainer = trained(tmp_path, changes=changes, rho=0.5, ascent=ascent, functional=True)
+    model, batches = build_model("llama", seed=1), batches_of(examples(8), 4)
+    groups = [[batch] for batch in batches] if ascent == "micro" else [batches]
+    wanted = sum(gradient_of_variant(model, group, items_of(batches), 0.5, functional=True) for group in groups)
+    assert_close(flat(trainer.model) - START, -0.1 * wanted)
+    sam = gradient_at_ascent(model, batches, batches, items_of(batches), 0.5)
+    assert float((wanted - sam).norm() / sam.norm()) > 0.01, "the test can tell"
+
+
+def gradient_of_variant(model, batches, items, rho, names=None, functional=False):
+    """The gradient of two variants of SAM: `names` alone move, or the derivative in the logits is that at w."""
+    named = dict(model.named_parameters())
+    moving = names or list(named)
+    outputs = [model(**batch, num_items_in_batch=items) for batch in batches]
+    slopes = [torch.autograd.grad(out.loss, out.logits, retain_graph=True)[0] for out in outputs]
+    first = torch.autograd.grad(sum(out.loss for out in outputs), [named[name] for name in moving])
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in first))
+    moved = dict(named)
+    for name, gradient in zip(moving, first, strict=True):
+        moved[name] = named[name] + rho * gradient / norm
+    total = 0
+    for batch, slope in zip(batches, slopes, strict=True):
+        out = torch.func.functional_call(model, moved, kwargs={**batch, "num_items_in_batch": items})
+        total = total + ((out.logits * slope).sum() if functional else out.loss)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(named.values()))])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [32, 40])  # 40: the epoch ends with an accumulation of 2 and a batch of 8
 def test_accumulation_of_4_by_8_is_a_batch_of_32(tmp_path, count):

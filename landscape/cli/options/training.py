@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from landscape.cli.options.declaring import TRAINING, at_least, between, choice, value
 
-OptimizerName = Literal["adamw", "sam", "asam"]
+OptimizerName = Literal["adamw", "sam", "asam", "sam-on", "functional-sam"]
 
 Alpha = Annotated[
     float,
@@ -24,7 +24,9 @@ Optimizer = Annotated[
         TRAINING,
         "--optimizer",
         OptimizerName,
-        "Optimizer: AdamW alone, or AdamW with sharpness-aware minimization (sam) or its adaptive form (asam).",
+        "Optimizer: AdamW alone, or AdamW with sharpness-aware minimization (sam), its adaptive form (asam), the form "
+        "that moves normalization layers alone (sam-on) or the one that leaves the statistics of the logits out "
+        "(functional-sam).",
     ),
 ]
 Rho = Annotated[
@@ -33,8 +35,8 @@ Rho = Annotated[
         TRAINING,
         "--rho",
         "RADIUS",
-        "Radius of the ascent step of sam and asam, in the l2 norm over all weights. Default: 0.05 for sam, 0.5 for "
-        "asam.",
+        "Radius of the ascent step of all but adamw, in the l2 norm over the weights that move. Default: 0.5 for asam, "
+        "0.05 for the others.",
         callback=at_least(0),
     ),
 ]

@@ -183,6 +183,11 @@ def vectors_that_fit(
     return min(distributed.gathered(fitting))
 
 
+def fits(operator: CurvatureOperator, vectors: int) -> bool:
+    """Return whether there is room for so many vectors beside the graph; as far as is known, in all processes."""
+    return vectors_that_fit(operator, vectors, 0) == min(vectors, operator.size)
+
+
 def require_memory(operator: CurvatureOperator, vectors: float, basis_device: str | None = None, *, show: bool) -> None:
     """Raise InputError where the run cannot fit in memory.
 

@@ -14,22 +14,29 @@ from landscape.sharpness.result import Measurement
 from landscape.sharpness.site import Site, check_positive, norm_of
 from landscape.weights.directions import Direction
 
+ADAM_EPSILON = 1e-8  # torch's default
+
 _LARGEST = 2.0**40
 
 
 def _along(site: Site, direction: Any) -> tuple[Tensor, str]:
-    """Return a direction to go along (downhill for "gradient"), and its name."""
+    """Return a direction to go along (downhill for "gradient" and "adamw"), and its name."""
     if isinstance(direction, Direction):
         return site.layout.flat(direction.tensors), direction.label
     if isinstance(direction, Mapping):
         return site.layout.flat(direction), "given"
     if direction == "gradient":
         return -site.gradient_at()[1], "down the gradient"
+    if direction == "adamw":
+        gradient = site.gradient_at()[1]
+        return -gradient / (gradient.abs() + ADAM_EPSILON), "first step of AdamW, fresh moments"
     if direction == "displacement":
         if site.displacement is None:
             raise InputError("direction='displacement' leads from the base to the model; give base.")
         return site.displacement, "from the base"
-    raise InputError(f"direction={direction!r} is none of 'gradient', 'displacement', a Direction, tensors by name.")
+    raise InputError(
+        f"direction={direction!r} is none of 'gradient', 'adamw', 'displacement', a Direction, tensors by name."
+    )
 
 
 @metric(
@@ -37,14 +44,18 @@ def _along(site: Site, direction: Any) -> tuple[Tensor, str]:
     formula="2 / eta for the smallest eta > 0 with L(w + eta d) > L(w)",
     cost="1 gradient and about 10 losses",
     invariance="along the gradient: rotations and shifts of the weights; "
+    "along the first step of AdamW: permutations and shifts of the weights; "
     "along the displacement: every linear map and shift of both checkpoints that preserves their functions",
     source="Kalra et al. 2026 (arXiv 2601.16979)",
 )
 def critical(site: Site, *, direction: Any = "gradient", tolerance: float = 1 / 16) -> Measurement:
     """Critical sharpness: how short a step along a direction already raises the loss.
 
-    `direction` is d: "gradient" for one step of gradient descent; a `Direction` or tensors by name, such as an
-    optimizer's update, or the update of another task, which makes it the relative form; "displacement" with `base`.
+    `direction` is d: "gradient" for one step of gradient descent; "adamw" for the first step of AdamW at learning rate
+    1, g / (|g| + 1e-8) of the data's gradient with fresh moments and no weight decay; a `Direction` or tensors by name,
+    such as the update of an optimizer with its own state (`optimizer_direction`), or the update of another task, which
+    makes it the relative form; "displacement" with `base`. `eta` in the details is a learning rate where d is a step at
+    learning rate 1: a larger one raises the loss.
 
     The step is doubled and bisected to `tolerance` of eta. This finds a crossing; an earlier one within the first step
     tried would be missed. For a quadratic and d = -g the value is g'Hg / g'g. It is infinite where d goes up from the
@@ -84,6 +95,7 @@ def critical(site: Site, *, direction: Any = "gradient", tolerance: float = 1 / 
     formula="min |s| with L(w + s d / |d|) - L(w) = tau, over both signs of s",
     cost="1 gradient and about 25 losses",
     invariance="along the gradient: rotations and shifts of the weights; "
+    "along the first step of AdamW: permutations and shifts of the weights; "
     "along the displacement: rotations and shifts of both checkpoints",
     source="the finite form of relative critical sharpness, Kalra et al. 2026 (arXiv 2601.16979)",
 )

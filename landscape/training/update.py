@@ -1,0 +1,85 @@
+"""The direction in which an optimizer would move a model next, with the state that it has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from landscape.checkpoints import Checkpoint
+from landscape.data.batches import Batch
+from landscape.errors import InputError
+from landscape.objective.scope import Scope
+from landscape.objective.subject import Subject
+from landscape.weights.directions import Direction
+from landscape.weights.preservation import preserved
+
+
+def optimizer_direction(
+    model: nn.Module | Checkpoint,
+    data: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    *,
+    scope: Scope = Scope(),
+) -> Direction:
+    """Return the next update of an optimizer at learning rate 1, with the gradient of the mean loss of the data.
+
+    The optimizer's moments, weight decay and whatever else it does enter as they are: the step is taken, noted and
+    undone. Model and optimizer come back bit-identical. An optimizer without state yet takes its first step.
+    `compute_sharpness(metric="critical", direction=...)` then says at which learning rate this update raises the loss.
+
+    Args:
+        model: A module or a loaded checkpoint, of whose parameters the optimizer has some or all.
+        data: Batches that can be read again and again.
+        optimizer: Any torch optimizer that steps without a closure. One whose state was saved is made anew and given it
+            with `optimizer.load_state_dict(torch.load("optimizer.pt", weights_only=True))`.
+        scope: `loss_fn` is taken.
+
+    Returns:
+        The update over the largest learning rate of the optimizer's groups; parameters that it does not have are zero.
+
+    Raises:
+        InputError: The optimizer has no parameter of the model, or no positive learning rate.
+
+    Source:
+        Kalra et al. 2026 (arXiv 2601.16979): critical sharpness along the update of the optimizer in use.
+
+    Example:
+        The first step of Adam is as long as its learning rate in every weight.
+
+        >>> from landscape import supervised_loss
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> adam = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> data = [(torch.eye(2), torch.zeros(2, 1))]
+        >>> step = optimizer_direction(model, data, adam, scope=Scope(loss_fn=supervised_loss(nn.MSELoss())))
+        >>> step.tensors["weight"].round(decimals=3).tolist()
+        [[-1.0, 1.0]]
+    """
+    scope.only("optimizer_direction", "loss_fn")
+    subject = Subject(model, data, scope)
+    owned = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+    entries = {entry.name: entry.tensor for entry in subject.parameters if id(entry.tensor) in owned}
+    if not entries:
+        raise InputError("the optimizer has none of the trainable parameters of the model.")
+    rate = max(float(group["lr"]) for group in optimizer.param_groups)
+    if not rate > 0:
+        raise InputError(f"the largest learning rate of the optimizer is {rate}; its update has no direction.")
+    _, gradient = subject.objective.gradient(subject.parameters)
+    state = copy.deepcopy(optimizer.state_dict())
+    before = {name: tensor.detach().clone() for name, tensor in entries.items()}
+    with preserved(subject.objective.model):
+        try:
+            optimizer.zero_grad(set_to_none=True)
+            for name, tensor in entries.items():
+                tensor.grad = gradient[name].to(tensor.dtype)
+            optimizer.step()
+            moved = {name: (tensor.detach() - before[name]) / rate for name, tensor in entries.items()}
+        finally:
+            with torch.no_grad():
+                for name, tensor in entries.items():
+                    tensor.copy_(before[name])
+            optimizer.load_state_dict(state)
+    return Direction(moved, kind="difference", label=f"next step of {type(optimizer).__name__}")

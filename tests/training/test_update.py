@@ -1,0 +1,73 @@
+"""The next update of an optimizer as a direction, against AdamW written out, and its critical sharpness."""
+
+import copy
+
+import pytest
+import torch
+from conftest import Quadratic, assert_same_state, quadratic_loss, state_of
+
+from landscape import InputError, Scope, compute_sharpness, optimizer_direction
+
+ANY = [torch.zeros(1)]
+SCOPE = Scope(loss_fn=quadratic_loss)
+CURVATURE = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
+
+
+def at(start):
+    return Quadratic(torch.diag(CURVATURE), torch.zeros(4), torch.tensor(start))
+
+
+def written_out(weights, gradients, decay, beta1=0.9, beta2=0.999, eps=1e-8):
+    """Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 2, at learning rate 1: the last step."""
+    first = second = torch.zeros(4).double()
+    for gradient in gradients:
+        first, second = beta1 * first + (1 - beta1) * gradient, beta2 * second + (1 - beta2) * gradient**2
+    t = len(gradients)
+    return -(first / (1 - beta1**t)) / ((second / (1 - beta2**t)).sqrt() + eps) - decay * weights
+
+
+def test_the_update_is_that_of_adamw_with_its_own_moments():
+    """To rounding in float64. Rejects fresh moments, a forgotten weight decay and an update times the rate."""
+    model, lr, decay = at([1.0, -0.5, 0.25, 2.0]), 0.05, 0.1
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay)
+    gradients = []
+    for _ in range(3):
+        gradients.append(CURVATURE * torch.cat([model.first, model.second], 1).detach().flatten())
+        optimizer.zero_grad()
+        model(None).backward()
+        optimizer.step()
+    weights = torch.cat([model.first, model.second], 1).detach().flatten()
+    before, state = state_of(model), copy.deepcopy(optimizer.state_dict())
+    found = optimizer_direction(model, ANY, optimizer, scope=SCOPE)
+    flat = torch.cat([found.tensors["first"], found.tensors["second"]], 1).flatten()
+    assert torch.allclose(flat, written_out(weights, [*gradients, CURVATURE * weights], decay), rtol=1e-11)
+    assert_same_state(before, state_of(model))
+    for index, kept in optimizer.state_dict()["state"].items():
+        for name, value in kept.items():
+            assert torch.equal(value, state["state"][index][name])
+    critical = compute_sharpness(model, ANY, metric="critical", direction=found, tolerance=1e-6, scope=SCOPE)
+    # L(w + eta d) = L(w) at eta = -2 d'Hw / d'Hd
+    eta = float(-2 * (flat * CURVATURE) @ weights / ((flat * CURVATURE) @ flat))
+    assert critical.details["eta"] == pytest.approx(eta, rel=1e-5)
+    assert critical.details["direction"] == "next step of AdamW"
+
+
+def test_the_first_step_of_adamw_needs_no_optimizer():
+    """From fresh moments d = -sign(g), and the quadratic is back at its loss at eta = 2 sum h w / sum h = 1.8."""
+    model = at([1.0, 0.5, 1.0, 1.0])
+    found = compute_sharpness(model, ANY, metric="critical", direction="adamw", tolerance=1e-6, scope=SCOPE)
+    assert found.value == pytest.approx(2 / 1.8, rel=1e-5)
+    assert "fresh moments" in found.details["direction"]
+    fresh = optimizer_direction(model, ANY, torch.optim.AdamW(model.parameters(), lr=0.3, weight_decay=0), scope=SCOPE)
+    again = compute_sharpness(model, ANY, metric="critical", direction=fresh, tolerance=1e-6, scope=SCOPE)
+    assert again.value == pytest.approx(found.value, rel=1e-5)
+
+
+def test_parts_of_a_model_move_and_nonsense_is_refused():
+    model = at([1.0, 0.5, 1.0, 1.0])
+    part = optimizer_direction(model, ANY, torch.optim.SGD([model.second], lr=0.5), scope=SCOPE)
+    assert {name: tensor.tolist() for name, tensor in part.tensors.items()} == {"second": [[-3.0, -4.0]]}
+    with pytest.raises(InputError, match="none of the trainable"):
+        optimizer_direction(model, ANY, torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0), scope=SCOPE)
+    with pytest.raises(InputError, match="no direction"):
+        optimizer_direction(model, ANY, torch.optim.SGD(model.parameters(), lr=0.0), scope=SCOPE)
