@@ -50,8 +50,8 @@ def plot_persistence(topologies: Sequence[Topology], *, caption: str | None = No
     shown, several = clean(topologies[0].shown), len({topology.data for topology in topologies}) > 1
     text = (
         f"Minima of {shown} over the grid and the saddles that end their basins; triangles on the "
-        "edge: the lowest minimum. Points below a dotted line are within the noise."
-    )
+        f"edge: the lowest minimum. {_noise_text(topologies)}"
+    ).rstrip()
     look = style_named(style)
     side = look.single - 0.95
     with look.context():
@@ -76,6 +76,16 @@ def plot_persistence(topologies: Sequence[Topology], *, caption: str | None = No
         open_axes(axes)
         legend_below(axes, handles, names, side)
     return sheet.figure
+
+
+def _noise_text(topologies: Sequence[Topology]) -> str:
+    """What the noise has to do with the points; a line that lies above all of them would not be in the picture."""
+    known = [topology for topology in topologies if topology.noise and topology.pairs]
+    if not known:
+        return ""
+    if any(topology.surviving for topology in known):
+        return "Points below a dotted line are within the noise."
+    return "All points are within the noise." if len(known) == len(topologies) else "No point is above a known noise."
 
 
 def _label(topology: Topology, several: bool) -> str:
