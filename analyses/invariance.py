@@ -39,6 +39,7 @@ UNCHANGED = "none"  # the transformation of the rows that hold the values before
 SAMPLED = {
     "trace": "none",
     "adaptive_trace": "adaptive",
+    "local_learning_coefficient": "none",
 }  # metrics that draw at random, and the scale of what they draw
 
 

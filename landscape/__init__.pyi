@@ -72,6 +72,7 @@ from .training.options import Optimization as Optimization
 from .training.options import Guidance as Guidance
 from .training.options import Rehearsal as Rehearsal
 from .training.options import Saving as Saving
+from .forgetting.own_samples import own_samples as own_samples
 from .forgetting.losses import measure_forgetting as measure_forgetting
 from .forgetting.losses import Forgetting as Forgetting
 from .data.questions import load_questions as load_questions

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from landscape.cli.checks import check_inputs, check_tasks
 from landscape.cli.options.checkpoints import Base, TunedCheckpoints
 from landscape.cli.options.data import BatchTokens, Data, Limit, ListChoices, MaxLength, PromptFormat, Seed
-from landscape.cli.options.measurement import BootstrapResamples, Tasks
+from landscape.cli.options.measurement import BootstrapResamples, OwnSamples, Tasks
 from landscape.cli.options.model import Device, Dtype, Trust
 from landscape.cli.options.output import Json, OutputFolder, Quiet
 from landscape.cli.tables import (
@@ -40,6 +40,7 @@ def forgetting(
     prompt_format: PromptFormat = "auto",
     list_choices: ListChoices = False,
     tasks: Tasks = None,
+    own_samples: OwnSamples = None,
     resamples: BootstrapResamples = 9999,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -54,6 +55,7 @@ def forgetting(
     command then also counts right answers, and tells apart what is lost with the instruction's format and without it.
 
         landscape forgetting base runs/sam --data old=alpaca.jsonl
+        landscape forgetting base runs/sam --data new=tasks.jsonl --own-samples 2
         landscape forgetting base runs/sam --data quiz=questions.jsonl
         landscape forgetting base runs/sam --tasks hellaswag --limit 200
     """
@@ -67,7 +69,7 @@ def forgetting(
     from landscape.forgetting.harness import compare_benchmarks, find_tasks, run_benchmarks
     from landscape.objective.scope import Run
     from landscape.results import results_folder, write_csv, write_json
-    from landscape.study.comparison import open_comparison, with_questions
+    from landscape.study.comparison import open_comparison, with_own_samples, with_questions
     from landscape.study.measurements import forgetting_task
     from landscape.study.runner import cells_against_base, run_cells
 
@@ -87,6 +89,8 @@ def forgetting(
         prompt_format=prompt_format,
         list_choices=list_choices,
     )
+    if own_samples is not None:
+        comparison = with_own_samples(comparison, own_samples, seed=seed)
     questions = [tokens for tokens in comparison.data.values() if isinstance(tokens, Questions)]
     print_data(tokens.describe() for tokens in comparison.data.values())
     benchmarks: dict[str, Any] = {"limit": limit, "batch_size": max(1, batch_tokens // length), "progress": not quiet}

@@ -73,6 +73,7 @@ class TraceEstimator:
         self._scale = None if weighting is None else probe_scale(self._parameters, weighting)
         self._done: dict[str, Any] = journal.done if journal else {}
         self._journal = journal
+        self._losses_will_do = False
         self._bar = bar
 
     def _probe(self, index: int) -> Tensor:
@@ -94,12 +95,15 @@ class TraceEstimator:
 
     # --- by products ----------------------------------------------------------------------------------------
 
-    def from_products(self, hvp: str, method: str) -> dict[str, Any]:
+    def from_products(self, hvp: str, method: str) -> dict[str, Any] | None:
         """Estimate the trace from products; return the fields of `TraceEstimate` that the method decides.
 
-        `method` is "hutchinson", "hutch++", or "auto" for the second where the first would take very many probes.
+        `method` is "hutchinson", "hutch++", or "auto" for the second where the first would take very many probes. None
+        where losses could do it, and were left only for a deflation that cannot be had.
         """
         with curvature_of(self._objective, self._parameters, curvature=self._curvature, hvp=hvp) as operator:
+            if self._losses_will_do and not fits(operator, SKETCH[1] + 3 * BLOCK):
+                return None
             require_memory(operator, 3 * BLOCK, show=not self._bar.disable)
             if method == "hutch++" and operator.hvp == "finite_difference":
                 raise InputError(
@@ -108,6 +112,8 @@ class TraceEstimator:
                     + f"; take {as_typed('method', 'hutchinson')}."
                 )
             vectors = self._vectors_of_sketch(operator, method)
+            if self._losses_will_do and not vectors:
+                return None
             draw = self._deflated(operator, vectors) if vectors else self._plain(operator)
             mean = self._mean_of(draw, self._rtol, self._max_probes - self._before(vectors), block=BLOCK)
         key = "deflated" if vectors else "v'Hv"
@@ -268,6 +274,7 @@ class TraceEstimator:
                 pilot = draw(0, min(FIRST_LOOK, self._max_probes))
                 self._bar.reset()
                 if min(planned_samples(pilot, rtol, self._confidence), self._max_probes) >= PLANNED["losses"]:
+                    self._losses_will_do = True
                     return None
             mean = self._mean_of(draw, rtol, self._max_probes)
             if not losses.fidelity.faithful:

@@ -141,7 +141,8 @@ def trace_of(
         )
         estimate = estimator.from_losses(must=method == "forward") if forward else None
         if estimate is None:
-            estimate = estimator.from_products(run.hvp, method)
+            estimate = estimator.from_products(run.hvp, method) or estimator.from_losses(must=True)
+            assert estimate is not None
     return TraceEstimate(
         curvature=curvature,
         weighting=weighting,

@@ -21,10 +21,11 @@ from landscape.checkpoints import (
     load_tokenizer,
     resolve_device,
 )
-from landscape.data.questions import holds_questions, load_questions
+from landscape.data.questions import Questions, holds_questions, load_questions
 from landscape.data.sources import parse_named_sources
 from landscape.data.tokens import DataOptions, TokenData, check_vocabulary, load_data
 from landscape.errors import InputError, MeasurementWarning, as_typed
+from landscape.forgetting.own_samples import has_prompts, own_samples
 from landscape.results import Provenance
 
 DEFAULT_DATA = "builtin:docs"
@@ -246,6 +247,32 @@ def with_questions(
         if holds_questions(tokens.source)
     }
     return dataclasses.replace(comparison, data={**comparison.data, **questions})
+
+
+def with_own_samples(comparison: Comparison, samples: int, *, seed: int = 0) -> Comparison:
+    """Return the comparison with another data set for each with prompts, which the first checkpoint completes.
+
+    Args:
+        comparison: The first of its checkpoints is loaded to sample, and is let go again.
+        samples: Completions of each prompt.
+        seed: Seed of the samples.
+
+    Raises:
+        InputError: No data set has prompts, or the first checkpoint cannot be sampled from.
+    """
+    prompted = {
+        name: tokens
+        for name, tokens in comparison.data.items()
+        if not isinstance(tokens, Questions) and has_prompts(tokens)
+    }
+    if not prompted:
+        raise InputError(
+            f"{as_typed('own_samples', samples)} continues prompts, and no data set has records with a prompt and a "
+            "completion, or chats."
+        )
+    base = comparison.load(0)
+    own = {f"{name}.own": own_samples(base, tokens, samples=samples, seed=seed) for name, tokens in prompted.items()}
+    return dataclasses.replace(comparison, data={**comparison.data, **own})
 
 
 def _evaluated_on(file: CheckpointFiles) -> dict | None:

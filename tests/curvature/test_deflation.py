@@ -92,6 +92,16 @@ def test_a_spread_trace_is_deflated_and_takes_far_fewer_products():
     assert f"{auto.matvecs} products in all" in str(auto)
 
 
+def test_losses_go_on_where_deflation_cannot_be_had(monkeypatch):
+    """Where its vectors do not fit in memory, losses do, as in inference. Rejects an error, and products."""
+    model = TwoLayers(rotated(dominated()))
+    monkeypatch.setattr("landscape.curvature.probing.fits", lambda operator, vectors: False)
+    found = hessian_trace(model, ANY, scope=SCOPE, rtol=0.1, max_probes=3000)
+    assert found.method == "forward"
+    assert found.converged
+    assert found.value == pytest.approx(float(model.matrix.trace()), abs=4 * found.stderr)
+
+
 def test_a_trace_of_small_spread_is_not():
     model = TwoLayers(rotated(1 + 0.1 * torch.rand(32).double()))
     assert hessian_trace(model, ANY, scope=SCOPE).method == "forward"

@@ -144,6 +144,17 @@ Tasks = Annotated[
         "--limit then takes the first documents of each.",
     ),
 ]
+OwnSamples = Annotated[
+    int | None,
+    value(
+        MEASUREMENT,
+        "--own-samples",
+        "N",
+        "Also measure on N completions of each prompt that the base samples itself, as data set NAME.own: KL to base "
+        "there is that of what the base says.",
+        callback=at_least(1),
+    ),
+]
 BootstrapResamples = Annotated[
     int,
     value(
