@@ -1,6 +1,7 @@
 """Runs the cells of a notebook in order, as Jupyter does, and prints what it would show: python notebook.py FILE.
 
-The value of a cell's last expression is shown by its HTML representation where it has one, unless a semicolon follows.
+The value of a cell's last expression is shown by its HTML or PNG representation where it has one, unless a semicolon
+follows.
 """
 
 import ast
@@ -22,7 +23,16 @@ def run(path: Path) -> None:
         if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), where, "eval"), names)
             if value is not None:
-                print(value._repr_html_() if hasattr(value, "_repr_html_") else repr(value))
+                print(_shown(value))
+
+
+def _shown(value: Any) -> str:
+    """What Jupyter shows of a value: a table as HTML, a figure as a picture, which is drawn here and left out."""
+    if hasattr(value, "_repr_html_") and (table := value._repr_html_()) is not None:
+        return str(table)
+    if hasattr(value, "_repr_png_"):
+        return f"image/png of {len(value._repr_png_())} bytes"
+    return repr(value)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import jsonschema
 import pytest
 import typer
 
@@ -146,25 +147,58 @@ def test_python_of_a_page_runs(page, folder):
             exec(code, names)
 
 
-# --- what the page on JSON says of it -------------------------------------------------------------------------
+# --- what the schemas on the page about JSON say ----------------------------------------------------------------
 
-JSON_PAGE = ROOT / "docs" / "howto" / "json.md"
+SCHEMAS = ROOT / "docs" / "schemas"
+OLD = ["--data", "old=alpaca.jsonl", "--quiet"]
 JSON_CALLS = {
-    "plot": ["runs/adamw", "--points", "3", "--data", "old=alpaca.jsonl", "--quiet"],
-    "sharpness": ["runs/adamw", "--metric", "gradient_norm", "--data", "old=alpaca.jsonl", "--quiet"],
-    "hessian": ["runs/adamw", "--top", "1", "--max-probes", "32", "--data", "old=alpaca.jsonl", "--quiet"],
-    "forgetting": ["base", "runs/adamw", "--data", "old=alpaca.jsonl", "--resamples", "99", "--quiet"],
-    "metrics": [],
+    "plot": ["runs/adamw --points 3 --draws 2 --height accuracy --topology", "base runs/adamw --kind interpolate"],
+    "sharpness": ["runs/adamw --metric gradient_norm --metric average_case:samples=4"],
+    "hessian": ["runs/adamw --top 1 --max-probes 32", "runs/adamw --check"],
+    "forgetting": ["base runs/adamw --resamples 99"],
+    "basin": ["runs/adamw --directions 3 --drop 0.1", "runs/adamw --directions 3 --drop 0.1 --base base"],
+    "measure": ["base runs/adamw --old alpaca.jsonl --new tasks.jsonl --metric gradient_norm -o table.csv --quiet"],
+    "correlate": ["runs.csv --resamples 99", "runs.csv --resamples 99 --factor lr --groups base"],
+    "metrics": [""],
+    "report": ["numbers"],
 }
 
 
+def test_every_schema_is_one_and_linked_from_the_page():
+    page = (ROOT / "docs" / "howto" / "json.md").read_text()
+    files = sorted(path.stem for path in SCHEMAS.glob("*.json"))
+    assert files == sorted(JSON_CALLS)
+    for name in files:
+        jsonschema.Draft202012Validator.check_schema(json.loads((SCHEMAS / f"{name}.json").read_text()))
+        assert f"(../schemas/{name}.json)" in page
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::landscape.errors.MeasurementWarning")
 @pytest.mark.parametrize("command", JSON_CALLS)
-def test_keys_of_json_are_those_on_its_page(command, folder, run):
-    row = next(line for line in JSON_PAGE.read_text().splitlines() if line.startswith(f"| `{command}` |"))
-    of_document, of_rows = (re.findall(r"`(\w+)`", cell) for cell in row.split("|")[2:4])
-    code, out, errors = run(command, *JSON_CALLS[command], "--json")
-    assert code == 0, errors
-    document = json.loads(out)
-    assert list(document) == of_document
-    assert list(document[of_document[-1]][0]) == of_rows
+def test_json_is_what_its_schema_says(command, folder, run):
+    """The schemas allow no key that they do not name, so that a new or renamed one fails here."""
+    rows = [f"r{i},{i // 3},{i % 2},{i * i % 7},{i % 5 + i}" for i in range(18)]
+    (folder / "runs.csv").write_text("\n".join(["name,base,lr,flat,forgetting", *rows]))
+    if command == "report":
+        run("sharpness", "runs/adamw", "--metric", "gradient_norm", *OLD, "-o", "numbers")
+    schema = json.loads((SCHEMAS / f"{command}.json").read_text())
+    for number, call in enumerate(JSON_CALLS[command]):
+        given = OLD if command in ("plot", "sharpness", "hessian", "forgetting", "basin") else []
+        place = ["-o", f"out-{number}"] if given or command == "correlate" else []
+        code, out, errors = run(command, *call.split(), *given, *place, "--json")
+        assert code == 0, errors
+        document = json.loads(out)
+        jsonschema.validate(document, schema)
+        list_of_rows = next((value for value in document.values() if isinstance(value, list)), None)
+        assert list_of_rows or command == "report"
+
+
+def test_a_document_with_another_key_is_refused():
+    """The test above would see a renamed key: this is what it catches."""
+    schema = json.loads((SCHEMAS / "report.json").read_text())
+    document = {"output": "a", "summary": [], "sections": [], "problems": []}
+    jsonschema.validate(document, schema)
+    for other in (document | {"sumary": []}, {"output": "a", "summary": [], "sections": []}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(other, schema)
