@@ -91,6 +91,24 @@ def test_guided_training_is_judged_by_what_it_keeps_and_what_it_learned(scripts,
     assert results.guided_verdict(results.results_of(pandas.DataFrame(rows), lists=6)) == words
 
 
+def test_better_than_harmful_random_vectors_is_not_brought_back(scripts):
+    """Random vectors cost 40 points and the base's none: the difference is evidence, and nothing came back."""
+    results, _ = scripts
+    found = results.results_of(pandas.DataFrame(rows_of("adamw", 0.3, 0.0, with_random=-0.4)), lists=6)
+    back = next(each for each in found["looks"] if each["question"] == "brought back")
+    assert (back["p_holm"] < 0.05, back["low"] > 0) == (True, True)
+    assert "adamw: against" in results.recovery_verdict(found)
+
+
+def test_a_vector_that_helps_the_base_as_much_is_seen_beside_its_control(scripts):
+    results, _ = scripts
+    control = pandas.DataFrame(rows_of("control", 0.0, 0.25))
+    found = results.results_of(pandas.DataFrame(rows_of("adamw", 0.3, 0.25)), 6, control)
+    more = next(each for each in found["explored"] if "more than in the base" in each["question"])
+    assert more["low"] < 0 < more["high"]
+    assert abs(more["difference"]) < 0.01
+
+
 def test_a_method_without_all_lists_is_not_finished_and_a_higher_rate_is_the_one_that_counts(scripts):
     results, _ = scripts
     rows = [
