@@ -58,6 +58,9 @@ def run(output: Path, rows: Path, settings: dict) -> None:
     for name, vector in vectors.items():
         place.row(f"base/{name}", lambda name=name, vector=vector: base_row(name, vector))
     hand_over(place, rows)
+    for pair in settings["lists"]["pairs"]:
+        control(place, vectors, pair)
+        hand_over(place, rows)
     for rate in settings["rates"]:
         for method in METHODS:
             for pair in settings["lists"]["pairs"]:
@@ -67,9 +70,6 @@ def run(output: Path, rows: Path, settings: dict) -> None:
         lost = [json.loads(file.read_text("utf-8"))["few_shot_lost"] for file in files]
         if np.mean(lost) >= settings["rule"]["enough"]:
             break
-    for pair in settings["lists"]["pairs"]:
-        control(place, vectors, pair)
-        hand_over(place, rows)
     for name in settings["lists"]["layers"]:
         place.row(f"layers/{name}", lambda name=name: layers_row(place, name, vectors[name]))
     hand_over(place, rows)

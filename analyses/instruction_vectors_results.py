@@ -40,8 +40,8 @@ def main(rows: Path, output: Path) -> str:
     return "\n".join([*base_table(base), "", *method_table(tuned), "", *in_words(results)])
 
 
-def results_of(tuned: pandas.DataFrame, lists: int, control: pandas.DataFrame = pandas.DataFrame()) -> dict[str, Any]:
-    """Every question of the plan, at the last rate that there is; `control` has the base compared with itself."""
+def results_of(tuned: pandas.DataFrame, lists: int, control: pandas.DataFrame) -> dict[str, Any]:
+    """Every question of the plan, at the last rate that there is; `control` has the base against itself."""
     rate = "high" if "high" in set(tuned["rate"]) else "first"
     own = tuned[tuned["rate"] == rate]
     columns = {method: of.set_index("list") for method, of in own.groupby("method") if len(of) == lists}
