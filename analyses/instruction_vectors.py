@@ -58,6 +58,9 @@ def run(output: Path, rows: Path, settings: dict) -> None:
     for name, vector in vectors.items():
         place.row(f"base/{name}", lambda name=name, vector=vector: base_row(name, vector))
     hand_over(place, rows)
+    for pair in settings["lists"]["pairs"]:
+        control(place, vectors, pair)
+        hand_over(place, rows)
     for rate in settings["rates"]:
         for method in METHODS:
             for pair in settings["lists"]["pairs"]:
@@ -135,11 +138,26 @@ def compare(place: Place, vectors: dict[str, landscape.InstructionVector], rate:
     shared = {"kind": "tuned", "method": method, "rate": rate["name"], "lr": tuned.metadata["lr"]}
     shared |= {"learned": losses["evaluated_before"] - losses["evaluated_after"]}
     shared["tuning_seconds"] = tuned.metadata["seconds"]
-    lists, started = {name: lists_of(place)[name][0] for name in pair}, time.process_time()
+    write_rows(place, vectors, tuned, names, shared)
+
+
+def control(place: Place, vectors: dict[str, landscape.InstructionVector], pair: list) -> None:
+    """Compare the base with itself: what vectors do where nothing was lost."""
+    names = {name: f"control/{name}" for name in pair}
+    if not all(place.file_of(row).exists() for row in names.values()):
+        write_rows(place, vectors, base_of(place.base), names, {"kind": "control"})
+
+
+def write_rows(
+    place: Place, vectors: dict[str, landscape.InstructionVector], after: Any, names: dict[str, str], shared: dict
+) -> None:
+    """Compare a model with the base on the lists of `names`, which says what their rows are called."""
+    started, lists = time.process_time(), lists_of(place)
     change = landscape.compare_instruction_vectors(
-        base_of(place.base), tuned, lists, base_vectors=vectors, **common(place.settings)
-    )
-    shared["comparing_cpu_seconds"] = (time.process_time() - started) / len(pair)
+        base_of(place.base), after, {name: lists[name][0] for name in names}, base_vectors=vectors,
+        **common(place.settings),
+    )  # fmt: skip
+    shared = shared | {"comparing_cpu_seconds": (time.process_time() - started) / len(names)}
     for task in change.tasks:
         place.row(names[task.task], lambda task=task: {**shared, "list": task.task, **task_row(task)})
 

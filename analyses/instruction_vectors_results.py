@@ -34,13 +34,14 @@ def main(rows: Path, output: Path) -> str:
     tuned = pandas.DataFrame([row for row in read if row["kind"] == "tuned"])
     if tuned.empty:
         raise landscape.InputError(f"{rows} has no tuned checkpoint yet.")
-    results = results_of(tuned, lists=len(base))
+    control = pandas.DataFrame([row for row in read if row["kind"] == "control"])
+    results = results_of(tuned, len(base), control)
     write_json(output / "results.json", plain(results))
     return "\n".join([*base_table(base), "", *method_table(tuned), "", *in_words(results)])
 
 
-def results_of(tuned: pandas.DataFrame, lists: int) -> dict[str, Any]:
-    """Every question of the plan, at the last rate that there is."""
+def results_of(tuned: pandas.DataFrame, lists: int, control: pandas.DataFrame) -> dict[str, Any]:
+    """Every question of the plan, at the last rate that there is; `control` has the base against itself."""
     rate = "high" if "high" in set(tuned["rate"]) else "first"
     own = tuned[tuned["rate"] == rate]
     columns = {method: of.set_index("list") for method, of in own.groupby("method") if len(of) == lists}
@@ -65,11 +66,21 @@ def results_of(tuned: pandas.DataFrame, lists: int) -> dict[str, Any]:
         for method in ("sam", "lora")
         if {method, "adamw"} <= set(lost)
     ]
+    gained = {method: of["few_shot_gained_with_base"] for method, of in columns.items()}
+    if len(control) == lists:
+        gained["base"] = control.set_index("list")["few_shot_gained_with_base"]
+        explored += [
+            look("base's vector, few-shot, more than in the base itself", method, gained[method] - gained["base"])
+            for method in columns
+        ]
     cells = pandas.concat(columns.values()) if columns else own
     return {
         "rate": rate,
         "learned": {method: float(of["learned"].iloc[0]) for method, of in columns.items()},
         "looks": corrected(looks),
+        "gained": [
+            look("gained with the base's vector, few-shot", method, values) for method, values in gained.items()
+        ],
         "explored": explored,
         "cosine with lost": float(cells["cosine"].corr(cells["few_shot_lost"], method="spearman")),
         "cells": len(cells),
@@ -141,7 +152,10 @@ def in_words(results: dict[str, Any]) -> list[str]:
     learned = ", ".join(f"{method} {value:.3f}" for method, value in results["learned"].items())
     lines += [f"- learned, nats per token: {learned}", "", f"**Brought back?** {recovery_verdict(results)}", ""]
     lines += [f"**Does guided training forget less?** {guided_verdict(results)}", "", "Explored, not corrected:", ""]
-    lines += [f"- {each['question']}, {each['method']}: {numbers(each)}" for each in results["explored"]]
+    lines += [
+        f"- {each['question']}, {each['method']}: {numbers(each)}"
+        for each in (*results["gained"], *results["explored"])
+    ]
     words = f"- Spearman correlation of cosine with few-shot accuracy lost: {results['cosine with lost']:+.2f}"
     return [*lines, f"{words} over {results['cells']} cells, which depend on each other, so it has no interval"]
 
@@ -156,15 +170,16 @@ def numbers(of: dict[str, Any]) -> str:
 def recovery_verdict(results: dict[str, Any]) -> str:
     """What the rows say for or against lost answers being brought back by the base's vectors."""
     lost, back = ([each for each in results["looks"] if each["question"] == q] for q in ("lost", "brought back"))
+    gained = {each["method"]: each for each in results["gained"]}
     words = []
     for first, second in zip(lost, back, strict=True):
         if math.isnan(first["p"]):
             said = "not finished"
         elif first["p_holm"] >= LEVEL or first["low"] <= 0:
             said = "no evidence of a loss, so nothing to bring back"
-        elif second["p_holm"] < LEVEL and second["low"] > 0:
-            said = "for: the base's vector brings back more than random ones"
-        elif second["high"] < SHARE * first["difference"]:
+        elif second["p_holm"] < LEVEL and second["low"] > 0 and gained[first["method"]]["low"] > 0:
+            said = "for: the base's vector brings answers back, and more than random ones"
+        elif min(second["high"], gained[first["method"]]["high"]) < SHARE * first["difference"]:
             said = "against: it brings back less than a quarter of what was lost"
         else:
             said = "undecided"

@@ -25,6 +25,7 @@ METHODS = {  # colour (Okabe and Ito 2008) and words
     "lora": ("#000000", "LoRA"),
     "sam": ("#d55e00", "SAM"),
 }
+CONTROL = "the base itself"
 VECTORS = {"base": "base's vector", "random": "random vector", "other_task": "other list's"}
 LISTS = ("#0072b2", "#d55e00")  # of the layers' lines
 
@@ -44,18 +45,22 @@ def draw(read: list[dict]) -> Any:
     tuned = pandas.DataFrame([row for row in read if row["kind"] == "tuned"])
     tuned = tuned[tuned["rate"] == ("high" if "high" in set(tuned["rate"]) else "first")]
     methods = [method for method in METHODS if method in set(tuned["method"])]
-    figure = plt.figure(figsize=(13, 7), layout="constrained")
-    grid = figure.add_gridspec(2, 4)
-    shared: Any = None
-    for place, method in enumerate(methods):
-        shared = figure.add_subplot(grid[0, place], sharex=shared, sharey=shared)
-        recovered(shared, tuned[tuned["method"] == method].sort_values("list"), METHODS[method][1], named=place == 0)
-    similar(figure.add_subplot(grid[1, :2]), tuned, methods)
-    by_layer(figure.add_subplot(grid[1, 2:]), [row for row in read if row["kind"] == "layers"])
+    panels = {METHODS[method][1]: tuned[tuned["method"] == method] for method in methods}
+    if control := [row for row in read if row["kind"] == "control"]:
+        panels[CONTROL] = pandas.DataFrame(control)
+    figure = plt.figure(figsize=(13, 7.5), layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    upper = above.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, own) in zip(upper, panels.items(), strict=True):
+        recovered(axes, own.sort_values("list"), title)
+    above.legend(*upper[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
+    left, right = below.subplots(1, 2)
+    similar(left, tuned, methods)
+    by_layer(right, [row for row in read if row["kind"] == "layers"])
     return figure
 
 
-def recovered(axes: Any, own: pandas.DataFrame, title: str, named: bool) -> None:
+def recovered(axes: Any, own: pandas.DataFrame, title: str) -> None:
     """Few-shot accuracy lost, and gained with each vector, with intervals over prompts."""
     marks = {"few_shot_lost": ("s", "0.4", "lost")}
     colours = ("#009e73", "#e69f00", "#cc79a7")
@@ -68,11 +73,8 @@ def recovered(axes: Any, own: pandas.DataFrame, title: str, named: bool) -> None
         axes.plot(own[name], heights, mark, color=colour, markersize=4, label=words)
     axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.set_yticks(range(len(own)), own["list"], fontsize=8)
-    axes.tick_params(labelleft=named)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("few-shot accuracy (share)", fontsize=8)
-    if named:
-        axes.legend(fontsize=6, loc="best")
 
 
 def similar(axes: Any, tuned: pandas.DataFrame, methods: list[str]) -> None:

@@ -50,14 +50,17 @@ VOCABULARY = 320
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Share tests among processes (`pytest -n 2`) so that a fixture of a module is made once.
 
-    A file with such a fixture runs in one process; every other test goes to whichever process is free. (Marks of the
-    name xdist_group would say it for each test, but pytest-xdist 3.8 does not see them under pytest 9.2.)
+    A file with such a fixture runs in one process, and so do all tests of instruction vectors, for which a model is
+    trained; every other test goes to whichever process is free. (Marks of the name xdist_group would say it for each
+    test, but pytest-xdist 3.8 does not see them under pytest 9.2.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModuleFixture(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
+            if "instruction_vectors" in nodeid:
+                return "instruction_vectors"
             return file if has_module_fixture(config.rootpath / file) else nodeid
 
     return ByModuleFixture(config, log)

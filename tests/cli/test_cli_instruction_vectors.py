@@ -18,7 +18,7 @@ import planted
 
 from landscape import InstructionVector, load_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("planted")]  # one process trains the model for all
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

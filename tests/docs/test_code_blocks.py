@@ -62,9 +62,9 @@ def name_of(page: Path) -> str:
 
 
 def pages_with(language: str, found) -> list:
-    chosen = [p for p in PAGES if any(b.language == language and found(b) for b in blocks_of(p))]
-    marks = {IN_CONTEXT: [pytest.mark.xdist_group("planted")]}  # the process that has trained that model
-    return [pytest.param(p, id=name_of(p), marks=marks.get(p, [])) for p in chosen]
+    return [
+        pytest.param(p, id=name_of(p)) for p in PAGES if any(b.language == language and found(b) for b in blocks_of(p))
+    ]
 
 
 def examples_in_help() -> list[tuple[str, str]]:

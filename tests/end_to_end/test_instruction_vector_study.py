@@ -13,6 +13,10 @@ ROOT = Path(__file__).parents[2]
 LISTS = ("a", "b", "c", "d", "e", "f")
 SPREAD = np.array([-0.02, 0.01, 0.0, 0.02, -0.01, 0.0])  # between lists, around the planted means
 
+NO_CONTROL = pandas.DataFrame()
+# Some planted differences are the same for all lists, which scipy's t test says.
+pytestmark = pytest.mark.filterwarnings("ignore:Precision loss")
+
 
 @pytest.fixture(scope="module")
 def scripts():
@@ -56,7 +60,7 @@ def test_verdicts_are_those_that_were_planted_and_each_is_corrected_for_nine_loo
     """Against scipy's t test on the differences. Without the correction p would be up to nine times smaller."""
     results, _ = scripts
     tuned = pandas.DataFrame(planted())
-    found = results.results_of(tuned, lists=6)
+    found = results.results_of(tuned, 6, NO_CONTROL)
     looks = {(each["question"], each["method"]): each for each in found["looks"]}
     assert len(looks) == 9
     own = tuned[tuned["method"] == "adamw"]
@@ -88,7 +92,25 @@ def test_guided_training_is_judged_by_what_it_keeps_and_what_it_learned(scripts,
     """The interval of a mean over lists is about 2 points to each side: planted means are apart by more."""
     results, _ = scripts
     rows = [*rows_of("adamw", 0.3, 0.0), *rows_of("guided", guided, 0.0, learned=learned)]
-    assert results.guided_verdict(results.results_of(pandas.DataFrame(rows), lists=6)) == words
+    assert results.guided_verdict(results.results_of(pandas.DataFrame(rows), 6, NO_CONTROL)) == words
+
+
+def test_better_than_harmful_random_vectors_is_not_brought_back(scripts):
+    """Random vectors cost 40 points and the base's none: the difference is evidence, and nothing came back."""
+    results, _ = scripts
+    found = results.results_of(pandas.DataFrame(rows_of("adamw", 0.3, 0.0, with_random=-0.4)), 6, NO_CONTROL)
+    back = next(each for each in found["looks"] if each["question"] == "brought back")
+    assert (back["p_holm"] < 0.05, back["low"] > 0) == (True, True)
+    assert "adamw: against" in results.recovery_verdict(found)
+
+
+def test_a_vector_that_helps_the_base_as_much_is_seen_beside_its_control(scripts):
+    results, _ = scripts
+    control = pandas.DataFrame(rows_of("control", 0.0, 0.25))
+    found = results.results_of(pandas.DataFrame(rows_of("adamw", 0.3, 0.25)), 6, control)
+    more = next(each for each in found["explored"] if "more than in the base" in each["question"])
+    assert more["low"] < 0 < more["high"]
+    assert abs(more["difference"]) < 0.01
 
 
 def test_a_method_without_all_lists_is_not_finished_and_a_higher_rate_is_the_one_that_counts(scripts):
@@ -98,7 +120,7 @@ def test_a_method_without_all_lists_is_not_finished_and_a_higher_rate_is_the_one
         *rows_of("adamw", 0.4, 0.4, rate="high"),
         *rows_of("sam", 0.4, 0, rate="high"),
     ]
-    found = results.results_of(pandas.DataFrame(rows[:-1]), lists=6)
+    found = results.results_of(pandas.DataFrame(rows[:-1]), 6, NO_CONTROL)
     assert found["rate"] == "high"
     assert found["looks"][0]["difference"] == pytest.approx(0.4)
     assert "sam: not finished" in results.recovery_verdict(found)
@@ -110,7 +132,8 @@ def test_tables_and_figure_of_unfinished_rows(scripts, tmp_path):
     for name in ("few_shot", "zero_shot", "steered", "joint_effect", "random_effect"):
         base |= {name: 0.5, f"{name}_low": 0.4, f"{name}_high": 0.6}
     layers = {"kind": "layers", "list": "a", "questions": 21, "zero_shot": 0.1, "steered": [0.1, 0.9, 0.2]}
-    rows = [*({"list": name, **base} for name in LISTS), layers, *planted()]
+    control = [row | {"kind": "control"} for row in rows_of("adamw", 0.0, 0.1)]
+    rows = [*({"list": name, **base} for name in LISTS), layers, *control, *planted()]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
     said = results.main(file, tmp_path)

@@ -19,7 +19,6 @@ from landscape import (
 )
 from landscape.instruction_vectors.prompts import make_prompts
 
-pytestmark = pytest.mark.xdist_group("planted")  # one process trains the model for all
 OPTIONS = VectorOptions(shots=planted.SHOTS, prompts=16, heads=2, layer=2)
 
 

@@ -18,7 +18,6 @@ from landscape.instruction_vectors.prompts import Prompt, make_prompts
 from landscape.instruction_vectors.runs import answers, answers_with_heads_replaced, head_outputs
 from landscape.weights.attention import attention_of
 
-pytestmark = pytest.mark.xdist_group("planted")  # one process trains the model for all
 OPTIONS = VectorOptions(shots=planted.SHOTS, prompts=32, heads=3)
 PROMPTS = tuple(Prompt(tuple(range(5, 5 + length)), answer) for length, answer in ((9, 40), (12, 41), (9, 42)))
 
