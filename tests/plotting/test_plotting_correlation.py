@@ -21,7 +21,7 @@ from landscape.plotting import (
     write_correlation_figures,
 )
 from landscape.plotting.correlation.interactive import forest_plot, scatter_plot
-from landscape.plotting.correlation.shared import forest_of, scatter_of
+from landscape.plotting.correlation.shared import forest_of, scatter_of, significant
 
 
 def study(rows: int = 24) -> pandas.DataFrame:
@@ -65,6 +65,13 @@ def table():
 @pytest.fixture(scope="module")
 def result(table):
     return found_in(table)
+
+
+def test_a_metric_whose_interval_holds_zero_is_not_marked_whatever_its_q():
+    row = {"estimate": 0.3, "low": -0.1, "high": 0.6, "q": 0.01}
+    assert not significant(row)
+    assert significant(row | {"low": 0.1})
+    assert not significant(row | {"low": 0.1, "q": 0.06})
 
 
 def test_forest_shows_every_metric_sorted_with_what_has_no_number_last(result):

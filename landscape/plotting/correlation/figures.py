@@ -28,9 +28,9 @@ def plot_correlations(
 ) -> Figure:
     """Draw a forest plot of what `correlate` returned, and the points behind it as scatter plots below.
 
-    The strongest correlation stands at the top with its interval. It is filled where q < 0.05, and a lighter diamond
-    shows the partial correlation. At the bottom stand metrics without an interval, then those without a number, with
-    the reason.
+    The strongest correlation stands at the top with its interval. It is filled where q < 0.05 and the interval leaves
+    out zero, and a lighter diamond shows the partial correlation. At the bottom stand metrics without an interval, then
+    those without a number, with the reason.
 
     Args:
         result: What `correlate` returned, or the CSV file of it read again.

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from landscape.correlation import group_levels
 from landscape.plotting.basics import COLORS, clean, shorten
 from landscape.plotting.correlation.shared import (
-    SIGNIFICANT,
+    MARKED,
     Forest,
     Panel,
     Scatter,
@@ -108,7 +108,7 @@ def forest_plot(result: pandas.DataFrame, forest: Forest) -> go.Figure:
         "showline": False,
     }
     known = list(enumerate(forest.rows[: forest.numbers]))
-    for filled, text in ((True, f"q < {SIGNIFICANT:g}"), (False, f"q ≥ {SIGNIFICANT:g}")):
+    for filled, text in MARKED.items():
         shown = [(place, row) for place, row in known if significant(row) == filled]
         if shown:
             figure.add_trace(_estimates(shown, symbol_of(result), filled, plotly_text(text), forest.partial))

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullFormatter
 
 from landscape.plotting.basics import COLORS, clean, shorten
 from landscape.plotting.correlation.shared import (
-    SIGNIFICANT,
+    MARKED,
     Forest,
     Panel,
     Scatter,
@@ -133,9 +133,9 @@ def _legend(axes: Axes, forest: Forest, top: float) -> None:
     circle: dict[str, Any] = {"linestyle": "", "marker": "o", "ms": points(4.2), "color": COLORS[0]}
     handles = []
     if any(significant(row) for row in shown):
-        handles.append(Line2D([], [], label=f"q < {SIGNIFICANT:g}", **circle))
+        handles.append(Line2D([], [], label=MARKED[True], **circle))
     if any(not significant(row) for row in shown):
-        handles.append(Line2D([], [], label=f"q ≥ {SIGNIFICANT:g}", markerfacecolor="white", **circle))
+        handles.append(Line2D([], [], label=MARKED[False], markerfacecolor="white", **circle))
     if forest.partial:
         style_: dict[str, Any] = {"linestyle": "", "marker": "D", "ms": points(3.2), "color": _PARTIAL}
         handles.append(Line2D([], [], label="partial", **style_))

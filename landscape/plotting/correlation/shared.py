@@ -15,7 +15,8 @@ from landscape.plotting.ticks import linear_ticks, log_ticks
 if TYPE_CHECKING:
     import pandas
 
-SIGNIFICANT = 0.05  # q below it is marked
+SIGNIFICANT = 0.05  # q below it is marked, where the interval leaves out zero as well
+MARKED = {True: f"q < {SIGNIFICANT:g}, interval without 0", False: "not both"}
 MARKERS = 5  # shapes in which each colour comes
 GREY = "#999999"  # of points whose colour is not given
 _SYMBOL = {"spearman": "ρ", "pearson": "r", "kendall": "τ"}
@@ -66,8 +67,11 @@ def _has_interval(row: dict[str, Any]) -> bool:
 
 
 def significant(row: dict[str, Any]) -> bool:
-    """Whether the q-value of a metric is below the mark."""
-    return bool(row["q"] < SIGNIFICANT)
+    """Whether the q-value of a metric is below the mark, and its interval, where it has one, leaves out zero.
+
+    The two can differ: the interval is of a correlation beyond these groups, the permutation of a link within them.
+    """
+    return bool(row["q"] < SIGNIFICANT) and not (_has_interval(row) and row["low"] <= 0 <= row["high"])
 
 
 # --- words --------------------------------------------------------------------------------------------------
@@ -118,8 +122,8 @@ def forest_caption(result: pandas.DataFrame, forest: Forest) -> str:
     if tested:
         over = "metrics" if tested > 1 else "metric"
         sentences.append(
-            f"Filled: q < {SIGNIFICANT:g}, the false-discovery rate over {tested} {over} (Benjamini-Hochberg) of "
-            f"p-values by permutation{permuted}"
+            f"Filled: interval without 0, and q < {SIGNIFICANT:g}, the false-discovery rate over {tested} {over} "
+            f"(Benjamini-Hochberg) of p-values by permutation{permuted}"
         )
     if forest.partial:
         given = [clean(str(name)) for name in (*set_.get("factors", ()), *set_.get("controls", ()))]
@@ -286,7 +290,7 @@ def scatter_caption(result: pandas.DataFrame, scatter: Scatter) -> str:
     key = f"{symbol}: {name}" if symbol in _SYMBOL.values() else "Above each panel: correlation"
     sentences.append(f"{key} with its {level}interval ({method}); q: false-discovery rate over the metrics")
     if any(significant(panel.row) for panel in scatter.panels):
-        sentences.append(f"Bold: q < {SIGNIFICANT:g}")
+        sentences.append(f"Bold: {MARKED[True]}")
     logs = sum(panel.log for panel in scatter.panels)
     if logs:
         all_ = logs == len(scatter.panels)
