@@ -197,7 +197,7 @@ def test_browser_draws_all_plots_locks_cameras_and_sorts_tables(everything, tmp_
       const after = getComputedStyle(document.documentElement).backgroundColor;
       told.append(`grounds ${before} ${after}; `);
     }, 500);"""
-    dom = browse(with_script(report_html(everything).html, script), tmp_path, 30_000, height=9000)
+    dom = browse(with_script(report_html(everything).html, script), tmp_path, 30_000, height=14_000)
     said = told(dom)
     assert "ERROR" not in said
     drawn, count = map(int, re.match(r"drawn (\d+) of (\d+)", said).groups())
