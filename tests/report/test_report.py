@@ -166,7 +166,8 @@ def test_browser_draws_all_plots_locks_cameras_and_sorts_tables(everything, tmp_
         drawn += Boolean(shown());
       }
       told.append(`drawn ${drawn} of ${plots.length}; `);
-      const scenes = plots.filter(plot => plot.dataset.turns !== undefined);
+      const section = plots.find(plot => plot.dataset.turns !== undefined).closest("section");
+      const scenes = [...section.querySelectorAll(".plot[data-turns]")]; // those of another section turn apart
       await until(() => scenes.every(plot => plot.dataset.drawn));
       const eyes = () => scenes.map(plot => { const e = plot._fullLayout.scene.camera.eye; return [e.x, e.y, e.z]; });
       await Plotly.relayout(scenes[1], {"scene.camera.eye": {x: 2, y: 1, z: 0.5}});
