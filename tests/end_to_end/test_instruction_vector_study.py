@@ -60,7 +60,7 @@ def test_verdicts_are_those_that_were_planted_and_each_is_corrected_for_nine_loo
     """Against scipy's t test on the differences. Without the correction p would be up to nine times smaller."""
     results, _ = scripts
     tuned = pandas.DataFrame(planted())
-    found = results.results_of(tuned, 6, NO_CONTROL)
+    found = results.results_of(tuned, 6, pandas.DataFrame(rows_of("control", 0.0, 0.0)))
     looks = {(each["question"], each["method"]): each for each in found["looks"]}
     assert len(looks) == 9
     own = tuned[tuned["method"] == "adamw"]
@@ -72,7 +72,7 @@ def test_verdicts_are_those_that_were_planted_and_each_is_corrected_for_nine_loo
     assert smallest["p_holm"] == pytest.approx(9 * smallest["p"])  # those that are not there yet count as well
     said = results.recovery_verdict(found)
     assert "adamw: for" in said
-    assert "guided: no evidence of a loss" in said
+    assert "guided: its loss is not shown (corrected p 1), so nothing follows" in said
     assert "lora: against" in said
     assert "sam: not finished" in said
     assert results.guided_verdict(found) == "For."
@@ -108,9 +108,22 @@ def test_a_vector_that_helps_the_base_as_much_is_seen_beside_its_control(scripts
     results, _ = scripts
     control = pandas.DataFrame(rows_of("control", 0.0, 0.25))
     found = results.results_of(pandas.DataFrame(rows_of("adamw", 0.3, 0.25)), 6, control)
-    more = next(each for each in found["explored"] if "more than in the base" in each["question"])
+    (more,) = found["beyond the base"]
     assert more["low"] < 0 < more["high"]
     assert abs(more["difference"]) < 0.01
+    assert "adamw: undecided: answers come back, but it is not shown that the base" in results.recovery_verdict(found)
+    without = results.results_of(pandas.DataFrame(rows_of("adamw", 0.3, 0.25)), 6, NO_CONTROL)
+    assert "adamw: undecided until the base is compared with itself" in results.recovery_verdict(without)
+
+
+def test_nothing_is_said_of_a_loss_that_is_not_shown_nor_of_lists_without_a_spread(scripts):
+    """A loss of 0.08 points is no reason to say that guided training keeps too little of it."""
+    results, _ = scripts
+    rows = [*rows_of("adamw", 0.0008, 0.0), *rows_of("guided", 0.0008, 0.0)]
+    found = results.results_of(pandas.DataFrame(rows), 6, NO_CONTROL)
+    assert results.guided_verdict(found).startswith("Undecided: AdamW's own loss is not shown")
+    equal = results.look("lost", "adamw", pandas.Series([1 / 22] * 6))
+    assert (equal["p"], results.numbers(equal)) == (1.0, "+4.5% in every list, without an interval")
 
 
 def test_a_method_without_all_lists_is_not_finished_and_a_higher_rate_is_the_one_that_counts(scripts):
