@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -111,11 +112,15 @@ def first_line(error: BaseException) -> str:
         'unknown type.'
         >>> first_line(AttributeError("'list' object has no attribute 'pop'"))
         'one of the values is of a type that it cannot have.'
+        >>> first_line(TypeError("Task.__init__() got an unexpected keyword argument 'speling'"))
+        "it has no entry 'speling'."
     """
     if isinstance(
         error, AttributeError
     ):  # A reader met JSON or YAML of another shape, and its words say nothing of it.
         return "one of the values is of a type that it cannot have."
+    if entry := re.search(r"got an unexpected keyword argument ('\w*')", str(error)):
+        return f"it has no entry {entry[1]}."  # what was read from a file was handed to a function
     lines = str(error).strip().splitlines()
     return (lines[0].strip().rstrip(".") if lines else type(error).__name__) + "."
 

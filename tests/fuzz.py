@@ -634,7 +634,7 @@ def run_case(case: Case, workplace: Path) -> dict[str, Any]:
             # What was named as the output may be written; what was there before may not be changed.
             named = [*arguments, "landscape-"] if case.target == "option" else ["out"]
             foreign = [name for name in changed if name in before or not name.startswith(tuple(filter(None, named)))]
-            foreign = [name for name in foreign if name in before or "." not in arguments]
+            foreign = [name for name in foreign if name in before or not {".", ""} & set(arguments)]
             if foreign:
                 found.append(f"changed {foreign[:4]}")
             if list(temporary.iterdir()):

@@ -130,7 +130,12 @@ def _parse(column: pandas.Series) -> tuple[np.ndarray, str | None]:
         return column.to_numpy(dtype=float, na_value=np.nan), None
     if not (kinds.is_object_dtype(column) or kinds.is_string_dtype(column)):
         return np.full(len(column), np.nan), str(column.iloc[0])
-    numbers = pandas.to_numeric(column, errors="coerce")
+    try:
+        numbers = pandas.to_numeric(column, errors="coerce")
+    except OverflowError:  # a whole number that no float is as large as, which pandas does not coerce
+        numbers = pandas.to_numeric(
+            column.mask(column.astype(str).str.fullmatch(r"\s*[+-]?\d{309,}\s*")), errors="coerce"
+        )
     wrong = column[numbers.isna() & column.notna()]
     wrong = wrong[wrong.astype(str).str.strip().str.lower() != "nan"]
     return numbers.to_numpy(dtype=float, na_value=np.nan), str(wrong.iloc[0]) if len(wrong) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -106,6 +107,12 @@ def compute_sharpness(
         warnings.warn(
             f"{metric}: rounding to the weights' type changed the perturbation (worst cosine "
             f"{site.fidelity.cosine:.4f}, norm ratio {site.fidelity.norm_ratio:.4f}); load the model in float32.",
+            MeasurementWarning,
+            stacklevel=2,
+        )
+    if not math.isfinite(center):
+        warnings.warn(
+            f"{metric}: the loss of {site.name} is {center}, so that its sharpness has no meaning.",
             MeasurementWarning,
             stacklevel=2,
         )

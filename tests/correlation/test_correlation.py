@@ -404,6 +404,13 @@ def test_p_of_the_other_sign_is_said():
     assert "whose sign is the other" in found["note"]
 
 
+def test_a_whole_number_beyond_all_floats_is_no_number(tmp_path):
+    """Read from CSV beside a text, Python's integer has no limit, and pandas ends in an OverflowError."""
+    rows = [{"forgetting": i, "flat": entry} for i, entry in enumerate([10**400, "x", 3, 1, 2, 5, 4, 7])]
+    with pytest.raises(InputError, match="does not hold numbers but '1000"):
+        landscape.correlate(pandas.DataFrame(rows), flatness=["flat"])
+
+
 def test_columns_of_odd_kinds():
     plain = table_of(20)
     text = plain.assign(flat=plain["flat"].map(repr))

@@ -683,3 +683,14 @@ def test_direction_objects_of_the_package_can_be_gone_along():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert found.converged
+
+
+def test_a_loss_that_is_not_finite_is_warned_of():
+    """A damaged checkpoint would otherwise print nan in a table, without a word."""
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight[0, 0] = math.nan
+    data = [(torch.ones(1, 2), torch.zeros(1, dtype=torch.long))]
+    with pytest.warns(MeasurementWarning, match=r"the loss of Linear is nan, so that its sharpness has no meaning"):
+        result = compute_sharpness(model, data, metric="gradient_norm")
+    assert math.isnan(result.value)
