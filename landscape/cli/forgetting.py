@@ -40,7 +40,7 @@ def forgetting(
     prompt_format: PromptFormat = "auto",
     list_choices: ListChoices = False,
     tasks: Tasks = None,
-    own_samples: OwnSamples = None,
+    own_samples: OwnSamples = False,
     resamples: BootstrapResamples = 9999,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -55,7 +55,7 @@ def forgetting(
     command then also counts right answers, and tells apart what is lost with the instruction's format and without it.
 
         landscape forgetting base runs/sam --data old=alpaca.jsonl
-        landscape forgetting base runs/sam --data new=tasks.jsonl --own-samples 2
+        landscape forgetting base runs/sam --data new=tasks.jsonl --own-samples
         landscape forgetting base runs/sam --data quiz=questions.jsonl
         landscape forgetting base runs/sam --tasks hellaswag --limit 200
     """
@@ -89,8 +89,8 @@ def forgetting(
         prompt_format=prompt_format,
         list_choices=list_choices,
     )
-    if own_samples is not None:
-        comparison = with_own_samples(comparison, own_samples, seed=seed)
+    if own_samples:
+        comparison = with_own_samples(comparison, seed=seed)
     questions = [tokens for tokens in comparison.data.values() if isinstance(tokens, Questions)]
     print_data(tokens.describe() for tokens in comparison.data.values())
     benchmarks: dict[str, Any] = {"limit": limit, "batch_size": max(1, batch_tokens // length), "progress": not quiet}

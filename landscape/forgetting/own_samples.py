@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,9 +19,9 @@ from landscape.weights.preservation import preserved
 
 
 def own_samples(
-    model: nn.Module | Checkpoint, data: TokenData, *, samples: int = 1, max_new_tokens: int = 64, seed: int = 0
+    model: nn.Module | Checkpoint, data: TokenData, *, max_new_tokens: int = 64, seed: int = 0
 ) -> TokenData:
-    """Return the prompts of data with completions that the model itself samples, at temperature 1.
+    """Return the prompts of data, each with a completion that the model itself samples, at temperature 1.
 
     With the base's own samples, `measure_forgetting(base, tuned, {"own": own_samples(base, data)})` measures
 
@@ -29,19 +31,18 @@ def own_samples(
     whereas KL at given completions asks what the two would say in texts that neither need have written.
 
     The prompt of an example is what comes before its first supervised token. Nothing cuts or warps the distribution: no
-    top-k, top-p or repetition penalty, whatever the checkpoint's own settings for generation. A completion ends with an
-    end-of-sequence token or after `max_new_tokens`. Samples depend on the seed and the prompt alone.
+    top-k, top-p, min-p or repetition penalty, whatever the checkpoint's own settings for generation. A completion ends
+    with an end-of-sequence token or after `max_new_tokens`. Samples depend on the seed and the prompt alone. There is
+    one of each prompt, since intervals are over examples, and several of one prompt are not independent examples.
 
     Args:
         model: The model that samples: a causal language model of transformers, or its checkpoint.
         data: Examples with prompts, as `load_data` makes of records with a prompt and a completion, or of chats.
-        samples: Completions of each prompt. Those of one prompt are not independent examples to a bootstrap over
-            examples; more prompts say more than more samples.
         max_new_tokens: The longest completion.
         seed: Seed of the samples.
 
     Returns:
-        Data of the same batch size, with `samples` examples for each example. The model comes back as it was.
+        Data of the same batch size, with an example for each example. The model comes back as it was.
 
     Raises:
         InputError: The model cannot generate, an example has no prompt, or no place is left after one.
@@ -63,13 +64,14 @@ def own_samples(
     module, _, _ = identify(model)
     if not callable(getattr(module, "generate", None)):
         raise InputError(f"a {type(module).__name__} cannot generate; own samples take a causal language model.")
-    if samples < 1 or max_new_tokens < 1:
-        raise InputError(f"samples={samples}, {as_typed('max_new_tokens', max_new_tokens)} must be at least 1.")
-    with preserved(module), torch.no_grad():
+    if max_new_tokens < 1:
+        raise InputError(f"{as_typed('max_new_tokens', max_new_tokens)} must be at least 1.")
+    ends = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+    ends = [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends]
+    with preserved(module), _without_own_settings(module), torch.no_grad():
         examples = [
-            sampled
+            _sampled(module, _prompt(example, index, data.source), ends, max_new_tokens, seed)
             for index, example in enumerate(data.examples)
-            for sampled in _sampled(module, _prompt(example, index, data.source), samples, max_new_tokens, seed)
         ]
     source = f"{data.source}, completed by the model"
     return dataclasses.replace(data, source=source, examples=tuple(examples), truncated=0, dropped=0)
@@ -95,31 +97,39 @@ def _prompt(example: Example, index: int, source: str) -> tuple[int, ...]:
     return tuple(example.input_ids[:length])
 
 
-def _sampled(model: Any, prompt: tuple[int, ...], samples: int, max_new_tokens: int, seed: int) -> list[Example]:
-    """Return a prompt with completions that a model samples."""
+@contextlib.contextmanager
+def _without_own_settings(model: nn.Module) -> Iterator[None]:
+    """Put empty settings in place of a checkpoint's own, with which `generate` fills what it is not given."""
+    # A wrapper such as a PeftModel hands its settings on to the model in it: all modules that hold some are reset.
+    modules: Iterable[Any] = model.modules()
+    own = {module: module.generation_config for module in modules if "generation_config" in vars(module)}
+    try:
+        for module in own:
+            module.generation_config = GenerationConfig()
+        yield
+    finally:
+        for module, settings in own.items():
+            module.generation_config = settings
+
+
+def _sampled(model: Any, prompt: tuple[int, ...], ends: list[int], max_new_tokens: int, seed: int) -> Example:
+    """Return a prompt with a completion that a model samples, up to one of the tokens that end it."""
     positions = getattr(model.config, "max_position_embeddings", None)
     room = max_new_tokens if positions is None else min(max_new_tokens, positions - len(prompt))
     if room < 1:
         raise InputError(f"a prompt of {len(prompt)} tokens fills all {positions} positions of the model.")
-    own = getattr(model, "generation_config", None)
-    ends = getattr(own, "eos_token_id", None)
-    ends = [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends]
     settings = GenerationConfig(
         do_sample=True,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
         max_new_tokens=room,
-        num_return_sequences=samples,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
     )
     key = hashlib.sha256(repr((seed, prompt)).encode()).digest()
     torch.manual_seed(int.from_bytes(key[:8], "little") % 2**63)
     ids = torch.tensor([prompt], device=next(model.parameters()).device)
-    rows = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[:, len(prompt) :]
-    examples = []
-    for row in rows.tolist():
-        stop = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-        examples.append(Example((*prompt, *row[:stop]), (*[IGNORED] * len(prompt), *row[:stop])))
-    return examples
+    (row,) = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings).tolist()
+    said = row[len(prompt) :]
+    return Example((*prompt, *said), (*[IGNORED] * len(prompt), *said))

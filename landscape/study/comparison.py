@@ -249,16 +249,18 @@ def with_questions(
     return dataclasses.replace(comparison, data={**comparison.data, **questions})
 
 
-def with_own_samples(comparison: Comparison, samples: int, *, seed: int = 0) -> Comparison:
+def with_own_samples(comparison: Comparison, *, seed: int = 0) -> Comparison:
     """Return the comparison with another data set for each with prompts, which the first checkpoint completes.
+
+    The data set of NAME is called NAME.own.
 
     Args:
         comparison: The first of its checkpoints is loaded to sample, and is let go again.
-        samples: Completions of each prompt.
         seed: Seed of the samples.
 
     Raises:
-        InputError: No data set has prompts, or the first checkpoint cannot be sampled from.
+        InputError: No data set has prompts, one has a name that is needed, or the first checkpoint cannot be sampled
+            from.
     """
     prompted = {
         name: tokens
@@ -267,11 +269,17 @@ def with_own_samples(comparison: Comparison, samples: int, *, seed: int = 0) -> 
     }
     if not prompted:
         raise InputError(
-            f"{as_typed('own_samples', samples)} continues prompts, and no data set has records with a prompt and a "
+            f"{as_typed('own_samples')} continues prompts, and no data set has records with a prompt and a "
             "completion, or chats."
         )
+    for name in prompted:
+        if f"{name}.own" in comparison.data:
+            raise InputError(
+                f"the data set {name}.own has the name that {as_typed('own_samples')} gives to the base's samples on "
+                f"{name}; give it another name."
+            )
     base = comparison.load(0)
-    own = {f"{name}.own": own_samples(base, tokens, samples=samples, seed=seed) for name, tokens in prompted.items()}
+    own = {f"{name}.own": own_samples(base, tokens, seed=seed) for name, tokens in prompted.items()}
     return dataclasses.replace(comparison, data={**comparison.data, **own})
 
 

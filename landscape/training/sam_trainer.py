@@ -49,9 +49,9 @@ class SAMTrainer(Trainer):
 
     Raises:
         InputError: `rho` is no radius, `ascent` is unknown, there is no normalization layer to move, the loss does not
-            come from the logits (`functional`), or g would not be the gradient of the whole model. The latter is so
-            with DataParallel (several devices in one process), DeepSpeed, FSDP1, models sharded at load time, context
-            and sequence parallelism, and optimizers that step inside `backward()`.
+            come from the logits alone or precision is mixed (both with `functional`), or g would not be the gradient of
+            the whole model. The latter is so with DataParallel (several devices in one process), DeepSpeed, FSDP1,
+            models sharded at load time, context and sequence parallelism, and optimizers that step inside `backward()`.
 
     Source:
         Foret et al. 2021 (arXiv 2010.01412); for `adaptive`, Kwon et al. 2021 (arXiv 2102.11600); for `only_norms`,
@@ -111,6 +111,8 @@ class SAMTrainer(Trainer):
             f"ascent={self.ascent_over!r} with FSDP; use 'batch'": sharded and self.ascent_over != "batch",
             "a model sharded at load time": getattr(self, "is_distributed_loading_by_transformers", False),
             "context or sequence parallelism": self.get_cp_size() > 1 or self.get_sp_size() > 1,
+            "functional SAM in mixed precision, which returns a copy of the logits; set bf16 and fp16 to False and "
+            "load the model in bfloat16": self.functional and self.accelerator.mixed_precision != "no",
             f"{optim}, which steps inside backward()": "lomo" in optim or "layerwise" in optim,
         }
         for what, is_so in refused.items():
@@ -158,13 +160,14 @@ class SAMTrainer(Trainer):
         if not (self.functional and model.training and self.rho > 0):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        logits = _logits(outputs)
         if self._second is None:
-            (slope,) = torch.autograd.grad(loss, outputs.logits, retain_graph=True, allow_unused=True)
+            (slope,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
             if slope is None:
                 raise InputError("functional SAM takes a loss that is computed from the logits that the model returns.")
             self._slopes.append(slope)
         else:
-            loss = (outputs.logits * self._slopes[self._second]).sum()  # Its gradient in w is J(w + eps)' dL/dF(w).
+            loss = (logits * self._slopes[self._second]).sum()  # Its gradient in w is J(w + eps)' dL/dF(w).
         return (loss, outputs) if return_outputs else loss
 
     def _second_passes(self, model: Any, num_items_in_batch: Any) -> None:
@@ -186,6 +189,22 @@ class SAMTrainer(Trainer):
         if "loss" in logs and self.ascent is not None:
             logs["sam_radius"] = self.ascent.radius
         super().log(logs, *args, **kwargs)
+
+
+def _logits(outputs: Any) -> Tensor:
+    """Return the logits among what a model returns, for functional SAM; an output of transformers is a dict."""
+    auxiliary, logits = (
+        outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
+        for name in ("aux_loss", "logits")
+    )
+    if auxiliary is not None:
+        raise InputError(
+            "functional SAM leaves out a router's auxiliary loss, which does not come from the logits; set "
+            "output_router_logits to False in the model's configuration."
+        )
+    if logits is None or not logits.requires_grad:
+        raise InputError("functional SAM takes a model that returns its logits, with their graph; this one does not.")
+    return logits
 
 
 def normalization_weights(model: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -325,8 +325,17 @@ def test_basins_are_told_apart_by_their_intervals_alone(tmp_path):
     said = report_html(tmp_path).summary
     assert "a 0.125 [0.1, 0.15], b 0.25 [0.12, ∞]; no two of the intervals lie apart" in said[0]
     assert "left the base's basin of accuracy on quiz (drop 0.1) for 2 of 2 checkpoints" in said[1]
-    basin_of("c", [9 * radius for radius in small]).save(tmp_path / "c.json")
-    assert "some of the intervals lie apart" in report_html(tmp_path).summary[0]
+    basin_of("b", [9 * radius for radius in small]).save(tmp_path / "b.json")
+    assert "; the intervals lie apart" in report_html(tmp_path).summary[0]
+
+
+def test_of_several_basins_the_extremes_are_not_told_apart(tmp_path):
+    """Three of one spread, of which two lie apart as extremes do; rejects a verdict of intervals that hold for one."""
+    for name, factor in {"a": 1, "b": 1.3, "c": 1.7}.items():
+        basin_of(name, [factor * r for r in (0.1, 0.11, 0.12, 0.13, 0.14, 0.15)]).save(tmp_path / f"{name}.json")
+    said = report_html(tmp_path).summary[0]
+    assert "c 0.212 [0.17, 0.255]" in said
+    assert "apart" not in said
 
 
 def test_the_curve_of_a_basin_counts_the_directions_beyond_each_step():

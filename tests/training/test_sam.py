@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 import torch
-from conftest import Quadratic, build_model, make_batches
+from conftest import VOCABULARY, Quadratic, build_model, make_batches
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 
 from landscape.errors import InputError, MeasurementWarning
 from landscape.training.ascent import ascend
@@ -439,6 +439,58 @@ def test_functional_sam_keeps_the_derivative_in_the_logits(tmp_path, ascent):
     assert_close(flat(trainer.model) - START, -0.1 * wanted)
     sam = gradient_at_ascent(model, batches, batches, items_of(batches), 0.5)
     assert float((wanted - sam).norm() / sam.norm()) > 0.01, "the test can tell"
+
+
+def test_functional_sam_refuses_mixed_precision_by_name(tmp_path):
+    """accelerate returns a float32 copy of the logits; rejects the message that the loss would not be of the logits."""
+    arguments = trainer_arguments(tmp_path, bf16=True)
+    with pytest.raises(InputError, match=r"mixed precision.*bf16"):
+        SAMTrainer(model=build_model("llama"), args=arguments, train_dataset=examples(4), functional=True)
+    SAMTrainer(model=build_model("llama"), args=arguments, train_dataset=examples(4))  # SAM itself may
+
+
+def test_functional_sam_refuses_the_auxiliary_loss_of_a_router(tmp_path):
+    """Its gradient at w + eps would be left out without a word; without that loss the same model is trained."""
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2, "max_position_embeddings": 64}
+    model = MixtralForCausalLM(MixtralConfig(**shape, output_router_logits=True))
+    with pytest.raises(InputError, match="output_router_logits"):
+        trained(tmp_path, model=model, functional=True)
+    model.config.output_router_logits = False
+    assert trained(tmp_path, model=model, functional=True).state.global_step == 2
+
+
+class Returning(nn.Module):
+    """A model that returns what `form` makes of the outputs of another."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.inner, self.form = build_model("llama", seed=1), form
+
+    def forward(self, input_ids=None, labels=None, attention_mask=None):
+        return self.form(self.inner(input_ids=input_ids, labels=labels, attention_mask=attention_mask))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda out: type(out)(loss=out.loss),
+        lambda out: {"loss": out.loss},
+        lambda out: (out.loss, out.logits),
+        lambda out: type(out)(loss=out.loss, logits=out.logits.detach()),
+    ],
+    ids=["no logits", "a dict", "a tuple", "logits without a graph"],
+)
+def test_functional_sam_without_logits_is_refused_in_a_sentence(tmp_path, form):
+    with pytest.raises(InputError, match="returns its logits"):
+        trained(tmp_path, model=Returning(form), functional=True)
+
+
+def test_functional_sam_finds_the_logits_in_a_dict(tmp_path):
+    """Rejects an AttributeError of a plain dict; the weights are those that the output of transformers gives."""
+    plain = trained(tmp_path, model=Returning(lambda out: {"loss": out.loss, "logits": out.logits}), functional=True)
+    output = trained(tmp_path, model=Returning(lambda out: out), functional=True)
+    assert torch.equal(flat(plain.model), flat(output.model))
 
 
 def gradient_of_variant(model, batches, items, rho, names=None, functional=False):

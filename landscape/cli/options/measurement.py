@@ -145,14 +145,12 @@ Tasks = Annotated[
     ),
 ]
 OwnSamples = Annotated[
-    int | None,
-    value(
+    bool,
+    flag(
         MEASUREMENT,
         "--own-samples",
-        "N",
-        "Also measure on N completions of each prompt that the base samples itself, as data set NAME.own: KL to base "
+        "Also measure on a completion of each prompt that the base samples itself, as data set NAME.own: KL to base "
         "there is that of what the base says.",
-        callback=at_least(1),
     ),
 ]
 BootstrapResamples = Annotated[

@@ -69,7 +69,7 @@ def _of_step(basin: Basin) -> str:
 
 
 def _sentences(group: Sequence[Basin]) -> list[str]:
-    """The median radii with their intervals, and whether any two of these lie apart."""
+    """The median radii with their intervals, and whether these lie apart, if that is not the extremes of many."""
     first = group[0]
     about = f"{first.height} on {first.data} (drop {number(first.drop)})"
     said = []
@@ -79,8 +79,11 @@ def _sentences(group: Sequence[Basin]) -> list[str]:
         medians = [b.median for b in group]
         each = f"{in_words(min(medians))} to {in_words(max(medians))} over {len(group)} checkpoints"
     apart = max(b.interval[0] for b in group) > min(b.interval[1] for b in group)
-    verdict = "some of the intervals lie apart" if apart else "no two of the intervals lie apart"
-    compared = f"; {verdict}" if len(group) > 1 else ""
+    compared = ""
+    if len(group) > 1 and not apart:
+        compared = "; no two of the intervals lie apart"
+    elif len(group) == 2:
+        compared = "; the intervals lie apart"  # Of more, the two extremes may by chance: intervals are of one each.
     said.append(f"Median radius of {about}, in norms of the weights along random directions: {each}{compared}.")
     left = [b for b in group if b.has_left is not None]
     if left:
