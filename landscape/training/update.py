@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable
 
 import torch
@@ -16,6 +17,8 @@ from landscape.objective.subject import Subject
 from landscape.weights.directions import Direction
 from landscape.weights.preservation import preserved
 
+_OPEN = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD  # parameters that a caller can leave out
+
 
 def optimizer_direction(
     model: nn.Module | Checkpoint,
@@ -27,7 +30,9 @@ def optimizer_direction(
     """Return the next update of an optimizer at learning rate 1, with the gradient of the mean loss of the data.
 
     The optimizer's moments, weight decay and whatever else it does enter as they are: the step is taken, noted and
-    undone. Model and optimizer come back bit-identical. An optimizer without state yet takes its first step.
+    undone. Model and optimizer come back bit-identical. An optimizer without state yet takes its first step. The step
+    is taken on weights and moments widened to float64: a step of 1e-7 from weights around 1 is a few units in the last
+    place of float32, and the difference over the learning rate would be off by a fifth.
     `compute_sharpness(metric="critical", direction=...)` then says at which learning rate this update raises the loss.
 
     Args:
@@ -41,7 +46,7 @@ def optimizer_direction(
         The update over the largest learning rate of the optimizer's groups; parameters that it does not have are zero.
 
     Raises:
-        InputError: The optimizer has no parameter of the model, or no positive learning rate.
+        InputError: The optimizer has no parameter of the model, or no positive learning rate, or steps by a closure.
 
     Source:
         Kalra et al. 2026 (arXiv 2601.16979): critical sharpness along the update of the optimizer in use.
@@ -67,19 +72,25 @@ def optimizer_direction(
     rate = max(float(group["lr"]) for group in optimizer.param_groups)
     if not rate > 0:
         raise InputError(f"the largest learning rate of the optimizer is {rate}; its update has no direction.")
+    if any(p.default is p.empty for p in inspect.signature(optimizer.step).parameters.values() if p.kind not in _OPEN):
+        raise InputError(f"a step of {type(optimizer).__name__} needs a closure; give an optimizer that steps without.")
     _, gradient = subject.objective.gradient(subject.parameters)
-    state = copy.deepcopy(optimizer.state_dict())
-    before = {name: tensor.detach().clone() for name, tensor in entries.items()}
+    copied, kept = copy.deepcopy(optimizer.state_dict()), (optimizer.state, optimizer.param_groups)
+    before = {name: tensor.data for name, tensor in entries.items()}
     with preserved(subject.objective.model):
         try:
             optimizer.zero_grad(set_to_none=True)
             for name, tensor in entries.items():
-                tensor.grad = gradient[name].to(tensor.dtype)
+                tensor.data = before[name].to(torch.float64, copy=True)
+                tensor.grad = gradient[name].to(torch.float64)
+            optimizer.load_state_dict(copied)  # in place of the state, not into it, and in the type of the weights
             optimizer.step()
-            moved = {name: (tensor.detach() - before[name]) / rate for name, tensor in entries.items()}
+            moved = {
+                name: ((tensor.detach() - before[name]) / rate).to(before[name].dtype)
+                for name, tensor in entries.items()
+            }
         finally:
-            with torch.no_grad():
-                for name, tensor in entries.items():
-                    tensor.copy_(before[name])
-            optimizer.load_state_dict(state)
+            for name, tensor in entries.items():
+                tensor.grad, tensor.data = None, before[name]
+            optimizer.state, optimizer.param_groups = kept
     return Direction(moved, kind="difference", label=f"next step of {type(optimizer).__name__}")
