@@ -75,7 +75,7 @@ def optimizer_direction(
     if any(p.default is p.empty for p in inspect.signature(optimizer.step).parameters.values() if p.kind not in _OPEN):
         raise InputError(f"a step of {type(optimizer).__name__} needs a closure; give an optimizer that steps without.")
     _, gradient = subject.objective.gradient(subject.parameters)
-    copied, kept = copy.deepcopy(optimizer.state_dict()), (optimizer.state, optimizer.param_groups)
+    state = copy.deepcopy(optimizer.state_dict())
     before = {name: tensor.data for name, tensor in entries.items()}
     with preserved(subject.objective.model):
         try:
@@ -83,7 +83,7 @@ def optimizer_direction(
             for name, tensor in entries.items():
                 tensor.data = before[name].to(torch.float64, copy=True)
                 tensor.grad = gradient[name].to(torch.float64)
-            optimizer.load_state_dict(copied)  # in place of the state, not into it, and in the type of the weights
+            optimizer.load_state_dict(optimizer.state_dict())  # in the type that the weights have now
             optimizer.step()
             moved = {
                 name: ((tensor.detach() - before[name]) / rate).to(before[name].dtype)
@@ -92,5 +92,5 @@ def optimizer_direction(
         finally:
             for name, tensor in entries.items():
                 tensor.grad, tensor.data = None, before[name]
-            optimizer.state, optimizer.param_groups = kept
+            optimizer.load_state_dict(state)
     return Direction(moved, kind="difference", label=f"next step of {type(optimizer).__name__}")
