@@ -1,12 +1,17 @@
 """The next update of an optimizer as a direction, against AdamW written out, and its critical sharpness."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import Quadratic, assert_same_state, quadratic_loss, state_of
+from torch import nn
+from torch.distributed.fsdp import fully_shard
 
-from landscape import InputError, Scope, compute_sharpness, optimizer_direction
+from landscape import InputError, Scope, compute_sharpness, optimizer_direction, supervised_loss
 
 ANY = [torch.zeros(1)]
 SCOPE = Scope(loss_fn=quadratic_loss)
@@ -100,3 +105,41 @@ def test_parts_of_a_model_move_and_nonsense_is_refused():
         optimizer_direction(model, ANY, torch.optim.SGD(model.parameters(), lr=0.0), scope=SCOPE)
     with pytest.raises(InputError, match="LBFGS needs a closure"):
         optimizer_direction(model, ANY, torch.optim.LBFGS(model.parameters()), scope=SCOPE)
+
+
+def main(folder):
+    """What each of two processes does with sharded weights and two learning rates."""
+    dist.init_process_group("gloo")
+    found = {}
+    for lr in (1e-3, 1e-7):
+        torch.manual_seed(0)
+        model = nn.Linear(2, 4, bias=False)
+        fully_shard(model)
+        before = model.weight.full_tensor().clone()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0)
+        data = [(torch.eye(2), 9 * torch.ones(2, 4))]  # all weights are pulled up
+        try:
+            step = optimizer_direction(model, data, optimizer, scope=Scope(loss_fn=supervised_loss(nn.MSELoss())))
+            found[lr] = step.tensors["weight"].full_tensor()
+        except InputError as error:
+            found[lr] = str(error)
+        assert torch.equal(model.weight.full_tensor(), before)
+        assert not optimizer.state
+    torch.save(found, folder / f"rank{dist.get_rank()}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_sharded_weights_step_in_their_own_type_and_not_too_short(tmp_path, forks):
+    """AdamW's first step is 1 in every weight, here to 0.1%. Rejects mixed types, and one of a few units at 1e-7."""
+    done = forks.run(tmp_path, program=__file__, processes=2, environment={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr[-4000:]
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt")
+        torch.testing.assert_close(found[1e-3], torch.ones(4, 2), rtol=1e-3, atol=0)
+        assert "sharded tensor weight at the learning rate 1e-07" in found[1e-7]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
