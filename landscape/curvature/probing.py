@@ -19,8 +19,9 @@ from landscape.curvature.operators.opening import curvature_of
 from landscape.curvature.results import LayerTrace
 from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.linalg.deflation import Deflation
-from landscape.linalg.operator import ScaledOperator
+from landscape.linalg.operator import ScaledOperator, finite_product
 from landscape.linalg.sampling import (
+    EARLY,
     FIRST_LOOK,
     SampleMean,
     interval_of,
@@ -111,55 +112,69 @@ class TraceEstimator:
                     f"gradients {operator.reason}".rstrip()
                     + f"; take {as_typed('method', 'hutchinson')}."
                 )
-            vectors = self._vectors_of_sketch(operator, method)
+            vectors, pilot = self._plan(operator, method)
             if self._losses_will_do and not vectors:
                 return None
+            before = pilot + 2 * vectors
+            start = 0 if vectors else pilot
             draw = self._deflated(operator, vectors) if vectors else self._plain(operator)
-            mean = self._mean_of(draw, self._rtol, self._max_probes - self._before(vectors), block=BLOCK)
+            mean = self._mean_of(
+                lambda first, last: draw(start + first, start + last),
+                self._rtol,
+                self._max_probes - before,
+                block=BLOCK,
+            )
         key = "deflated" if vectors else "v'Hv"
-        parts = np.array([self._parts_of(key, i) for i in range(mean.samples)])
+        parts = np.array([self._parts_of(key, start + i) for i in range(mean.samples)])
         return self._fields(mean, operator.error, parts.sum(1)) | {
             "method": "hutch++" if vectors else "hutchinson",
             "hvp": operator.hvp,
             "layers": self._layer_traces(parts, mean),
-            "matvecs": self._before(vectors) + mean.samples,
+            "matvecs": before + mean.samples,
         }
 
-    def _vectors_of_sketch(self, operator: CurvatureOperator, method: str) -> int:
-        """Return how many vectors to deflate with, 0 for none; a run that is taken up again keeps to its first choice.
+    def _plan(self, operator: CurvatureOperator, method: str) -> tuple[int, int]:
+        """Return how many vectors to deflate with, 0 for none, and how many probes decided that and leave the mean.
 
-        A sixteenth of the planned probes is cheap beside them, and takes much less memory than the third of all
-        products that is best for eigenvalues which decay fast.
+        A run that is taken up again keeps to its first choice. A sixteenth of the planned probes is cheap beside them,
+        and takes much less memory than the third of all products that is best for eigenvalues which decay fast.
+
+        Probes without deflation are taken where the first 16 planned few, and so mostly where the mean of these 16 is
+        high. With them in it the mean was up to 2.3% too high at rtol 0.2 and 1.3% at 0.1, in 3000 simulations each of
+        normal samples that take 100 to 300 probes; without them at most 0.4%, within twice its error. They stay in it
+        only where they are all that it takes.
         """
         if method == "hutchinson" or operator.hvp == "finite_difference":
-            return 0
+            return 0, 0
         must = method == "hutch++"
-        if "vectors of the sketch" not in self._done:
-            first = self._plain(operator)(0, min(FIRST_LOOK, self._max_probes))
+        least, most = (min(bound, operator.size) for bound in SKETCH)
+        few = self._max_probes < PLANNED["products"]
+        if not must and (few or is_large(operator) or not fits(operator, least + 3 * BLOCK)):
+            return 0, 0
+        if "plan" not in self._done:
+            first = self._plain(operator, finite=True)(0, min(FIRST_LOOK, self._max_probes))
             self._bar.reset()
             planned = min(planned_samples(first, self._rtol, self._confidence), self._max_probes)
-            least, most = SKETCH
-            vectors = min(max(least, min(most, int(planned / 16))), operator.size)
+            vectors, pilot = max(least, min(most, int(planned / 16))), FIRST_LOOK
             together = vectors + 3 * BLOCK
             if must:
                 require_memory(operator, together, show=False)
-            elif planned < PLANNED["products"] or is_large(operator) or not fits(operator, together):
+            elif planned < PLANNED["products"] or not fits(operator, together):
                 vectors = 0
-            self._record("vectors of the sketch", vectors)
-        vectors = int(self._done["vectors of the sketch"])
-        if vectors and self._max_probes < self._before(vectors) + FIRST_LOOK:
+                if planned <= EARLY**2 * FIRST_LOOK:
+                    pilot = 0
+            self._record("plan", [vectors, pilot])
+        vectors, pilot = (int(count) for count in self._done["plan"])
+        before = pilot + 2 * vectors
+        if vectors and self._max_probes < before + FIRST_LOOK:
             raise InputError(
                 f"{as_typed('max_probes', self._max_probes)} is too few for {as_typed('method', 'hutch++')}, which "
-                f"takes {self._before(vectors)} products before the first of at least {FIRST_LOOK} probes."
+                f"takes {before} products before the first of at least {FIRST_LOOK} probes."
             )
-        return vectors
+        return vectors, pilot
 
-    def _before(self, vectors: int) -> int:
-        """Return the products that deflation with so many vectors takes before its first probe: plan, sketch, basis."""
-        return FIRST_LOOK + 2 * vectors if vectors else 0
-
-    def _plain(self, operator: CurvatureOperator) -> Callable[[int, int], np.ndarray]:
-        """Return the function that draws v'Hv of some probes."""
+    def _plain(self, operator: CurvatureOperator, finite: bool = False) -> Callable[[int, int], np.ndarray]:
+        """Return the function that draws v'Hv of some probes, and raises InputError where Hv must be `finite`."""
         # differences share nothing, and what one learns of the step the next goes on from, also after a kill
         block = 1 if operator.hvp == "finite_difference" else BLOCK
 
@@ -169,7 +184,7 @@ class TraceEstimator:
                 indices = [i for i in ahead if f"v'Hv {i}" not in self._done]
                 if indices:
                     probes = torch.stack([self._probe(i) for i in indices])
-                    products = operator(probes)
+                    products = finite_product(operator, probes) if finite else operator(probes)
                     for i, probe, product in zip(indices, probes, products, strict=True):
                         by_layer = self._by_layer(probe, product).tolist()
                         self._record(f"v'Hv {i}", {"layers": by_layer, "learnt": operator.learnt()})
@@ -289,7 +304,7 @@ class TraceEstimator:
             "method": "forward",
             "hvp": "loss differences",
             "layers": (),
-            "matvecs": 0,
+            "matvecs": sum(key.startswith("v'Hv ") for key in self._done),
         }
 
     def _truncation(self, losses: SecondDifferences) -> tuple[float, list[float]]:

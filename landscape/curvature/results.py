@@ -176,8 +176,9 @@ class TraceEstimate(Result):
         parameters: The number of weights.
         weight: The number of loss terms (supervised tokens).
         provenance: Where the numbers come from.
-        matvecs: The number of Hessian-vector products; for method="hutch++" with the 16 that it was planned by and two
-            for each vector of the basis. None in files that older versions wrote.
+        matvecs: The number of Hessian-vector products, with the 16 that decided about deflation where they are not
+            among the probes, and for method="hutch++" two for each vector of the basis. None in files that older
+            versions wrote.
 
     Example:
         The mean of (2 w_1)^2 and w_2^2 has the Hessian diag(4, 1). Random signs are exact for a diagonal.
@@ -220,7 +221,7 @@ class TraceEstimate(Result):
         low, high = self.confidence_interval
         title = "trace" if self.weighting is None else f"{self.weighting} trace"
         verdict = "" if self.converged else f"  NOT CONVERGED to {self.rtol:g}"
-        products = f", {self.matvecs} products in all" if self.method == "hutch++" else ""
+        products = f", {self.matvecs} products in all" if self.matvecs not in (None, 0, self.probes) else ""
         rows = [
             (title, f"{self.name} on {self.data}, {self.curvature}"),
             ("value", f"{self.value:.6g}  [{low:.6g}, {high:.6g}] at {self.confidence:.0%}{verdict}"),

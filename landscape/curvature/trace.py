@@ -57,15 +57,17 @@ def hessian_trace(
             a backward pass, in the memory of inference; the error of the differences is measured and added to the
             interval) or "auto" (the default: forward where that error is at most a quarter of rtol, else hutchinson;
             hutch++ where the spread of the first 16 probes means that hundreds more would be needed, if its vectors
-            fit in memory and the model has fewer than 50 million weights). `journal` keeps finished probes; a killed
-            run that is started again with it continues.
+            fit in memory and the model has fewer than 50 million weights; those 16 are left out of the mean then,
+            unless they are enough alone). `journal` keeps finished probes; a killed run that is started again with it
+            continues.
 
     Returns:
         The estimate. MeasurementWarning where its interval is wider than asked for after `max_probes`. Near zero a
         relative width cannot be reached: the Hessian is indefinite, whereas `curvature="ggn"` is not.
 
     Raises:
-        InputError: Arguments make no sense, or the loss at the weights is not finite.
+        InputError: Arguments make no sense, the loss at the weights is not finite, or products are not ("auto" and
+            "hutch++").
 
     Source:
         M. Hutchinson 1990, Communications in Statistics 19. Hutch++: Meyer, Musco, Musco and Woodruff 2021 (arXiv

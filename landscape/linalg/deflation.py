@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from landscape.linalg.basis import FullBasis
-from landscape.linalg.operator import SymmetricOperator
+from landscape.linalg.operator import SymmetricOperator, check_finite, finite_product
 
 _DEPENDENT = 1e-5  # the share of a row that is left after Gram-Schmidt, below which it adds only rounding
 
@@ -58,7 +58,8 @@ class Deflation:
         self.rank = 0
 
     def add(self, rows: Tensor) -> None:
-        """Take products of A, shape (k, size), into the basis."""
+        """Take products of A, shape (k, size), into the basis; raise InputError where they are not finite."""
+        check_finite(self._operator, rows)
         for row in rows:
             if self._basis is None:
                 self._basis = FullBasis(self._operator, self._most, row)
@@ -77,7 +78,7 @@ class Deflation:
         """
         for first in range(0, self.rank, block):
             rows = self._rows()[first : first + block]
-            for row, product in zip(rows, self._operator(rows), strict=True):
+            for row, product in zip(rows, finite_product(self._operator, rows), strict=True):
                 self._captured = self._captured + self._parts(row, product) + self._parts(row, self._without(product))
 
     def samples(self, probes: Tensor) -> np.ndarray:
@@ -86,7 +87,7 @@ class Deflation:
         They take one product each. Their sum over blocks is tr Q'AQ + v'PAPv.
         """
         outside = torch.stack([self._without(probe) for probe in probes])
-        products = self._operator(outside)
+        products = finite_product(self._operator, outside)
         return np.stack(
             [
                 self._captured + self._parts(probe, self._without(product))

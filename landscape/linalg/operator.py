@@ -109,9 +109,14 @@ class ScaledOperator(SymmetricOperator):
 def finite_product(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
     """Return `operator(vectors)`; raise InputError where an element of it is infinite or NaN."""
     product = operator(vectors)
-    if not operator.all_finite(product):
-        raise InputError("a product of the operator with a vector is not finite; there is no spectrum to compute here.")
+    check_finite(operator, product)
     return product
+
+
+def check_finite(operator: SymmetricOperator, products: Tensor) -> None:
+    """Raise InputError where an element of products of the operator is infinite or NaN."""
+    if not operator.all_finite(products):
+        raise InputError("a product of the operator with a vector is not finite; there is no spectrum to compute here.")
 
 
 _LONG = 2**18  # elements that are added up in the vector's own type

@@ -35,7 +35,8 @@ class Sharpness(Result):
         parameters: The number of weights.
         weight: The number of loss terms (supervised tokens).
         provenance: Where the number comes from.
-        confidence_interval: (low, high) at 95%; None where nothing is sampled, and in files that older versions wrote.
+        confidence_interval: (low, high) at 95%; None where nothing is sampled, where Langevin chains have not
+            converged, and in files that older versions wrote.
 
     Example:
         The mean of (2 w_1)^2 and w_2^2 is w' diag(4, 1) w / 2. At its minimum, 0, it rises by at most 4 rho^2 / 2.

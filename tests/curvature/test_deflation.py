@@ -102,6 +102,64 @@ def test_losses_go_on_where_deflation_cannot_be_had(monkeypatch):
     assert found.value == pytest.approx(float(model.matrix.trace()), abs=4 * found.stderr)
 
 
+def test_the_products_that_decided_for_losses_are_counted(monkeypatch):
+    """Memory runs out once 16 products have planned the basis. Rejects 0 products."""
+    model = TwoLayers(rotated(dominated()))
+    answers = iter([True, True, False])
+    monkeypatch.setattr("landscape.curvature.probing.fits", lambda operator, vectors: next(answers))
+    found = hessian_trace(model, ANY, scope=SCOPE, rtol=0.1, max_probes=3000)
+    assert (found.method, found.matvecs) == ("forward", 16)
+
+
+def test_the_probes_that_decided_against_deflation_are_not_in_the_mean(tmp_path):
+    """They are few where their mean is high. Against probes 16 and later of the same seed, by layer too.
+
+    Rejects the mean of all probes. Where 16 are enough they stay, as no choice among few and many was made.
+    """
+    model = TwoLayers(rotated(torch.linspace(-0.6, 1.0, 96).double()))
+    journal = tmp_path / "trace.journal"
+    run = {"scope": SCOPE, "rtol": 0.15}
+    auto, again = (hessian_trace(model, ANY, run=Run(hvp="exact", journal=journal), **run) for _ in range(2))
+    plain = hessian_trace(model, ANY, scope=SCOPE, rtol=0.05, run=Run(method="hutchinson"))
+    assert auto.method == "hutchinson"
+    assert 16 < auto.probes < plain.probes - 16
+    np.testing.assert_allclose(auto.samples, plain.samples[16 : 16 + auto.probes], rtol=1e-12)
+    assert auto.matvecs == auto.probes + 16
+    assert sum(layer.trace for layer in auto.layers) == pytest.approx(auto.value, rel=1e-12)
+    assert (again.value, again.matvecs) == (auto.value, auto.matvecs)
+    enough = hessian_trace(model, ANY, scope=SCOPE, rtol=3.0, run=Run(hvp="exact"))
+    assert (enough.probes, enough.matvecs) == (16, 16)
+
+
+class Kink(nn.Module):
+    """1 + |w| at w = 0, whose products are NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(8).double())
+
+    def forward(self, _):
+        return 1 + self.w.norm()
+
+
+@pytest.mark.parametrize("run", [Run(method="hutch++"), Run(method="hutch++", hvp="exact"), Run(hvp="exact")])
+def test_products_that_are_not_finite_are_refused(run):
+    """Rejects the ValueError of a plan that is NaN."""
+    with pytest.raises(InputError, match="not finite"):
+        hessian_trace(Kink(), ANY, scope=SCOPE, run=run)
+
+
+def test_deflation_drops_no_row_that_is_not_finite():
+    """Rejects a basis without the row, and an estimate of NaN."""
+    for matrix in (torch.eye(4), torch.full((4, 4), torch.nan)):
+        deflation = Deflation(MatrixOperator(matrix), 2, lambda u, w: np.array([float(u @ w)]))
+        with pytest.raises(InputError, match="not finite"):
+            deflation.add(torch.tensor([[1.0, torch.nan, 0.0, 0.0]]))
+        assert deflation.rank == 0
+    with pytest.raises(InputError, match="not finite"):
+        deflation.samples(torch.ones(1, 4))
+
+
 def test_a_trace_of_small_spread_is_not():
     model = TwoLayers(rotated(1 + 0.1 * torch.rand(32).double()))
     assert hessian_trace(model, ANY, scope=SCOPE).method == "forward"
