@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -33,6 +33,8 @@ class File:
 
 
 T = TypeVar("T", covariant=True)
+Item = TypeVar("Item")
+Key = TypeVar("Key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +116,15 @@ def _format_of(path: Path) -> str:
 
 def by_place(found: Sequence[Found[T]]) -> dict[str, list[Found[T]]]:
     """What was found, folder by folder."""
-    places: dict[str, list[Found[T]]] = {}
-    for one in found:
-        places.setdefault(one.file.place, []).append(one)
-    return places
+    return grouped(found, lambda one: one.file.place)
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items by their key, in the order in which keys first come."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def titled(title: str, place: str, places: Sequence[str] | dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from landscape.basins.result import Basin, in_words
 from landscape.plotting.basics import clean, number
 from landscape.plotting.basins.interactive import basins_figure
 from landscape.plotting.page import Cell, Plot, Row, Section, Table
-from landscape.report.reading import Chapter, Found, Part, by_place, results_of, titled
+from landscape.report.reading import Chapter, Found, Part, by_place, grouped, results_of, titled
 from landscape.report.words import FEW, of_error, provenance_tables
 
 
@@ -17,9 +17,7 @@ def _part(found: list[Found[Basin]]) -> Part:
     whole, places = Part(), by_place(found)
     for place, here in places.items():
         results = [one.content for one in here]
-        groups: dict[tuple[str, str, str], list[Basin]] = {}
-        for basin in results:
-            groups.setdefault((basin.data, basin.height, f"{basin.drop:.4g}"), []).append(basin)
+        groups = grouped(results, lambda basin: (basin.data, basin.height, f"{basin.drop:.4g}"))
         plots = [_plot(group) for group in groups.values()]
         caption = (
             "The share of random directions along which the height has not yet moved by the drop, over the length of "

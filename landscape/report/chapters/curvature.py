@@ -18,16 +18,14 @@ from landscape.plotting.curvature.shared import (
     layers_caption,
 )
 from landscape.plotting.page import Cell, Row, Section, Table
-from landscape.report.reading import Chapter, Found, Part, by_place, results_of, titled
+from landscape.report.reading import Chapter, Found, Part, by_place, grouped, results_of, titled
 from landscape.report.words import FEW, mark_of, of_error, of_interval, provenance_tables
 
 
 def _part(found: list[Found[Any]]) -> Part:
     whole, places = Part(), by_place(found)
     for place, here in places.items():
-        of_type: dict[type, list[Found[Any]]] = {}
-        for one in here:
-            of_type.setdefault(type(one.content), []).append(one)
+        of_type = grouped(here, lambda one: type(one.content))
         spectra = [one.content for one in of_type.get(Eigenvalues, [])]
         traces = [one.content for one in of_type.get(TraceEstimate, [])]
         if spectra or traces:

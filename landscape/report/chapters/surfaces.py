@@ -11,7 +11,7 @@ from landscape.plotting.page import Plot, Table
 from landscape.plotting.surfaces.interactive import surface_section
 from landscape.plotting.surfaces.interactive_profiles import profile_caption, profile_figure
 from landscape.plotting.surfaces.shared import arrange, caption_for
-from landscape.report.reading import Chapter, Found, Part, by_place, results_of, titled
+from landscape.report.reading import Chapter, Found, Part, by_place, grouped, results_of, titled
 from landscape.report.words import of_error, of_interval, provenance_tables, signed_interval
 from landscape.results import digest_of
 from landscape.surfaces.draws import metrics_over_draws
@@ -55,15 +55,14 @@ def part_of_groups(
 
 def _comparable(found: Sequence[Found[Surface]]) -> list[list[Found[Surface]]]:
     """Surfaces that may stand in one figure, but for the draw of their directions."""
-    groups: dict[str, list[Found[Surface]]] = {}
-    for one in found:
+
+    def settings(one: Found[Surface]) -> str:
         surface = one.content
         conventions = {name: value for name, value in surface.conventions.items() if name != "draws"}
-        key = digest_of(
-            [surface.kind, surface.normalize, list(surface.axes), conventions, [h.name for h in surface.heights]]
-        )
-        groups.setdefault(key, []).append(one)
-    return list(groups.values())
+        heights = [height.name for height in surface.heights]
+        return digest_of([surface.kind, surface.normalize, list(surface.axes), conventions, heights])
+
+    return list(grouped(found, settings).values())
 
 
 def _add(whole: Part, title: str, found: Sequence[Found[Surface]]) -> None:

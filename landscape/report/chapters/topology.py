@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from landscape.plotting.basics import clean, number
 from landscape.plotting.page import Cell, Plot, Section, Table
 from landscape.plotting.surfaces.interactive_persistence import persistence_figure
-from landscape.report.reading import Chapter, Found, Part, by_place, results_of, titled
+from landscape.report.reading import Chapter, Found, Part, by_place, grouped, results_of, titled
 from landscape.report.words import FEW, provenance_tables
 from landscape.surfaces.topology import Topology
 
@@ -16,9 +16,7 @@ def _part(found: list[Found[Topology]]) -> Part:
     whole, places = Part(), by_place(found)
     for place, here in places.items():
         results = sorted((one.content for one in here), key=lambda topology: topology.height != "loss")
-        groups: dict[tuple[str, str], list[Topology]] = {}
-        for topology in results:
-            groups.setdefault((topology.data, topology.height), []).append(topology)
+        groups = grouped(results, lambda topology: (topology.data, topology.height))
         plots = [_plot(group) for group in groups.values()]
         caption = (
             "A point for each minimum of a grid, at its value and at that of the saddle where its basin runs into that "
