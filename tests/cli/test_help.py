@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import jsonschema
 import pytest
 import torch
 import typer
@@ -20,7 +21,10 @@ from landscape.cli.app import COMMANDS, app
 from landscape.cli.metrics import describe_metrics
 from landscape.cli.options import declaring, measurement, model, statistics, surfaces, training
 from landscape.errors import nearest
+from landscape.study import demo
 from landscape.study.request import chosen_metrics
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 NAMES = [function.__name__.replace("_", "-") for functions in COMMANDS.values() for function in functions]
 
@@ -223,7 +227,11 @@ def test_finetune_and_merge_print_one_json_document(run, save_checkpoint_folder,
 
 
 def test_demo_prints_one_json_document_and_ends_with_the_page(run, monkeypatch, quadratic):
-    rows = [{"checkpoint": "base", "docs_loss": 1.5}]
+    losses = {"docs": 1.5, "code": 2.5}
+    rows = [
+        demo._row("base", losses, 0.0, None, {}),
+        demo._row("sam", losses, 0.5, (0.25, 0.75), {("sam", "docs"): 2.0}),
+    ]
 
     def run_demo(folder, *, seed, progress):
         print("1. A tiny Llama")
@@ -238,6 +246,7 @@ def test_demo_prints_one_json_document_and_ends_with_the_page(run, monkeypatch, 
     assert code == 0
     page = str(Path("out", "report.html"))
     assert json.loads(out) == {"output": "out", "report": page, "rows": rows}
+    jsonschema.validate(json.loads(out), json.loads((DOCS / "schemas" / "demo.json").read_text(encoding="utf-8")))
     assert "1. A tiny Llama" in err
     assert "AdamW and with SAM</h1>" in Path(page).read_text(encoding="utf-8")
     out = run("demo", "-o", "out")[1].splitlines()
@@ -246,7 +255,7 @@ def test_demo_prints_one_json_document_and_ends_with_the_page(run, monkeypatch, 
 
 # --- glossary -----------------------------------------------------------------------------------------------
 
-GLOSSARY = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8")
+GLOSSARY = (DOCS / "glossary.md").read_text(encoding="utf-8")
 
 
 def test_the_glossary_names_options_arguments_and_fields_that_exist():

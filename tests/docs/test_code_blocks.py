@@ -151,6 +151,7 @@ def test_python_of_a_page_runs(page, folder):
 
 SCHEMAS = ROOT / "docs" / "schemas"
 OLD = ["--data", "old=alpaca.jsonl", "--quiet"]
+IN_CONTEXT_TASKS = "--tasks tasks.jsonl --shots 4 --prompts 12 --heads 2 --layer 1 --quiet"
 JSON_CALLS = {
     "plot": ["runs/adamw --points 3 --draws 2 --height accuracy --topology", "base runs/adamw --kind interpolate"],
     "sharpness": ["runs/adamw --metric gradient_norm --metric average_case:samples=4"],
@@ -161,13 +162,29 @@ JSON_CALLS = {
     "correlate": ["runs.csv --resamples 99", "runs.csv --resamples 99 --factor lr --groups base"],
     "metrics": [""],
     "report": ["numbers"],
+    "design": [
+        "runs.csv --groups base --factor lr --replications 100",
+        "runs.csv --groups base --like flat --replications 100",
+    ],
+    "merge": ["base runs/adamw -o merged"],
+    "finetune": [
+        "base --data alpaca.jsonl --steps 2 -o tuned --quiet",
+        "base --data alpaca.jsonl --steps 2 -o both --optimizer sam --rho 0.1 --lora 4 --rehearse alpaca.jsonl --quiet",
+        "base --data alpaca.jsonl --steps 2 -o guided --guide vectors/instruction_vector-base-copy.json --quiet",
+    ],
+    "instruction-vectors": [
+        f"runs/adamw {IN_CONTEXT_TASKS}",
+        f"runs/adamw --base base {IN_CONTEXT_TASKS}",
+    ],
 }
+CHECKED_ELSEWHERE = ["demo", "fetch"]  # In tests/cli/test_help.py, end_to_end/test_smollm2.py, public/test_fetch.py.
+IN_A_FOLDER = ("plot", "sharpness", "hessian", "forgetting", "basin", "correlate", "instruction-vectors")
 
 
 def test_every_schema_is_one_and_linked_from_the_page():
     page = (ROOT / "docs" / "howto" / "json.md").read_text()
     files = sorted(path.stem for path in SCHEMAS.glob("*.json"))
-    assert files == sorted(JSON_CALLS)
+    assert files == sorted([*JSON_CALLS, *CHECKED_ELSEWHERE])
     for name in files:
         jsonschema.Draft202012Validator.check_schema(json.loads((SCHEMAS / f"{name}.json").read_text()))
         assert f"(../schemas/{name}.json)" in page
@@ -182,16 +199,20 @@ def test_json_is_what_its_schema_says(command, folder, run):
     (folder / "runs.csv").write_text("\n".join(["name,base,lr,flat,forgetting", *rows]))
     if command == "report":
         run("sharpness", "runs/adamw", "--metric", "gradient_norm", *OLD, "-o", "numbers")
+    if command in ("instruction-vectors", "finetune"):
+        put_models_that_do_tasks(folder)
+    if command == "finetune":
+        run("instruction-vectors", "base", *IN_CONTEXT_TASKS.split(), "-o", "vectors")
     schema = json.loads((SCHEMAS / f"{command}.json").read_text())
     for number, call in enumerate(JSON_CALLS[command]):
         given = OLD if command in ("plot", "sharpness", "hessian", "forgetting", "basin") else []
-        place = ["-o", f"out-{number}"] if given or command == "correlate" else []
+        place = ["-o", f"out-{number}"] if command in IN_A_FOLDER else []
         code, out, errors = run(command, *call.split(), *given, *place, "--json")
         assert code == 0, errors
         document = json.loads(out)
         jsonschema.validate(document, schema)
-        list_of_rows = next((value for value in document.values() if isinstance(value, list)), None)
-        assert list_of_rows or command == "report"
+        rows_of_results = next((value for value in document.values() if isinstance(value, list)), None)
+        assert rows_of_results or command in ("report", "finetune", "merge")
 
 
 def test_a_document_with_another_key_is_refused():

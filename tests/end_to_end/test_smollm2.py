@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pandas
 import pytest
@@ -250,6 +251,8 @@ def test_the_real_demo_tells_its_story_in_one_picture_and_is_not_made_twice(tmp_
     done = run_script("landscape", "demo", "--real", "-q", "-o", out)
     assert done.returncode == 0, done.stderr
     rows = json.loads((out / "demo.json").read_text("utf-8"))
+    schema = Path(__file__).parents[2] / "docs" / "schemas" / "demo.json"
+    jsonschema.validate({"output": "", "report": "", "rows": rows}, json.loads(schema.read_text("utf-8")))
     assert {(row["checkpoint"], row["data"]) for row in rows} == {
         (name, data)
         for name in ("adamw", "sam")

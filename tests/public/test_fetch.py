@@ -4,7 +4,9 @@ import io
 import json
 import tarfile
 import zipfile
+from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
@@ -58,6 +60,17 @@ def test_tasks_become_questions_and_chats(archive, tmp_path):
     ]
     # two best choices are no question; one of three is, whatever its score
     assert read(tmp_path / "parts-first.jsonl") == [{"prompt": "clear", "choices": ["a", "b", "c"], "answer": 1}]
+
+
+def test_what_is_in_the_cache_is_listed_as_its_schema_says(archive, cache, run):
+    bigbench.convert(archive, ["sums"], cache / "bigbench")
+    code, out, errors = run("fetch", "bigbench:sums", "--json")
+    assert code == 0, errors
+    schema = Path(__file__).parents[2] / "docs" / "schemas" / "fetch.json"
+    jsonschema.validate(json.loads(out), json.loads(schema.read_text(encoding="utf-8")))
+    (fetched,) = json.loads(out)["fetched"]
+    assert sorted(path.name for path in map(Path, fetched["paths"])) == ["sums.chat.jsonl", "sums.jsonl"]
+    assert fetched["bytes"] == sum(Path(path).stat().st_size for path in fetched["paths"])
 
 
 @pytest.mark.parametrize(
