@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from landscape.checkpoints import Checkpoint
-from landscape.curvature.operators.memory import in_bytes
+from landscape.curvature.operators.memory import LARGE, WORKING_VECTORS, in_bytes
+from landscape.linalg.basis import PACKED_SHARE
+from landscape.linalg.lanczos import default_basis_size
 from landscape.objective.objective import Objective
 from landscape.parallel import distributed
 from landscape.surfaces.kind import AlongDirections, SurfaceKind
+from landscape.surfaces.kinds.eigen import EigenSurface
 from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import excursion
 from landscape.weights.preservation import preserved
@@ -26,9 +29,8 @@ WORTH_SAYING = 60.0  # seconds: a shorter run needs no announcement
 _PREPARED = 1.0  # seconds: in a longer pass, what it prepares for later ones is no part worth leaving out
 # In passes of a loss: a gradient goes back through the model too, a product with the Hessian goes twice each way.
 _GRADIENT, _PRODUCT = 3.0, 7.0
-# What a run holds beside the weights, in vectors as large as they are.
-_LANCZOS_VECTORS = 23  # 20 of a basis, and three to work with
-_STEP_VECTORS = 5  # of an ascent: step, gradient, scale, the best so far, a trial
+_STEP_VECTORS = 5  # that an ascent holds, as large as the weights: step, gradient, scale, the best so far, a trial
+_ASCENT = 5  # gradients that find the direction in which the loss rises fastest
 _SEARCH = 48  # evaluations along each axis until a rise is found, at most
 
 
@@ -41,23 +43,42 @@ class Effort:
         gradients: Gradients.
         products: Products of the Hessian or the Gauss-Newton matrix with a vector.
         vectors: What it holds beside the weights, in vectors as large as they are.
+        eigenvalues: The most eigenvalues that it looks for at once: the Lanczos method holds vectors for them, and
+            fewer for a large model, see `vectors_of`.
 
     Example:
         >>> Effort(points=25) + Effort(gradients=2, vectors=3)
-        Effort(points=25, gradients=2, products=0, vectors=3)
+        Effort(points=25, gradients=2, products=0, vectors=3, eigenvalues=0)
     """
 
     points: int = 0
     gradients: int = 0
     products: int = 0
     vectors: int = 0
+    eigenvalues: int = 0
 
     def __add__(self, other: Effort) -> Effort:
         """Return the effort of two measurements, one after the other."""
-        most = max(self.vectors, other.vectors)
         return Effort(
-            self.points + other.points, self.gradients + other.gradients, self.products + other.products, most
+            self.points + other.points,
+            self.gradients + other.gradients,
+            self.products + other.products,
+            max(self.vectors, other.vectors),
+            max(self.eigenvalues, other.eigenvalues),
         )
+
+    def vectors_of(self, weights: int) -> int:
+        """Return how many vectors as large as the weights it holds, of a model of so many weights.
+
+        Example:
+            >>> Effort(eigenvalues=2).vectors_of(1_000_000), Effort(eigenvalues=2).vectors_of(135_000_000)
+            (23, 6)
+        """
+        if not self.eigenvalues:
+            return self.vectors
+        packed = weights >= LARGE
+        kept = default_basis_size(self.eigenvalues, packed)
+        return max(self.vectors, WORKING_VECTORS + (math.ceil((kept - 1) * PACKED_SHARE) if packed else kept))
 
     def seconds(self, loss: float, move: float) -> float:
         """Return the time it takes, from the seconds of one loss over the data and of one change of all weights."""
@@ -80,7 +101,10 @@ def surface_effort(kind: SurfaceKind, models: int) -> Effort:
     if not isinstance(kind, AlongDirections):
         return Effort(points=points, vectors=models + 1)
     search = _SEARCH * kind.dim if kind.has_open_span else 0
-    found = Effort(products=300, vectors=_LANCZOS_VECTORS) if kind.kept_directions else Effort()
+    if isinstance(kind, EigenSurface):
+        found = Effort(products=300, eigenvalues=kind.dim)
+    else:
+        found = Effort(gradients=_ASCENT, vectors=_STEP_VECTORS) if kind.kept_directions else Effort()
     return found + Effort(points=points + search, vectors=kind.dim + 1)
 
 
@@ -101,13 +125,13 @@ def sharpness_effort(options: Mapping[str, Any]) -> Effort:
     if "max_probes" in options:
         most += Effort(products=int(options["max_probes"]), vectors=3)
     if "max_matvecs" in options:
-        most += Effort(products=int(options["max_matvecs"]), vectors=_LANCZOS_VECTORS)
+        most += Effort(products=int(options["max_matvecs"]), eigenvalues=1)
     return most
 
 
 def eigenvalues_effort(k: int, max_matvecs: int) -> Effort:
     """Return the effort of `k` eigenvalues by at most `max_matvecs` products."""
-    return Effort(products=max_matvecs, vectors=max(2 * k + 10, 20) + 3)
+    return Effort(products=max_matvecs, eigenvalues=k)
 
 
 def trace_effort(max_probes: int) -> Effort:
@@ -124,8 +148,8 @@ def effort_of_defaults(measure: Callable[..., Any], times: int = 1) -> Effort:
     """
     defaults = {name: parameter.default for name, parameter in inspect.signature(measure).parameters.items()}
     if "steps" in defaults:
-        return Effort(products=defaults["probes"] * defaults["steps"], vectors=_LANCZOS_VECTORS)
-    return Effort(products=defaults["max_probes"] + times * defaults["max_matvecs"], vectors=_LANCZOS_VECTORS)
+        return Effort(products=defaults["probes"] * defaults["steps"], vectors=4 * defaults["probes"])
+    return Effort(products=defaults["max_probes"] + times * defaults["max_matvecs"], vectors=3, eigenvalues=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,19 +161,21 @@ class Estimate:
         effort: The most that they do.
         seconds: The most time that they take.
         weights: The bytes of the weights of the models.
-        vector: The bytes of one vector that is as large as the weights of one model.
+        vectors: The number of vectors that they hold, each as large as the weights of one model.
+        vector: The bytes of such a vector.
     """
 
     results: int
     effort: Effort
     seconds: float
     weights: int
+    vectors: int
     vector: int
 
     @property
     def memory(self) -> int:
         """The bytes of the weights and of the vectors beside them."""
-        return self.weights + self.effort.vectors * self.vector
+        return self.weights + self.vectors * self.vector
 
 
 def estimate(models: Sequence[Checkpoint], measurements: Iterable[tuple[Effort, Any]]) -> Estimate:
@@ -176,7 +202,8 @@ def estimate(models: Sequence[Checkpoint], measurements: Iterable[tuple[Effort, 
     parameters = [list(model.model.parameters()) for model in models]
     weights = sum(p.numel() * p.element_size() for of_model in parameters for p in of_model)
     vector = sum(p.numel() * max(p.element_size(), 4) for p in parameters[-1])
-    return Estimate(results, effort, seconds, weights, vector)
+    vectors = effort.vectors_of(sum(p.numel() for p in parameters[-1]))
+    return Estimate(results, effort, seconds, weights, vectors, vector)
 
 
 def announce(estimates: Sequence[Estimate]) -> None:
@@ -195,7 +222,7 @@ def announce(estimates: Sequence[Estimate]) -> None:
         duration(seconds),
         " (eigenvalues and traces end earlier once they have converged)" if effort.products else "",
         in_bytes(largest.memory),
-        largest.effort.vectors,
+        largest.vectors,
     )
 
 

@@ -14,9 +14,12 @@ from conftest import quadratic_loss
 
 import landscape
 from landscape import Run, compute_surface
+from landscape.curvature import eigenvalues
+from landscape.curvature.operators import memory
 from landscape.errors import InputError, as_typed, nearest_path, typed_as
 from landscape.sharpness.checking import check_sharpness
 from landscape.sharpness.options import _LEAST, _POSITIVE, _WORDS, check_options, declared_metrics
+from landscape.study import effort
 from landscape.study.effort import (
     WORTH_SAYING,
     Effort,
@@ -24,6 +27,7 @@ from landscape.study.effort import (
     announce,
     duration,
     effort_of_defaults,
+    eigenvalues_effort,
     sharpness_effort,
 )
 from landscape.study.request import NORMALIZATIONS
@@ -193,6 +197,21 @@ def test_contour_lines_have_a_bound(quadratic):
             surface.plot(levels=levels)
 
 
+@pytest.mark.parametrize(("large", "vectors"), [(10**9, 23), (1, 6)])
+def test_announced_vectors_are_those_that_the_lanczos_method_holds(monkeypatch, large, vectors):
+    """Rounded up to whole vectors. 23 for a large model would announce four times what it takes."""
+    held = []
+    monkeypatch.setattr(memory, "LARGE", large)
+    monkeypatch.setattr(effort, "LARGE", large)
+    monkeypatch.setattr(eigenvalues, "require_memory", lambda operator, count, *rest, show: held.append(count))
+    model = torch.nn.Linear(64, 1, bias=False)
+    data = [(torch.randn(80, 64), torch.zeros(80, 1))]
+    scope = landscape.Scope(loss_fn=landscape.supervised_loss(torch.nn.MSELoss()))
+    landscape.hessian_eigenvalues(model, data, k=2, rtol=0.01, scope=scope)
+    announced = eigenvalues_effort(2, max_matvecs=50).vectors_of(64)
+    assert announced == vectors == math.ceil(held[0])
+
+
 def test_efforts_add_up_and_a_long_run_is_announced(caplog):
     caplog.set_level("INFO", "landscape")
     assert sharpness_effort({"steps": 20, "restarts": 3}).gradients == 62
@@ -202,9 +221,9 @@ def test_efforts_add_up_and_a_long_run_is_announced(caplog):
     total = Effort(points=3, vectors=2) + Effort(points=2, products=4, vectors=7)
     assert total == Effort(points=5, products=4, vectors=7)
     assert total.seconds(loss=2.0, move=1.0) == 5 * 3 + 4 * 7 * 2
-    announce([Estimate(1, total, WORTH_SAYING - 1, 10, 10)])
+    announce([Estimate(1, total, WORTH_SAYING - 1, 10, 7, 10)])
     assert caplog.messages == []
-    announce([Estimate(1, total, WORTH_SAYING / 2, 10, 10), Estimate(2, total, 7200, 1000, 1_000_000)])
+    announce([Estimate(1, total, WORTH_SAYING / 2, 10, 7, 10), Estimate(2, total, 7200, 1000, 7, 1_000_000)])
     (message,) = caplog.messages
     assert message.startswith("3 results to measure, with at most 10 points and 8 products: at most about 2.0 hours")
     assert "7.0 MB for weights and 7 vectors as large" in message
