@@ -53,7 +53,8 @@ def measure(
     half of the examples, losses and forgetting on the other half. Finished measurements are kept beside the table: an
     interrupted run continues, and adding checkpoints measures only the new ones.
 
-    `--metric instruction_vector:tasks=FILE` adds what tuning changed of the instruction vectors of in-context tasks.
+    `--metric instruction_vector:tasks=FILE` adds what tuning changed of the instruction vectors of in-context tasks,
+    and `--metric own_kl` the KL divergence on what the base itself says to the prompts of the data.
 
         landscape measure base runs/* --old alpaca.jsonl --new tasks.jsonl
         landscape measure base runs/* --old alpaca.jsonl --new tasks.jsonl --metric trace
@@ -112,6 +113,10 @@ def _print_study(table: pandas.DataFrame, details: pandas.DataFrame, output: Pat
             ]
         )
     headings = ["forgetting", "old loss", "new loss", "KL old", "KL new", "distance"]
+    for column in (name for name in table if name.startswith("own_kl")):
+        headings.append(column.replace("own_kl", "own KL").replace("_", " "))
+        for cells_of_row, value in zip(outcomes, table[column], strict=True):
+            cells_of_row.append(f"{value:.4f}")
     if "instruction_vector_cosine" in table:
         headings += ["IV cosine", "few-shot lost"]
         for cells_of_row, (_, row) in zip(outcomes, table.iterrows(), strict=True):
@@ -142,7 +147,7 @@ def _is_shown(row: Any) -> bool:
     """Whether a number is flatness, and of a surface its curvature: the file has the others."""
     if row["metric"] == "surface":
         return row["column"].endswith(f"_curvature_{row['data']}") and "_center_" not in row["column"]
-    return row["metric"] not in ("forgetting", "distance", "instruction_vector")
+    return row["metric"] not in ("forgetting", "distance", "own_kl", "instruction_vector")
 
 
 def _cell(row: Any) -> str:

@@ -25,6 +25,13 @@ _ONLY_MEASURED = {
         "some losses for each ray",
         "Chen et al. 2025",
     ),
+    "own_kl": (
+        "KL of base and checkpoint on what the base itself says to the prompts of the data. The base completes each "
+        "prompt once, at temperature 1 and with at most `max_new_tokens` tokens. It needs records with a prompt and a "
+        "completion, or chats, in the old or in the new data.",
+        "one completion of each prompt by the base, and two losses",
+        "Shenfeld et al. 2025",
+    ),
     "instruction_vector": (
         "What tuning changed of the instruction vectors of in-context tasks. It needs `tasks`: a .jsonl file of "
         "records {task, input, output}, or builtin:words. The columns are means over the tasks: "
@@ -62,7 +69,7 @@ def metrics(name: MetricName = None, json_output: Json = False) -> None:
 def describe_metrics() -> dict[str, dict[str, Any]]:
     """What the registry says of every metric, by name."""
     from landscape.sharpness import SHARPNESS_METRICS
-    from landscape.study.request import BASIN_OPTIONS, INSTRUCTION_OPTIONS, SURFACE_OPTIONS
+    from landscape.study.request import BASIN_OPTIONS, INSTRUCTION_OPTIONS, OWN_KL_OPTIONS, SURFACE_OPTIONS
 
     described: dict[str, dict[str, Any]] = {}
     for name, metric in SHARPNESS_METRICS.items():
@@ -78,7 +85,12 @@ def describe_metrics() -> dict[str, dict[str, Any]]:
             "needs_base": metric.needs_base,
             "documentation": documentation,
         }
-    options = {"surface": SURFACE_OPTIONS, "basin": BASIN_OPTIONS, "instruction_vector": INSTRUCTION_OPTIONS}
+    options = {
+        "surface": SURFACE_OPTIONS,
+        "basin": BASIN_OPTIONS,
+        "own_kl": OWN_KL_OPTIONS,
+        "instruction_vector": INSTRUCTION_OPTIONS,
+    }
     for name, (description, cost, source) in _ONLY_MEASURED.items():
         described[name] = {
             "name": name,
@@ -88,7 +100,7 @@ def describe_metrics() -> dict[str, dict[str, Any]]:
             "cost": cost,
             "invariance": "",
             "source": source,
-            "needs_base": name == "instruction_vector",
+            "needs_base": name in ("own_kl", "instruction_vector"),
             "documentation": description,
         }
     return described

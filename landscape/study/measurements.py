@@ -19,6 +19,7 @@ from landscape.curvature.results import TraceEstimate
 from landscape.errors import InputError
 from landscape.forgetting.harness import BenchmarkForgetting
 from landscape.forgetting.losses import Forgetting, measure_forgetting
+from landscape.forgetting.own_samples import own_samples
 from landscape.instruction_vectors.changed import InstructionVectorChange
 from landscape.instruction_vectors.result import Estimate
 from landscape.objective.scope import Run, Scope
@@ -120,6 +121,28 @@ def forgetting_task(
     return Task("forgetting", Forgetting, measure)
 
 
+def own_kl_task(name: str, options: Mapping[str, Any], *, seed: int = 0, run: Run = Run()) -> Task:
+    """Return the task of measuring the KL of two checkpoints on what the first says to the prompts of a data set.
+
+    Args:
+        name: What the task is called.
+        options: Those of `own_samples`.
+        seed: Seed of the samples and of the bootstrap.
+        run: How it is run; only `progress` has a meaning.
+    """
+    sampled: dict[tuple[str, str], Any] = {}  # the base and the prompts are the same for all checkpoints
+
+    def measure(models: Sequence[Checkpoint], tokens: Any, journal: Path) -> Forgetting:
+        base, tuned = models
+        ((data, prompts),) = tokens.items()
+        key = base.digest, prompts.digest
+        if key not in sampled:
+            sampled[key] = own_samples(base, prompts, seed=seed, **options)
+        return measure_forgetting(base, tuned, {data: sampled[key]}, seed=seed, progress=run.progress)
+
+    return Task(name, Forgetting, measure)
+
+
 def distance_task() -> Task:
     """Return the task of measuring how far the second of two checkpoints is from the first."""
 
@@ -213,6 +236,8 @@ def numbers_of(result: Any, column: str, data: str) -> list[Number]:
     if isinstance(result, Forgetting):
         (task,) = result.tasks
         number = functools.partial(Number, tokens=task.tokens)
+        if column != "forgetting":  # On the base's own samples; losses on those are no outcome.
+            return [number(f"{column}_{data}", task.kl, interval=task.kl_interval)]
         rise = [number("forgetting", task.forgetting, interval=task.forgetting_interval)] if data == "old" else []
         return [
             *rise,

@@ -18,6 +18,7 @@ Metrics = Sequence[str | tuple[str, Mapping[str, Any]]]
 
 SURFACE_OPTIONS: dict[str, Any] = {"dim": 2, "points": 11, "span": 1.0, "normalize": "filter"}
 BASIN_OPTIONS: dict[str, Any] = {"height": "loss", "drop": None, "directions": 8, "normalize": "filter"}
+OWN_KL_OPTIONS: dict[str, Any] = {"max_new_tokens": 64}
 INSTRUCTION_OPTIONS: dict[str, Any] = {"tasks": None, "shots": 10, "prompts": 32, "heads": 10}
 NORMALIZATIONS = ("filter", "unit", "head", "layer", "none")  # a test compares them with the room of weights
 # Cheap, and of every kind: the SAM family, noise, curvature, what rescaling does not move, the picture's numbers.
@@ -40,7 +41,8 @@ def chosen_metrics(metrics: Metrics, known: Mapping[str, Described]) -> dict[str
 
     Args:
         metrics: Names of metrics, or names with options.
-        known: The sharpness metrics that there are; `surface` and `instruction_vector` are known beside them.
+        known: The sharpness metrics that there are; `surface`, `basin`, `own_kl` and `instruction_vector` are known
+            beside them.
 
     Raises:
         InputError: There is no metric, or a name, an option or a value that does not exist.
@@ -66,6 +68,7 @@ def _checked(name: str, options: dict[str, Any], known: Mapping[str, Described])
     others = {
         "surface": (SURFACE_OPTIONS, _checked_surface),
         "basin": (BASIN_OPTIONS, _checked_basin),
+        "own_kl": (OWN_KL_OPTIONS, _checked_own_kl),
         "instruction_vector": (INSTRUCTION_OPTIONS, _checked_instruction_vector),
     }
     check_name(name, [*known, *others])
@@ -78,6 +81,15 @@ def _checked(name: str, options: dict[str, Any], known: Mapping[str, Described])
             f"{as_typed('metric', name)} has no option {unknown[0]}; it has {', '.join(has)}.{nearest(unknown[0], has)}"
         )
     return check(options)
+
+
+def _checked_own_kl(options: dict[str, Any]) -> dict[str, Any]:
+    """Return all options of the divergence on own samples."""
+    options = OWN_KL_OPTIONS | options
+    value = options["max_new_tokens"]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"max_new_tokens={value!r} of metric 'own_kl' must be a whole number of at least 1.")
+    return options
 
 
 def _checked_instruction_vector(options: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from landscape.checkpoints import LoadOptions
 from landscape.data.tokens import DataOptions, TokenData
 from landscape.errors import InputError, MeasurementWarning, as_typed
+from landscape.forgetting.own_samples import has_prompts
 from landscape.instruction_vectors.prompts import VectorOptions
 from landscape.instruction_vectors.vector import Statistics
 from landscape.objective.scope import Run
@@ -25,6 +26,7 @@ from landscape.study.measurements import (
     distance_task,
     forgetting_task,
     numbers_of,
+    own_kl_task,
     random_surface_task,
     sharpness_task,
 )
@@ -72,9 +74,11 @@ def measure_checkpoints(
             `<output without .csv>.details.csv` says how sure each number is, in long form: checkpoint, digest, column,
             data, metric, options, value, stderr, low and high (95%), converged, tokens, seconds.
         metrics: Names of flatness metrics, or pairs (name, options); `FLATNESS_METRICS` has both. "surface" stands for
-            the metrics of a surface along random directions, ("instruction_vector", {"tasks": file}) for what changed
-            of the instruction vectors of in-context tasks (see `compare_instruction_vectors`), the others are those of
-            `compute_sharpness`. Default: `DEFAULT_METRICS`, cheap ones of every kind.
+            the metrics of a surface along random directions, "basin" for the radius of `compute_basin`, "own_kl" for
+            the KL on what the base says to the prompts of data that have some (see `own_samples`),
+            ("instruction_vector", {"tasks": file}) for what changed of the instruction vectors of in-context tasks (see
+            `compare_instruction_vectors`), the others are those of `compute_sharpness`. Default: `DEFAULT_METRICS`,
+            cheap ones of every kind.
         flatness_on: Whether flatness is that of the loss on "old" data, on "new" data, or on "both".
         seed: Seed for random directions and for sampling examples.
         data_options: How both data sets are read.
@@ -93,6 +97,7 @@ def measure_checkpoints(
         - loss_before_*, loss_after_*: of the base and of the checkpoint
         - accuracy_before_*, accuracy_after_*, accuracy_loss_*: of the next token; the fall from before to after
         - kl_*: KL(base || checkpoint)
+        - own_kl_*: the same on the base's own samples
         - distance, weight_norm: |w - w_base| and |w|, l2 over all parameters
         - METRIC_*, METRIC-option_value_*: flatness; the options tell two of the same metric apart
         - predicted_rise_*: g'D + D'HD / 2 at the base, for the step D from there, with displacement_curvature
@@ -223,9 +228,11 @@ def _columns(
     for name, (metric, options) in chosen.items():
         if metric == "instruction_vector":
             columns.append(_instruction_column(name, options, seed, run))
+        if metric == "own_kl":
+            columns += _own_kl_columns(halves, name, options, seed, run)
     for data in flatness_on:
         for name, (metric, options) in chosen.items():
-            if metric == "instruction_vector":  # It is of tasks of its own, not of the loss on either data set.
+            if metric in ("instruction_vector", "own_kl"):  # They are not of the loss on the first half of a data set.
                 continue
             make = {"surface": random_surface_task, "basin": basin_task}.get(metric)
             if make is not None:
@@ -244,6 +251,20 @@ def _instruction_column(name: str, options: Mapping[str, Any], seed: int, run: R
     statistics = Statistics(confidence=0.95, resamples=9999, seed=seed)
     task = change_task(vector_options, statistics, batch_tokens=4096, tasks=tasks, progress=run.progress)
     return _Column(name, "instruction_vector", of_file, "", None, task)
+
+
+def _own_kl_columns(
+    halves: Mapping[str, tuple[TokenData, TokenData]], name: str, options: dict[str, Any], seed: int, run: Run
+) -> list[_Column]:
+    """Return the divergence on the base's own samples for each data set that has prompts, on its second half."""
+    prompted = {data: second for data, (_, second) in halves.items() if has_prompts(second)}
+    if not prompted:
+        raise InputError(
+            f"{as_typed('metric', 'own_kl')} continues prompts, and neither the old nor the new data have records with "
+            "a prompt and a completion, or chats."
+        )
+    task = own_kl_task(name, options, seed=seed, run=run)
+    return [_Column(name, "own_kl", options, data, {data: second}, task) for data, second in prompted.items()]
 
 
 def _warn_of_checkpoints(comparison: Comparison) -> None:

@@ -166,7 +166,7 @@ def test_nearest():
 # --- metrics ------------------------------------------------------------------------------------------------
 
 
-OF_MEASURE = ("surface", "basin", "instruction_vector")  # what `landscape measure` takes beside them
+OF_MEASURE = ("surface", "basin", "own_kl", "instruction_vector")  # what `landscape measure` takes beside them
 
 
 def test_metrics_names_everything_that_measure_takes():

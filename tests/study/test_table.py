@@ -30,6 +30,7 @@ from landscape import (
     load_checkpoint,
     load_data,
     measure_forgetting,
+    own_samples,
 )
 from landscape.data.tokens import Example, TokenData
 from landscape.objective.scope import Run
@@ -85,6 +86,32 @@ def table(study, sources, tmp_path_factory):
     base, *checkpoints = study
     output = tmp_path_factory.mktemp("table") / "t.csv"
     return measure_checkpoints(base, checkpoints, *sources, output, metrics=METRICS, load_options=CPU), output
+
+
+def test_kl_on_own_samples_is_that_of_the_api_where_data_have_prompts(study, sources, tmp_path):
+    """On the second half, and sampled by the base: KL on the given completions differs by more than the tolerance."""
+    base, sam, *_ = study
+    starts = [(text, start) for text in TEXTS[:6] for start in (0, 3, 6, 9)]
+    records = [{"prompt": text[start : start + 20], "completion": text[start + 20 :]} for text, start in starts]
+    chats = tmp_path / "prompts.jsonl"
+    chats.write_text("".join(json.dumps(record) + "\n" for record in records))
+    asked = ["gradient_norm", ("own_kl", {"max_new_tokens": 6})]
+    table = measure_checkpoints(base, [sam], sources[0], str(chats), tmp_path / "t.csv", metrics=asked, **READING)
+    origin, tuned = (load_checkpoint(path, device="cpu") for path in (base, sam))
+    _, second = disjoint_halves(load_data(str(chats), origin.tokenizer, max_length=64))
+    (expected,) = measure_forgetting(origin, tuned, {"new": own_samples(origin, second, max_new_tokens=6)}).tasks
+    assert table["own_kl_new"][0] == pytest.approx(expected.kl, rel=1e-6)  # the same sums, in another order at most
+    assert abs(table["kl_new"][0] - expected.kl) > 1e-3 * expected.kl
+    assert not {"own_kl_old", "own_kl", "loss_after_own_kl_new"} & set(table)
+    (detail,) = (row for row in table.attrs["details"] if row["column"] == "own_kl_new")
+    assert detail["low"] <= expected.kl <= detail["high"]
+    assert detail["tokens"] == expected.tokens
+    with pytest.raises(InputError, match="neither the old nor the new data have records with a prompt"):
+        measure_checkpoints(base, [sam], *sources, tmp_path / "no.csv", metrics=asked, **READING)
+    asked = [("own_kl", {"max_new_tokens": 0})]
+    with pytest.raises(InputError, match="max_new_tokens=0 of metric 'own_kl' must be a whole number"):
+        measure_checkpoints(base, [sam], *sources, tmp_path / "no.csv", metrics=asked, **READING)
+    assert not (tmp_path / "no.csv").exists()
 
 
 def test_numbers_are_those_of_the_api(study, sources, table):
