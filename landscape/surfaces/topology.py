@@ -85,6 +85,8 @@ class Topology(Result):
     def smad(self) -> float:
         """Saddle-minimum average distance: the mean persistence of all pairs; 0 where there is a single minimum.
 
+        Landscaper 1.3 prints another average under this name: the first saddle over every minimum, the lowest too.
+
         Source:
             Chen et al. 2026 (Landscaper, arXiv 2602.07135).
         """
