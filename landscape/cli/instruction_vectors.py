@@ -152,7 +152,7 @@ def _print_changes(changes: list[InstructionVectorChange]) -> None:
     for change in changes:
         for task in change.tasks:
             recovered = {r.vector: r for r in task.recoveries if r.prompts == "few-shot"}
-            other = recovered.get("other task")
+            other, beyond = recovered.get("other task"), recovered["base"].over_random
             rows.append(
                 [
                     change.name,
@@ -163,19 +163,20 @@ def _print_changes(changes: list[InstructionVectorChange]) -> None:
                     _in_percent(task.few_shot.lost, "+"),
                     _in_percent(task.zero_shot.lost, "+"),
                     _in_percent(recovered["base"].gained, "+"),
-                    _in_percent(recovered["random"].gained, "+"),
+                    _in_percent(beyond, "+") if beyond else "",
                     _in_percent(other.gained, "+") if other else "",
                 ]
             )
     headings = ("checkpoint", "task", "cosine", "heads kept", "effect lost", "few-shot lost", "zero-shot lost")
     console.print()
-    gains = ("base's vector", "random vector", "other task's")
+    gains = ("base's vector", "beyond random", "other task's")
     print_table(console, [*headings, *gains], rows, left=("task",))
     print_note(
         console,
         f"Against {changes[0].base}, on the same prompts. Heads kept: share of the base's heads that are the "
         "checkpoint's too (in brackets: for other prompts in the base, and at random). Lost: positive where tuning "
-        "made it worse. The last columns: few-shot accuracy gained when that vector is added to the checkpoint.",
+        "made it worse. The last columns: few-shot accuracy gained when that vector is added to the checkpoint; beyond "
+        "random: by how much the base's vector does better there than random vectors as long.",
     )
 
 

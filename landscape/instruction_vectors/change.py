@@ -241,6 +241,7 @@ def _recoveries(
         for words, prompts, plain in zip(
             ("few-shot", "zero-shot"), (tuned.prompts.few_shot, tuned.prompts.zero_shot), without, strict=True
         ):
+            steered = {}
             for kind, several in vectors.items():
                 right = []
                 for vector in several:
@@ -253,8 +254,11 @@ def _recoveries(
                             lambda added=added: tuned.attention.adding(before.layer, added),  # type: ignore[misc]
                         )[:, 1]
                     )
-                steered = np.mean(right, axis=0)
-                recoveries.append(Recovery(words, kind, float(steered.mean()), mean_of(steered - plain, *over)))
+                steered[kind] = np.mean(right, axis=0)
+            for kind, share in steered.items():
+                over_random = None if kind == "random" else mean_of(share - steered["random"], *over)
+                gained = mean_of(share - plain, *over)
+                recoveries.append(Recovery(words, kind, float(share.mean()), gained, over_random))
     return tuple(recoveries)
 
 

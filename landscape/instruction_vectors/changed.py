@@ -37,12 +37,14 @@ class Recovery:
             the base's vector of another task, scaled to its length.
         accuracy: Share of right answers with the vector.
         gained: Rise of that share over the tuned model without it.
+        over_random: Rise of that share over the mean of the random vectors, question by question; None for these.
     """
 
     prompts: str
     vector: str
     accuracy: float
     gained: Estimate
+    over_random: Estimate | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,11 @@ class InstructionVectorChange(Result):
                 for name, change in (("few-shot", task.few_shot), ("zero-shot", task.zero_shot))
             ]
             rows += [
-                (f"    {recovery.vector} vector", f"{recovery.accuracy:.1%}, gained {recovery.gained.in_words('+.1%')}")
+                (
+                    f"    {recovery.vector} vector",
+                    f"{recovery.accuracy:.1%}, gained {recovery.gained.in_words('+.1%')}"
+                    + (f", {recovery.over_random.in_words('+.1%')} over random" if recovery.over_random else ""),
+                )
                 for recovery in task.recoveries
                 if recovery.prompts == "few-shot" and not math.isnan(recovery.accuracy)
             ]

@@ -47,6 +47,10 @@ def test_a_model_against_itself_has_changed_nothing_and_without_its_heads_it_has
         assert task.few_shot.lost.value > 0.2  # It no longer sees which task the examples are of.
         kinds = [(recovery.prompts, recovery.vector) for recovery in task.recoveries]
         assert kinds == [(p, v) for p in ("few-shot", "zero-shot") for v in ("base", "random", "other task")]
+        for base, random, other in (task.recoveries[:3], task.recoveries[3:]):
+            assert random.over_random is None
+            for one in (base, other):  # means of differences are differences of means
+                assert one.over_random.value == pytest.approx(one.accuracy - random.accuracy, abs=1e-12)
     # In the last layer a vector reaches the answer as a bias would: the same share of right answers without hooks.
     task = tasks["copy"]
     known = compute_instruction_vector(model, task, tokenizer=tokenizer, options=OPTIONS, resamples=199)

@@ -231,9 +231,12 @@ def test_many_checkpoints_are_counted_and_not_listed(tmp_path):
     assert "Of 9 checkpoints, 3 lost on old, 0 got better, and of 6 no change" in report_html(tmp_path).summary[0]
 
 
-def vector_change_of(name: str, lost: Estimate, gained: Estimate) -> InstructionVectorChange:
+def vector_change_of(name: str, lost: Estimate, gained: Estimate, over_random: Estimate) -> InstructionVectorChange:
     sure, half = Estimate(0.9, 0.8, 1.0), AccuracyChange(0.9, 0.9 - lost.value, lost)
-    recoveries = tuple(Recovery("few-shot", v, 0.8, gained) for v in ("base", "random", "other task"))
+    recoveries = tuple(
+        Recovery("few-shot", v, 0.8, gained, None if v == "random" else over_random)
+        for v in ("base", "random", "other task")
+    )
     task = TaskChange("plurals", sure, sure, sure, 0.9, 0.1, 0.5, 0.4, lost, half, half, recoveries)
     return InstructionVectorChange(name, "base", (task,), 0.95, 99, ORIGIN)
 
@@ -248,14 +251,17 @@ def test_instruction_vectors_have_maps_and_sentences_within_their_intervals(tmp_
         )  # fmt: skip
         vector.save(tmp_path / f"vector-{len(name)}.json")
     some, none = Estimate(0.2, 0.1, 0.3), Estimate(0.2, -0.1, 0.5)
-    for name, lost, gained in (("a", some, some), ("b", some, none), ("c", none, some)):
-        vector_change_of(name, lost, gained).save(tmp_path / f"{name}.json")
+    for name, *estimates in (
+        ("a", some, some, some), ("b", some, none, some), ("c", none, some, some), ("d", some, some, none)
+    ):  # fmt: skip
+        vector_change_of(name, *estimates).save(tmp_path / f"{name}.json")
     page = report_html(tmp_path)
     said = "\n".join(page.summary)
     assert "a lost few-shot accuracy against base on 1 of 1 in-context tasks" in said
-    assert "on 1 of these the base's vector brought some of it back" in said.split("b lost")[0]
+    assert "on 1 of these the base's vector brought back more of it than random ones" in said.split("b lost")[0]
     assert "on 0 of these the base's vector" in said.split("b lost")[1]
     assert "c lost few-shot accuracy against base on 0 of 1" in said
+    assert "on 0 of these the base's vector" in said.split("d lost")[1]  # random vectors may have done as well
     assert "1.2, 0.3" in page.html
     assert SCRIPT not in page.html
 

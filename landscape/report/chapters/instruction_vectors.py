@@ -47,8 +47,8 @@ def _changes(found: list[Found[InstructionVectorChange]], title: str) -> Section
         "few-shot accuracy lost",
         "zero-shot accuracy lost",
         "few-shot accuracy gained with the base's vector",
-        "with random vectors",
-        "with another task's",
+        "beyond random vectors",
+        "gained with another task's",
     ]
     confidence = found[0].content.confidence
     caption = (
@@ -60,7 +60,9 @@ def _changes(found: list[Found[InstructionVectorChange]], title: str) -> Section
 
 
 def _row(task: TaskChange) -> Row:
-    gained = {recovery.vector: recovery.gained for recovery in task.recoveries if recovery.prompts == "few-shot"}
+    few_shot = {recovery.vector: recovery for recovery in task.recoveries if recovery.prompts == "few-shot"}
+    shown = [few_shot["base"].gained, few_shot["base"].over_random]
+    shown.append(few_shot["other task"].gained if "other task" in few_shot else None)  # of one task there is no other
     return [
         task.task,
         estimate_cell(task.cosine, ".3f"),
@@ -69,10 +71,7 @@ def _row(task: TaskChange) -> Row:
         estimate_cell(task.effect_lost, "+.3f"),
         estimate_cell(task.few_shot.lost, "+.1%"),
         estimate_cell(task.zero_shot.lost, "+.1%"),
-        *(
-            estimate_cell(gained[vector], "+.1%") if vector in gained else Cell("")  # of one task there is no other
-            for vector in ("base", "random", "other task")
-        ),
+        *(Cell("") if estimate is None else estimate_cell(estimate, "+.1%") for estimate in shown),
     ]
 
 
@@ -85,13 +84,21 @@ def _sentences(changes: list[InstructionVectorChange]) -> list[str]:
         said.append(
             f"{change.name} lost few-shot accuracy against {change.base} on {len(lost)} of {len(change.tasks)} "
             "in-context tasks, by intervals above zero"
-            + (f"; on {len(back)} of these the base's vector brought some of it back." if lost else ".")
+            + (
+                f"; on {len(back)} of these the base's vector brought back more of it than random ones."
+                if lost
+                else "."
+            )
         )
     return said
 
 
 def _brought_back(task: TaskChange) -> bool:
-    return any(r.vector == "base" and r.prompts == "few-shot" and r.gained.low > 0 for r in task.recoveries)
+    """Whether the base's vector brought answers back, and more than random vectors as long did."""
+    return any(
+        r.vector == "base" and r.prompts == "few-shot" and r.gained.low > 0 and r.over_random and r.over_random.low > 0
+        for r in task.recoveries
+    )
 
 
 CHAPTER = Chapter(results_of(InstructionVector, InstructionVectorChange), _part)
