@@ -1,9 +1,9 @@
 """Pictures of results. Matplotlib draws figures for papers, and plotly draws pages to look around in.
 
 Each kind of picture has a folder: its public functions are in `figures.py`, `paper.py` and `interactive.py` draw with
-one of the two libraries, and `shared.py` holds what both need. What all kinds share lives here: `basics.py` and
-`ticks.py` for both libraries, `paper_style.py` for figures, `interactive_style.py` and `page/` for pages. Neither
-library is imported before something is drawn.
+one of the two libraries, and the other files (`shared.py`; of surfaces `arrangement.py`, `scale.py` and `captions.py`)
+hold what both need. What all kinds share lives here: `basics.py` and `ticks.py` for both libraries, `paper_style.py`
+for figures, `interactive_style.py` and `page/` for pages. Neither library is imported before something is drawn.
 """
 
 from landscape.plotting.any_result import plot
@@ -28,8 +28,9 @@ from landscape.plotting.instruction_vectors.figures import (
     plot_instruction_vectors,
     write_instruction_vector_figures,
 )
+from landscape.plotting.surfaces.arrangement import require_comparable
+from landscape.plotting.surfaces.captions import caption_for
 from landscape.plotting.surfaces.figures import plot_surfaces, surfaces_html, write_figures
-from landscape.plotting.surfaces.shared import caption_for, require_comparable
 
 __all__ = [
     "caption_for",

@@ -83,10 +83,10 @@ def texts(figure) -> str:
 
 def interactive(surfaces, log=False):
     """The figures of the page: one of each plane, or one of all lines."""
-    from landscape.plotting.surfaces import shared
+    from landscape.plotting.surfaces.arrangement import arrange
     from landscape.plotting.surfaces.interactive import surface_section
 
-    return [plot.figure for plot in surface_section(shared.arrange(surfaces, log), "").plots]
+    return [plot.figure for plot in surface_section(arrange(surfaces, log), "").plots]
 
 
 # --- paper, two dimensions ----------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from landscape.plotting.basics import clean
 from landscape.plotting.files import write_figure, write_page
+from landscape.plotting.surfaces.arrangement import arrange
+from landscape.plotting.surfaces.captions import caption_for
 from landscape.plotting.surfaces.interpolation import interpolation_note
-from landscape.plotting.surfaces.shared import arrange, caption_for, loss_scale
+from landscape.plotting.surfaces.scale import loss_scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

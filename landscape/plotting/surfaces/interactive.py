@@ -11,17 +11,10 @@ import plotly.graph_objects as go
 from landscape.plotting.basics import clean, shorten
 from landscape.plotting.interactive_style import ROW, new_figure, plotly_text
 from landscape.plotting.page import Cell, Plot, Section, Table
+from landscape.plotting.surfaces.arrangement import Arrangement, aspect, shown_name
+from landscape.plotting.surfaces.captions import center_name, center_text, notes
 from landscape.plotting.surfaces.interactive_lines import lines_figure
-from landscape.plotting.surfaces.shared import (
-    Arrangement,
-    LossScale,
-    aspect,
-    center_name,
-    center_text,
-    loss_scale,
-    notes,
-    shown_name,
-)
+from landscape.plotting.surfaces.scale import LossScale, loss_scale
 
 if TYPE_CHECKING:
     from landscape.surfaces.result import Marker, Surface

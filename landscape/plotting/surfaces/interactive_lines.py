@@ -10,17 +10,16 @@ import plotly.graph_objects as go
 
 from landscape.plotting.basics import COLORS, clean, shorten
 from landscape.plotting.interactive_style import BUTTONS, DASHES, LINE_AXIS, ROW, add_heading, new_figure, plotly_text
-from landscape.plotting.surfaces.shared import (
+from landscape.plotting.surfaces.arrangement import (
     Arrangement,
-    LossScale,
     band_of,
     differ_in_eigenvectors,
-    loss_scale,
     marked_places,
-    notes,
     shared_label,
     shown_name,
 )
+from landscape.plotting.surfaces.captions import notes
+from landscape.plotting.surfaces.scale import LossScale, loss_scale
 
 if TYPE_CHECKING:
     from landscape.surfaces.result import Surface

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from landscape.plotting.surfaces.shared import LossScale
+    from landscape.plotting.surfaces.scale import LossScale
     from landscape.surfaces.result import Surface
 
 _LEAST, _ENOUGH = 7, 50  # points on an axis: below, nothing can be left out; above, contours look smooth anyway

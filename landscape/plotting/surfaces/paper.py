@@ -24,16 +24,11 @@ from landscape.plotting.paper_style import (
     text_width,
     wrapped,
 )
+from landscape.plotting.surfaces.arrangement import Arrangement, aspect, differ_in_eigenvectors
+from landscape.plotting.surfaces.captions import center_text, notes
 from landscape.plotting.surfaces.interpolation import finer_surface
 from landscape.plotting.surfaces.paper_lines import draw_lines
-from landscape.plotting.surfaces.shared import (
-    Arrangement,
-    LossScale,
-    aspect,
-    center_text,
-    differ_in_eigenvectors,
-    notes,
-)
+from landscape.plotting.surfaces.scale import LossScale
 from landscape.plotting.ticks import linear_ticks
 
 if TYPE_CHECKING:

@@ -25,16 +25,15 @@ from landscape.plotting.paper_style import (
     set_ticks,
     text_width,
 )
-from landscape.plotting.surfaces.shared import (
+from landscape.plotting.surfaces.arrangement import (
     Arrangement,
-    LossScale,
     band_of,
-    center_text,
     differ_in_eigenvectors,
     marked_places,
-    notes,
     shared_label,
 )
+from landscape.plotting.surfaces.captions import center_text, notes
+from landscape.plotting.surfaces.scale import LossScale
 
 if TYPE_CHECKING:
     from landscape.surfaces.result import Surface

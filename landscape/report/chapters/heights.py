@@ -9,8 +9,9 @@ import numpy as np
 
 from landscape.plotting.basics import clean, number
 from landscape.plotting.page import Cell, Row, Table
+from landscape.plotting.surfaces.arrangement import arrange, only_heights
+from landscape.plotting.surfaces.captions import caption_for, center_name
 from landscape.plotting.surfaces.interactive import surface_section
-from landscape.plotting.surfaces.shared import arrange, caption_for, center_name, only_heights
 from landscape.report.chapters.surfaces import first_draw, part_of_groups
 from landscape.report.reading import Chapter, File, Found, Part, results_of
 from landscape.report.words import FEW, of_error, provenance_tables

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from landscape.errors import InputError
 from landscape.plotting.basics import clean
 from landscape.plotting.page import Plot, Table
+from landscape.plotting.surfaces.arrangement import arrange
+from landscape.plotting.surfaces.captions import caption_for
 from landscape.plotting.surfaces.interactive import surface_section
 from landscape.plotting.surfaces.interactive_profiles import profile_caption, profile_figure
-from landscape.plotting.surfaces.shared import arrange, caption_for
 from landscape.report.reading import Chapter, Found, Part, by_place, grouped, results_of, titled
 from landscape.report.words import of_error, of_interval, provenance_tables, signed_interval
 from landscape.results import digest_of
