@@ -31,7 +31,7 @@ def demo(
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show the whole story on built-in data, without any download.
+    """Show the whole story on built-in data without any download, or with --real on SmolLM2.
 
     A tiny model is pre-trained on Python's documentation and fine-tuned on Python code, once with AdamW and once with
     SAM. The demo then compares how flat the two are and what they forgot of the documentation, and ends with one

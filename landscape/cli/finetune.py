@@ -53,7 +53,7 @@ def finetune(
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a checkpoint with AdamW, SAM or adaptive SAM.
+    """Fine-tune a checkpoint with AdamW or with one of four forms of SAM.
 
     The result is a Hugging Face checkpoint folder with one more file, landscape.json, which records the settings and
     the losses. An interrupted run continues when the same command is given again.

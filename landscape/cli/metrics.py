@@ -132,7 +132,8 @@ def _print_metric(name: str, described: dict[str, Any], *, is_whole: bool) -> No
         if text := _as_text(described[key]):
             grid.add_row(Text(label, style="dim"), Text(text))
     if described["needs_base"]:
-        grid.add_row(Text("needs", style="dim"), Text("the base checkpoint (--base)"))
+        where = "the first argument of `landscape measure`" if name in _ONLY_MEASURED else "--base"
+        grid.add_row(Text("needs", style="dim"), Text(f"the base checkpoint ({where})"))
     console.print(Padding(grid, (0, 0, 0, 2), expand=False))
     if is_whole:
         console.print()

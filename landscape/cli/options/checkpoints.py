@@ -8,7 +8,7 @@ import typer
 
 from landscape.cli.options.declaring import MEASUREMENT, value
 
-_CHECKPOINT_HELP = "Folders of checkpoints or of adapters, or Hugging Face hub ids, also as id@revision."
+_CHECKPOINT_HELP = "Folders of checkpoints or of adapters, GGUF files, or Hugging Face hub ids, also as id@revision."
 Checkpoints = Annotated[list[str], typer.Argument(metavar="CKPT", help=_CHECKPOINT_HELP)]
 TunedCheckpoints = Annotated[
     list[str], typer.Argument(metavar="CKPT", help=f"The fine-tuned checkpoints. {_CHECKPOINT_HELP}")
