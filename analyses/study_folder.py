@@ -54,7 +54,8 @@ def read_settings(path: Path, quick: bool) -> dict:
         without = changes.pop("without", [])
         for name, value in changes.items():
             settings[name] = settings[name] | value if isinstance(value, dict) else value
-        settings["metrics"] = [m for m in settings["metrics"] if m["column"] not in without]
+        if without:
+            settings["metrics"] = [m for m in settings["metrics"] if m["column"] not in without]
     return settings
 
 

@@ -44,8 +44,8 @@ def planes(model: Any, data: Any, settings: dict, seed: int) -> dict[str, float]
     return row
 
 
-def basin_radii(model: Any, data: Any, settings: dict, seed: int, base: Any) -> dict[str, float]:
-    """How far the loss holds along random rays (median), the worst case and the step from the base.
+def basin_radii(model: Any, data: Any, settings: dict, seed: int, base: Any = None) -> dict[str, float]:
+    """How far the loss holds along random rays (median), the worst case, and with a base along the step from there.
 
     The first two are over the norm of the weights, the last is in steps. A radius that is longer than its ray counts as
     the end of the ray.
@@ -54,7 +54,9 @@ def basin_radii(model: Any, data: Any, settings: dict, seed: int, base: Any) -> 
     basin = landscape.compute_basin(
         model, few, drop=settings["drop"], directions=settings["directions"], base=base, seed=seed, run=QUIET
     )
-    along = {"random": basin.median, "worst": basin.worst.value, "step": basin.step.value}
+    along = {"random": basin.median, "worst": basin.worst.value}
+    if basin.step is not None:
+        along["step"] = basin.step.value
     ends = {"random": 1.0, "worst": 1.0, "step": 2.0}  # of the rays of `compute_basin`
     return {f"basin_{name}": min(radius, ends[name]) for name, radius in along.items()}
 
