@@ -153,7 +153,7 @@ def hessian(
     if check:
         tasks = [Task("check", CurvatureCheck, check_products)]
     else:
-        tasks = [Task("eigenvalues", Eigenvalues, eigenvalues, effort=eigenvalues_effort(top + 1, max_matvecs))]
+        tasks = [Task("eigenvalues", Eigenvalues, eigenvalues, effort=eigenvalues_effort(top + 1, max_matvecs, rtol))]
         for name in [None, *dict.fromkeys(weighting or ())]:
             named = "trace" if name is None else f"trace-{name}"
             tasks.append(Task(named, TraceEstimate, functools.partial(trace, name), effort=trace_effort(max_probes)))

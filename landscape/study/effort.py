@@ -13,7 +13,7 @@ from typing import Any
 
 from landscape.checkpoints import Checkpoint
 from landscape.curvature.operators.memory import LARGE, WORKING_VECTORS, in_bytes
-from landscape.linalg.basis import PACKED_SHARE
+from landscape.linalg.basis import PACKED_RTOL, PACKED_SHARE
 from landscape.linalg.lanczos import default_basis_size
 from landscape.objective.objective import Objective
 from landscape.parallel import distributed
@@ -125,12 +125,14 @@ def sharpness_effort(options: Mapping[str, Any]) -> Effort:
     if "max_probes" in options:
         most += Effort(products=int(options["max_probes"]), vectors=3)
     if "max_matvecs" in options:
-        most += Effort(products=int(options["max_matvecs"]), eigenvalues=1)
+        most += eigenvalues_effort(1, int(options["max_matvecs"]), float(options.get("rtol", PACKED_RTOL)))
     return most
 
 
-def eigenvalues_effort(k: int, max_matvecs: int) -> Effort:
-    """Return the effort of `k` eigenvalues by at most `max_matvecs` products."""
+def eigenvalues_effort(k: int, max_matvecs: int, rtol: float) -> Effort:
+    """Return the effort of `k` eigenvalues to `rtol` by at most `max_matvecs` products."""
+    if rtol < PACKED_RTOL:  # The basis is not packed then, however large the model is.
+        return Effort(products=max_matvecs, vectors=default_basis_size(k) + WORKING_VECTORS)
     return Effort(products=max_matvecs, eigenvalues=k)
 
 
