@@ -289,7 +289,8 @@ def legend_text(name: str, remarks: Sequence[str], width: float) -> str:
         >>> legend_text("run", ["loss 1.25", "0.5% of the step lost"], 1.3).splitlines()
         ['run, loss 1.25,', '0.5% of the step', 'lost']
     """
-    room, size = width - LEGEND_LINE, _SIZES["legend.fontsize"]
+    size = _SIZES["legend.fontsize"]
+    room = width - LEGEND_LINE - text_width(",", size)
     *lines, last = wrapped_anywhere(shorten(clean(name), 100), room, size) or [" "]
     for remark in remarks:
         if text_width(f"{last}, {remark}", size) <= room:
