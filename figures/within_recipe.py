@@ -126,7 +126,7 @@ def forest(axes: Any, results: dict) -> None:
     )
     for colour, name in KINDS.values():
         axes.plot([], [], "o", color=colour, label=name)
-    axes.legend(frameon=False, loc="lower left", fontsize=7)
+    axes.legend(frameon=False, loc="upper left", fontsize=7)
     axes.set_title("d  what goes with forgetting", loc="left", fontweight="bold")
 
 
