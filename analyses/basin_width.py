@@ -26,6 +26,7 @@ import numpy as np
 import pandas
 import torch
 from scipy import stats
+from smollm2_results import corrected
 from study_folder import claim, plain, read_settings, versions, write_json, write_lines
 from study_measures import basin_radii, norms, spread
 from study_models import random_start, train_tokenizer
@@ -210,15 +211,15 @@ def conclude(output: Path) -> str:
         for column in ("basin_random_old", "basin_worst_old", "basin_random_new", "loss_old")
     }
     apart = sam_against_adamw(checkpoints)
-    p_values = holm([wide["basin_random_old"]["p"], apart["p"]])
+    first, second = corrected([wide["basin_random_old"], apart])
     table = landscape.correlate(
         checkpoints, flatness=[*RADII, *BESIDE], factors=list(FACTORS), groups="base",
         resampling=landscape.Resampling(9999),
     )  # fmt: skip
     results = {
-        "W1": wide["basin_random_old"] | {"p_holm": p_values[0]},
+        "W1": first,
         "slopes": wide,
-        "W2": apart | {"p_holm": p_values[1]},
+        "W2": second,
         "W3": landscape.estimand_table(table).to_dict("records"),
         "left": int((checkpoints["basin_step"] < 1).sum()),
         "lost": int((checkpoints["forgetting"] > 0.1).sum()),
@@ -243,16 +244,6 @@ def sam_against_adamw(checkpoints: pandas.DataFrame) -> dict[str, float]:
     values = (of["sam"] - of["adamw"]).to_numpy()
     mean, half = float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return {"value": mean, "low": mean - half, "high": mean + half, "p": float(stats.ttest_1samp(values, 0).pvalue)}
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """Holm's correction, in the order given."""
-    order = np.argsort(p_values)
-    corrected, worst = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(p_values) - place) * p_values[index]))
-        corrected[index] = worst
-    return corrected
 
 
 def in_words(results: dict) -> str:

@@ -68,8 +68,11 @@ def test_verdicts_find_what_was_planted_and_nothing_where_nothing_was(study, tmp
     assert [line.rpartition(": ")[2] for line in said.splitlines() if line.startswith(("W1", "W2"))] == [
         "no evidence"
     ] * 2
-    assert study.holm([0.04, 0.01]) == [0.04, 0.02]
-    assert study.holm([0.03, 0.02]) == [0.04, 0.04]  # a larger p is never corrected to less than a smaller one
+    assert [row["p_holm"] for row in study.corrected([{"p": 0.04}, {"p": 0.01}])] == [0.04, 0.02]
+    assert [row["p_holm"] for row in study.corrected([{"p": 0.03}, {"p": 0.02}])] == [
+        0.04,
+        0.04,
+    ]  # a larger p is never corrected to less than a smaller one
 
 
 @pytest.mark.slow
