@@ -37,8 +37,9 @@ def _overview() -> str:
         lines.append("")
     lines += [
         "Exit codes: 0 done; 2 wrong input, and one sentence on standard error says what; 130 interrupted, and the",
-        "same command again continues; 1 an error of ours, or a product that `hessian --check` shows to be wrong. Tables go to standard output and notes to standard error;",
-        "with `--json` standard output is [one JSON document](../howto/json.md).",
+        "same command again continues; 1 an error of ours, or a product that `hessian --check` shows to be wrong.",
+        "Tables go to standard output and notes to standard error; with `--json` standard output is",
+        "[one JSON document](../howto/json.md).",
         "",
     ]
     return "\n".join(lines)
