@@ -91,6 +91,7 @@ from .public.fetching import fetch as fetch
 from .study.table import measure_checkpoints as measure_checkpoints
 from .correlation import correlate as correlate
 from .correlation import estimand_table as estimand_table
+from .correlation import mixed_models as mixed_models
 from .correlation import simulate_design as simulate_design
 from .correlation import Resampling as Resampling
 from .report import report_html as report_html

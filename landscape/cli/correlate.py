@@ -17,6 +17,7 @@ from landscape.cli.options.statistics import (
     Groups,
     Hyperparameter,
     Method,
+    Mixed,
     Resamples,
     Table,
 )
@@ -46,6 +47,7 @@ def correlate(
     hyperparameter: Hyperparameter = None,
     confidence: Confidence = 0.95,
     resamples: Resamples = 9999,
+    mixed: Mixed = False,
     color: Color = None,
     output: OutputFolder = Path("landscape-correlate"),
     style: Style = "paper",
@@ -55,7 +57,7 @@ def correlate(
 
     The command prints correlations with intervals and p-values, alone and with other columns held fixed, and draws
     scatter plots and a forest plot. With --factor or nested groups it tells three questions apart: over all runs, among
-    runs tuned alike, and within the widest group.
+    runs tuned alike, and within the widest group. --mixed adds linear mixed models as a second opinion.
 
         landscape correlate table.csv --groups recipe/base --factor optimizer --factor lr
         landscape correlate table.csv --flatness trace_old --control kl_new
@@ -65,12 +67,26 @@ def correlate(
         [forgetting, color, *(flatness or ()), *(control or ()), *(factor or ()), *(hyperparameter or ())],
         groups,
     )
-    from landscape.correlation import Resampling, estimand_table, read_table
+    from landscape.correlation import Resampling, estimand_table, mixed_models, read_table
     from landscape.correlation import correlate as run
+    from landscape.errors import InputError
     from landscape.plotting import write_correlation_figures
     from landscape.results import digest_of, results_folder, write_json, write_text
 
+    if mixed and not groups:
+        raise InputError("--mixed needs --groups, such as the column of each checkpoint's base.")
     frame = read_table(table)
+    models = None
+    if mixed:
+        models = mixed_models(
+            frame,
+            groups=str(groups),
+            flatness=flatness,
+            forgetting=forgetting,
+            controls=control or (),
+            factors=factor or (),
+            confidence=confidence,
+        )
     correlations = run(
         frame,
         flatness=flatness,
@@ -91,7 +107,7 @@ def correlate(
     }
     summary = {"settings": settings, "rows": correlations.to_dict("records")}
     designed = "factors" in correlations.attrs or "levels" in correlations.attrs
-    files = ("estimands.csv", *FILES) if designed else FILES
+    files = (*(["estimands.csv"] if designed else []), *(["mixed.csv"] if mixed else []), *FILES)
     with results_folder(output, settings, files):
         write_correlation_figures(correlations, frame, output, color=color, style=style)
         write_text(output / "correlate.csv", correlations.to_csv(index=False))
@@ -99,6 +115,9 @@ def correlate(
             estimands = estimand_table(correlations)
             write_text(output / "estimands.csv", estimands.to_csv(index=False))
             summary["estimands"] = estimands.to_dict("records")
+        if models is not None:
+            write_text(output / "mixed.csv", models.to_csv(index=False))
+            summary["mixed"] = models.to_dict("records")
         write_json(output / "summary.json", summary)
     if json_output:
         print_json(summary)
@@ -106,6 +125,8 @@ def correlate(
         _print_estimands(correlations, estimands, confidence)
     else:
         _print_correlations(correlations, confidence)
+    if models is not None and not json_output:
+        _print_models(models, confidence)
     print_written(*(output / name for name in files))
 
 
@@ -142,6 +163,29 @@ def _print_estimands(correlations: pandas.DataFrame, estimands: pandas.DataFrame
     for note, metrics in notes:
         which = "all metrics" if len(metrics) == len(correlations) else ", ".join(map(str, metrics))
         print_note(console, f"{which}: {note}.")
+
+
+def _print_models(models: pandas.DataFrame, confidence: float) -> None:
+    """Print the slopes of the mixed models, of which `models` has a row per metric."""
+    console = open_console()
+    rows = [
+        [
+            str(row["metric"]),
+            f"{row['n']}",
+            f"{row['n_groups']}",
+            _with_ends(row["slope"], row["low"], row["high"]),
+            f"{row['p']:.3g}" if row["p"] == row["p"] else "-",
+            row["note"],
+        ]
+        for _, row in models.iterrows()
+    ]
+    headings = ["metric", "n", "groups", "slope in a mixed model", "p", "note"]
+    print_table(console, headings, rows, left=("note",), file="mixed.csv")
+    print_note(
+        console,
+        f"Mixed models: slope between ranks in standard deviations, {confidence:.0%} intervals; p of one metric, not "
+        "corrected for the number of metrics.",
+    )
 
 
 def _print_correlations(correlations: pandas.DataFrame, confidence: float) -> None:

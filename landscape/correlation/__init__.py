@@ -8,7 +8,7 @@ With `groups`, intervals therefore count whole groups, and with `factors`, runs 
 among runs tuned alike, and within a group. `held` says what each of them holds fixed, `exchange` which rows and groups
 may trade places in permutations, `prediction` how well a metric orders runs and predicts new groups, and `simulation`
 how often all this errs on a design like yours. `resampling` says how many draws are made, `statistics` has correlations
-of plain arrays, and `table` reads columns.
+of plain arrays, and `table` reads columns. `mixed` fits linear mixed models, as a second opinion.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from scipy import stats
 
 from landscape.correlation.correlations import COLUMNS, Correlations
 from landscape.correlation.estimands import ESTIMANDS, column, estimand_table
+from landscape.correlation.mixed import mixed_models
 from landscape.correlation.resampling import Resampling
 from landscape.correlation.simulation import simulate_design
 from landscape.correlation.statistics import METHODS, granulated_kendall
-from landscape.correlation.table import group_levels, number_columns, numbers_of, read_table, usable_rows
-from landscape.errors import InputError, MeasurementWarning, as_typed, nearest
+from landscape.correlation.table import checked_metrics, group_levels, numbers_of, read_table, usable_rows
+from landscape.errors import InputError, MeasurementWarning, as_typed
 
 if TYPE_CHECKING:
     import pandas
@@ -39,6 +40,7 @@ __all__ = [
     "estimand_table",
     "granulated_kendall",
     "group_levels",
+    "mixed_models",
     "numbers_of",
     "read_table",
     "simulate_design",
@@ -168,29 +170,10 @@ def correlate(
             f"{as_typed('method', 'kendall')} has no partial form here: it takes no controls, factors or nested "
             "groups; use spearman."
         )
-    roles = [forgetting, *controls, *factors, *levels, *hyperparameters]
-    metrics = list(flatness) if flatness is not None else number_columns(frame, roles)
-    for name in [*roles, *metrics]:
-        if name not in frame.columns:
-            raise InputError(
-                f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}."
-                f"{nearest(name, map(str, frame.columns))}"
-            )
-    numeric = [forgetting, *controls, *metrics]
-    for name in numeric:
-        if numeric.count(name) > 1:
-            raise InputError(f"column {name!r} is asked for twice among flatness, forgetting and controls.")
-    for name in levels:
-        if name in numeric or name in factors or levels.count(name) > 1:
-            raise InputError(f"column {name!r} is the groups; it cannot be a metric, an outcome or a control as well.")
-    for name in factors:
-        if name in numeric:
-            raise InputError(f"column {name!r} is a factor; it cannot be a metric, an outcome or a control as well.")
-    if not metrics:
-        raise InputError("the table has no numeric column to correlate with forgetting.")
+    metrics = checked_metrics(frame, flatness, forgetting, controls, factors, levels, hyperparameters)
     correlations = Correlations(
         frame=frame,
-        numbers={name: numbers_of(frame, name) for name in numeric},
+        numbers={name: numbers_of(frame, name) for name in [forgetting, *controls, *metrics]},
         method=method,
         forgetting=forgetting,
         controls=list(controls),

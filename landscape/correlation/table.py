@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landscape.errors import InputError, MeasurementWarning, first_line
+from landscape.errors import InputError, MeasurementWarning, first_line, nearest
 
 if TYPE_CHECKING:
     import pandas
@@ -104,6 +104,49 @@ def usable_rows(frame: pandas.DataFrame, columns: Sequence[str], labels: Sequenc
     for name in labels:
         usable &= frame[name].notna().to_numpy()
     return np.asarray(usable)
+
+
+def checked_metrics(
+    frame: pandas.DataFrame,
+    flatness: Sequence[str] | None,
+    forgetting: str,
+    controls: Sequence[str],
+    factors: Sequence[str],
+    levels: Sequence[str],
+    hyperparameters: Sequence[str] = (),
+) -> list[str]:
+    """Return the columns of flatness metrics, and raise InputError where a column is missing or has two roles.
+
+    Args:
+        frame: The table.
+        flatness: The columns asked for; None takes every column of numbers that has no other role.
+        forgetting: Column of the outcome.
+        controls: Columns of numbers held fixed.
+        factors: Columns of categories held fixed.
+        levels: Columns of nested groups, the widest first.
+        hyperparameters: Other columns that cannot be metrics.
+    """
+    roles = [forgetting, *controls, *factors, *levels, *hyperparameters]
+    metrics = list(flatness) if flatness is not None else number_columns(frame, roles)
+    for name in [*roles, *metrics]:
+        if name not in frame.columns:
+            raise InputError(
+                f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}."
+                f"{nearest(name, map(str, frame.columns))}"
+            )
+    numeric = [forgetting, *controls, *metrics]
+    for name in numeric:
+        if numeric.count(name) > 1:
+            raise InputError(f"column {name!r} is asked for twice among flatness, forgetting and controls.")
+    for name in levels:
+        if name in numeric or name in factors or levels.count(name) > 1:
+            raise InputError(f"column {name!r} is the groups; it cannot be a metric, an outcome or a control as well.")
+    for name in factors:
+        if name in numeric:
+            raise InputError(f"column {name!r} is a factor; it cannot be a metric, an outcome or a control as well.")
+    if not metrics:
+        raise InputError("the table has no numeric column to correlate with forgetting.")
+    return metrics
 
 
 def group_levels(frame: pandas.DataFrame, groups: str | None) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from landscape.cli.options.declaring import MOST_RESAMPLES, STATISTICS, at_least, between, choice, value
+from landscape.cli.options.declaring import MOST_RESAMPLES, STATISTICS, at_least, between, choice, flag, value
 
 CorrelationName = Literal["spearman", "pearson", "kendall"]
 
@@ -54,6 +54,14 @@ Groups = Annotated[
         "COLUMN",
         "Column that says which checkpoints belong together, such as their base. Intervals and p-values then count "
         "whole groups. Nested columns are parted by slashes, the widest first: recipe/base.",
+    ),
+]
+Mixed = Annotated[
+    bool,
+    flag(
+        STATISTICS,
+        "--mixed",
+        "Also fit a linear mixed model for each metric, with the groups as random effects (needs statsmodels).",
     ),
 ]
 Like = Annotated[
