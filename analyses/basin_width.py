@@ -18,7 +18,7 @@ import sys
 import time
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import pandas
 import torch
 from scipy import stats
 from smollm2_results import corrected
-from study_folder import claim, plain, read_settings, versions, write_json, write_lines
+from study_folder import claim, kept_row, plain, read_settings, versions, write_json, write_lines
 from study_measures import basin_radii, norms, spread
 from study_models import random_start, train_tokenizer
 
@@ -61,29 +61,22 @@ def run(output: Path, settings: dict, deadline: float) -> bool:
     plan = {"file": PLAN.name, "sha256": hashlib.sha256(PLAN.read_bytes()).hexdigest()}
     claim(output / "study.json", settings=settings, hypotheses=plan, versions=versions())
     train_tokenizer(output / "tokenizer", settings["vocabulary"])
+    rows = output / "rows"
     for width in settings["widths"]:
         for seed in settings["seeds"]:
             if time.time() > deadline:
                 return False
             base = pretrain(output, settings, width, seed, chosen_lr(output, settings, width))
-            kept(output, "bases", f"{width}-{seed}", lambda: base_row(base, settings, width, seed))  # noqa: B023
+            kept_row(rows / "bases" / f"{width}-{seed}.json", lambda: base_row(base, settings, width, seed))  # noqa: B023
             for optimizer, lr in ways(settings):
                 name = f"{width}-{seed}-{optimizer}-{lr:g}"
                 make = lambda: checkpoint_row(base, settings, (width, seed, optimizer, lr))  # noqa: E731, B023
-                kept(output, "checkpoints", name, make)
+                kept_row(rows / "checkpoints" / f"{name}.json", make)
             print(f"width {width}, seed {seed}", flush=True)
     for kind in ("bases", "checkpoints"):
-        rows = [json.loads(file.read_text("utf-8")) for file in sorted((output / "rows" / kind).glob("*.json"))]
-        write_lines(output / f"{kind}.csv", pandas.DataFrame(rows).to_csv(index=False).splitlines())
+        made = [json.loads(file.read_text("utf-8")) for file in sorted((rows / kind).glob("*.json"))]
+        write_lines(output / f"{kind}.csv", pandas.DataFrame(made).to_csv(index=False).splitlines())
     return True
-
-
-def kept(output: Path, kind: str, name: str, make: Callable[[], dict]) -> dict:
-    """The row of this name, made now if it is not there yet."""
-    file = output / "rows" / kind / f"{name}.json"
-    if not file.exists():
-        write_json(file, make())
-    return json.loads(file.read_text("utf-8"))
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -124,7 +117,7 @@ def chosen_lr(output: Path, settings: dict, width: int) -> float:
     for lr in of["lrs"]:
         name = f"{width}-{lr:g}"
         make = lambda: {"loss": pilot_loss(output, settings, width, lr)}  # noqa: E731, B023
-        tried[lr] = kept(output, "pilots", name, make)["loss"]
+        tried[lr] = kept_row(output / "rows" / "pilots" / f"{name}.json", make)["loss"]
     return min(tried, key=lambda lr: tried[lr])
 
 

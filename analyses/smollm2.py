@@ -35,7 +35,7 @@ import torch
 import transformers
 from smollm2_texts import Texts, all_tasks, old_questions, read_texts, records_file, split_task
 from smollm2_vectors import base_vectors, vectors_changed
-from study_folder import claim, plain, read_settings, versions, write_json, write_lines
+from study_folder import claim, kept_row, plain, read_settings, versions, write_json, write_lines
 from study_measures import QUIET, basin_radii, norms, planes, sharpness
 
 import landscape
@@ -119,13 +119,14 @@ class Place(NamedTuple):
 
     def row(self, name: str, make: Callable[[], dict]) -> dict:
         """The row of this name, made now if it is not there yet."""
-        file = self.file_of(name)
-        if not file.exists():
+
+        def timed() -> dict:
             clock = time.process_time(), time.perf_counter()
             row = make()
             spent = {"cpu_seconds": time.process_time() - clock[0], "seconds": time.perf_counter() - clock[1]}
-            write_json(file, plain({"name": name, "identity": self.identity, **row, **spent}))
-        return json.loads(file.read_text("utf-8"))
+            return plain({"name": name, "identity": self.identity, **row, **spent})
+
+        return kept_row(self.file_of(name), timed)
 
     def file_of(self, name: str) -> Path:
         return self.output / "rows" / f"{name}.json"

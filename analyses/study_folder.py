@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,13 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_lines(path, [json.dumps(value, indent=1)])
+
+
+def kept_row(file: Path, make: Callable[[], dict]) -> dict:
+    """The row in a file, made now if it is not there yet."""
+    if not file.exists():
+        write_json(file, make())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def read_settings(path: Path, quick: bool) -> dict:

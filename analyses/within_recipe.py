@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import multiprocessing
@@ -28,7 +26,7 @@ import sys
 import time
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,14 +34,15 @@ import numpy as np
 import pandas
 import torch
 import transformers
-from study_folder import claim, read_settings, versions, write_json
-from study_measures import norms, planes, sharpness, spread
-from study_models import QUESTIONS, SUMS, random_start, train_tokenizer, write_questions, write_sums
+from study_folder import claim, kept_row, read_settings, versions
+from study_measures import norms, planes, sharpness
+from study_models import random_start, train_tokenizer, write_questions, write_sums
+from within_recipe_design import Base, Cell, all_cells, bases_of, cells_of, measured_in
+from within_recipe_texts import Texts, read_texts
 
 import landscape
 
 PLAN = Path(__file__).with_suffix(".md")
-OPTIMIZERS = ("adamw", "sam", "sam-wide")
 PARTS = ("pilot", "runs", "metrics", "fronts", "other metrics")
 
 
@@ -122,11 +121,9 @@ class Place(NamedTuple):
     def row(self, kind: str, name: str, make: Callable[[], dict]) -> dict:
         """The row of this name, made now if it is not there yet."""
         file = self.output / "rows" / kind / f"{name}.json"
-        if not file.exists():
-            if time.time() > self.deadline:
-                raise DeadlineError
-            write_json(file, make())
-        return json.loads(file.read_text("utf-8"))
+        if not file.exists() and time.time() > self.deadline:
+            raise DeadlineError
+        return kept_row(file, make)
 
 
 def write_tables(output: Path) -> None:
@@ -139,133 +136,8 @@ def write_tables(output: Path) -> None:
             os.replace(beside, output / f"{kind}.csv")
 
 
-# --- the design ---------------------------------------------------------------------------------------------
-
-
-class Base(NamedTuple):
-    """One pre-training run."""
-
-    pair: str
-    recipe_number: int  # among all recipes of the study
-    optimizer: str
-    lr: float
-    seed: int
-
-    @property
-    def recipe(self) -> str:
-        return f"{self.pair}/{self.optimizer}-{self.lr:g}"
-
-    @property
-    def name(self) -> str:
-        return f"{self.recipe}-{self.seed}"
-
-
-class Cell(NamedTuple):
-    """One way to fine-tune: runs that agree in it are tuned alike."""
-
-    optimizer: str
-    lr: float
-    steps: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.optimizer}-{self.lr:g}-{self.steps}"
-
-
-def bases_of(settings: dict) -> Iterator[Base]:
-    """Every base, first all recipes with the first seed."""
-    of = settings["bases"]
-    recipes = list(itertools.product(settings["pairs"], of["optimizers"], of["lrs"]))
-    for place in range(len(next(iter(settings["pairs"].values()))["base_seeds"])):
-        for number, (pair, optimizer, lr) in enumerate(recipes):
-            yield Base(pair, number, optimizer, lr, settings["pairs"][pair]["base_seeds"][place])
-
-
-def all_cells(settings: dict, optimizers: tuple[str, ...] = OPTIMIZERS) -> list[Cell]:
-    of = settings["tuning"]
-    return [Cell(*levels) for levels in itertools.product(optimizers, of["lrs"], of["steps"])]
-
-
-def cells_of(recipe: int, settings: dict) -> list[Cell]:
-    """The cells whose checkpoints are measured in a recipe: two thirds of the rates and lengths, optimizers rotated."""
-    of = settings["tuning"]
-    return [
-        Cell(OPTIMIZERS[(i + 2 * j + recipe // 3) % 3], lr, steps)
-        for (i, lr), (j, steps) in itertools.product(enumerate(of["lrs"]), enumerate(of["steps"]))
-        if (i + j + recipe) % 3
-    ]
-
-
-def measured_in(settings: dict, half: int) -> Iterator[tuple[Base, Cell, int]]:
-    """The checkpoints measured first (0) or later (1): of the two lengths that a recipe has at a rate, one each.
-
-    Either half has every rate, length and optimizer, and all checkpoints of its cells: the first can be read alone.
-    """
-    for number, lr in enumerate(settings["tuning"]["lrs"]):
-        for seed in settings["tuning"]["seeds"]:  # not within a base: two workers would measure the same base at once
-            for base in bases_of(settings):
-                at_rate = [cell for cell in cells_of(base.recipe_number, settings) if cell.lr == lr]
-                for cell in at_rate[(number + base.recipe_number + half) % 2 :: 2]:
-                    yield base, cell, seed
-
-
-# --- texts --------------------------------------------------------------------------------------------------
-
-
-class Texts(NamedTuple):
-    """Data of a pair of tasks: what is trained on, and disjoint held-out parts for everything that is measured."""
-
-    training: str
-    metric: dict[str, Any]
-    outcome: dict[str, Any]
-    validation: Any  # new text
-
-
 def texts_of(place: Place, pair: str) -> Texts:
-    """The texts of a pair, read once in a process."""
-    if (place.output, pair) not in _read:
-        _read[place.output, pair] = read_texts(place, pair)
-    return _read[place.output, pair]
-
-
-_read: dict[tuple[Path, str], Texts] = {}
-
-
-def read_texts(place: Place, pair: str) -> Texts:
-    from transformers import AutoTokenizer
-
-    settings, of = place.settings, place.settings["pairs"][pair]
-    tokenizer = AutoTokenizer.from_pretrained(place.output / "tokenizer")
-    made = {QUESTIONS: write_questions, SUMS: write_sums}
-    training, held_out = of["new"], f"{of['new']}@heldout"
-    if of["new"] in made:
-        training, held_out = map(str, made[of["new"]](place.output / "data"))
-    old, new = (
-        landscape.load_data(source, tokenizer, max_length=of["max_length"], batch_tokens=2048)
-        for source in (f"{of['old']}@heldout", held_out)
-    )
-    metric_old, outcome_old = parts_of(old, [settings["metric_tokens"]], settings["outcome_examples"])
-    metric_new, validation, outcome_new = parts_of(
-        new, [settings["metric_tokens"], settings["validation_tokens"]], settings["outcome_examples"]
-    )
-    return Texts(training, {"old": metric_old, "new": metric_new}, {"old": outcome_old, "new": outcome_new}, validation)
-
-
-def parts_of(data: Any, tokens: list[int], examples: int) -> list[Any]:
-    """Stretches of the text, each its own: one for each number of supervised tokens, the last for the outcome.
-
-    Within a stretch, examples stand at even distances, so that no page is behind two parts.
-    """
-    mean = data.tokens / len(data.examples)
-    counts = [math.ceil(count / mean) for count in tokens]
-    counts.append(min(examples, len(data.examples) - sum(counts)))
-    if counts[-1] < 8:
-        raise landscape.InputError(f"{data.describe()} is too short for {tokens} tokens and an outcome.")
-    ends = np.cumsum([0, *counts]) * len(data.examples) // sum(counts)
-    return [
-        dataclasses.replace(data, examples=spread(data.examples[first:end], count))
-        for first, end, count in zip(ends[:-1], ends[1:], counts, strict=True)
-    ]
+    return read_texts(place.output, json.dumps(place.settings), pair)
 
 
 # --- training -----------------------------------------------------------------------------------------------

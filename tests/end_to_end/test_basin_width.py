@@ -95,5 +95,5 @@ def test_rows_are_the_numbers_of_the_api(study, tmp_path):
     assert row["gradient_norm"] == pytest.approx(norm, rel=1e-6)
     assert 0 < row["basin_worst"] <= row["basin_random"] <= 1
     assert {"basin_step", *study.BESIDE} <= set(row)
-    kept = study.kept(tmp_path, "checkpoints", "one", lambda: row)
-    assert study.kept(tmp_path, "checkpoints", "one", lambda: {}) == kept  # a finished row is not made again
+    kept = study.kept_row(tmp_path / "rows" / "one.json", lambda: row)
+    assert study.kept_row(tmp_path / "rows" / "one.json", dict) == kept  # a finished row is not made again

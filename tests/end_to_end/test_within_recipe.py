@@ -67,17 +67,18 @@ span = 0.5
 
 @pytest.fixture(scope="module")
 def study():
-    """The modules of the study."""
+    """The modules of the study: its design, its texts and its results."""
     sys.path.insert(0, str(ROOT / "analyses"))
-    import within_recipe
+    import within_recipe_design
     import within_recipe_results
+    import within_recipe_texts
 
     sys.path.pop(0)
-    return within_recipe, within_recipe_results
+    return within_recipe_design, within_recipe_texts, within_recipe_results
 
 
 def test_the_design_is_the_plans(study):
-    module, _ = study
+    module, _, _ = study
     bases = list(module.bases_of(SETTINGS))
     assert len(bases) == 24
     assert len({base.recipe for base in bases}) == 12
@@ -102,7 +103,7 @@ def test_the_design_is_the_plans(study):
 
 
 def test_parts_of_a_text_are_disjoint_and_large_enough(study):
-    module, _ = study
+    _, module, _ = study
 
     @dataclasses.dataclass(frozen=True)
     class Text:
@@ -134,7 +135,7 @@ def runs_of(forgotten, points=6, **more):
 
 def test_a_front_is_the_best_that_was_kept(study):
     """A run that another one beats in both is no member: were it one, the curve at 0.3 would be 0.9."""
-    _, results = study
+    _, _, results = study
     runs = runs_of(lambda x: x**2)
     beaten = runs.iloc[[2]].assign(forgetting=0.9, metric_old_forgetting=0.9, validation_loss=1.75)
     curve = results.front(pandas.concat([runs, beaten]))
@@ -143,7 +144,7 @@ def test_a_front_is_the_best_that_was_kept(study):
 
 def test_a_difference_at_matched_learning_is_not_one_of_learning(study):
     """One method stops at less learned: over the levels that both reach, they keep the same. Means would say -0.12."""
-    _, results = study
+    _, _, results = study
     first, second = (results.front(runs_of(lambda x: x**2, points)) for points in (4, 6))
     assert results.difference(first, second) == pytest.approx(0, abs=1e-12)
     worse = results.front(runs_of(lambda x: x**2 + 0.05))
@@ -182,7 +183,7 @@ def planted(generator):
 
 @pytest.mark.slow
 def test_results_find_what_was_planted(study, tmp_path):
-    _, results = study
+    _, _, results = study
     checkpoints, runs = planted(np.random.default_rng(0))
     checkpoints.to_csv(tmp_path / "checkpoints.csv", index=False)
     runs.to_csv(tmp_path / "runs.csv", index=False)
