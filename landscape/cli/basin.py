@@ -56,6 +56,7 @@ def basin(
     """Measure how far from checkpoints a capability holds, along random directions, the worst case and their own step.
 
     The command prints a table and writes it to basin.csv, with one more file for each basin and how it was measured.
+    With --base it also says whether fine-tuning left the base's basin.
 
         landscape basin runs/adamw runs/sam --data quiz=questions.jsonl --height accuracy
         landscape basin runs/adamw runs/sam --data old=alpaca.jsonl --base base

@@ -50,6 +50,18 @@ def test_help_fits_the_terminal_and_lists_every_option(run, monkeypatch, name, w
     assert "`" not in out
 
 
+@pytest.mark.parametrize(
+    "function", [f for functions in COMMANDS.values() for f in functions], ids=lambda f: f.__name__
+)
+def test_every_example_of_the_help_has_a_line_of_its_own(run, monkeypatch, function):
+    """Typer joins the lines of examples to a paragraph where the paragraph before them has one line alone."""
+    monkeypatch.setenv("COLUMNS", "120")
+    examples = re.findall(r"^ {8}(landscape .*)$", function.__doc__, flags=re.MULTILINE)
+    _, out, _ = run(function.__name__.replace("_", "-"), "--help")
+    shown = [line.strip() for line in out.splitlines() if line.startswith("  ")]
+    assert [example for example in examples if example not in shown] == []
+
+
 def test_every_help_text_is_a_sentence_and_an_option_says_the_same_everywhere():
     differing = {"--data", "--output", "--limit", "--base", "--resamples", "--tasks"}  # they do mean something else
     texts = {}
