@@ -14,9 +14,9 @@ from landscape.checkpoints.loading import grouped_experts
 from landscape.data.batches import Batch
 from landscape.data.tokens import IGNORED
 from landscape.errors import InputError, MeasurementWarning, as_typed, first_line
+from landscape.linalg.precision import wide_dtype
 from landscape.objective.head import linear_cross_entropy
 from landscape.parallel.sharding import is_sharded
-from landscape.weights.vectors import wide_dtype
 
 
 def check_token_batches(model: nn.Module, data: Iterable[Batch]) -> None:

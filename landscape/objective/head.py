@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import cross_entropy, linear
 
+from landscape.linalg.precision import wide_dtype
+
 _CHUNK = 2**22  # logits computed at a time: 16 MiB in float32
 
 
@@ -50,8 +52,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
 
 def _zero(like: Tensor) -> Tensor:
     """Return a zero in the widest float of the device of `like`."""
-    wide = torch.float32 if like.device.type == "mps" else torch.float64
-    return torch.zeros((), dtype=wide, device=like.device)
+    return torch.zeros((), dtype=wide_dtype(like.device), device=like.device)
 
 
 def _pieces(positions: int, vocabulary: int) -> Iterator[slice]:

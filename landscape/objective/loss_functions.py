@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from landscape.data.batches import Batch, on_device
 from landscape.data.tokens import IGNORED
 from landscape.errors import InputError, as_typed
+from landscape.linalg.precision import wide_dtype
 from landscape.objective.causal import CausalLoss, check_token_batches
 from landscape.weights.preservation import preserved
-from landscape.weights.vectors import vector_digest, wide_dtype
+from landscape.weights.vectors import vector_digest
 
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Tensor | float]]  # -> (loss_sum, weight)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.errors import InputError, as_typed
+from landscape.linalg.precision import wide_dtype
 from landscape.objective.causal import CausalLoss
 from landscape.objective.checks import check_batching, check_causality, check_gradient_paths
 from landscape.objective.given import check_loss, check_loss_function
@@ -23,7 +24,7 @@ from landscape.parallel import distributed
 from landscape.parallel.distributed import Share
 from landscape.parallel.sharding import agreed, is_sharded
 from landscape.weights.parameters import Parameters
-from landscape.weights.vectors import vector_digest, wide_dtype
+from landscape.weights.vectors import vector_digest
 
 T = TypeVar("T")
 

@@ -22,6 +22,7 @@ from landscape.forgetting.losses import Forgetting, measure_forgetting
 from landscape.forgetting.own_samples import own_samples
 from landscape.instruction_vectors.changed import InstructionVectorChange
 from landscape.instruction_vectors.result import Estimate
+from landscape.linalg.precision import wide_dtype
 from landscape.objective.scope import Run, Scope
 from landscape.results import Provenance, Result
 from landscape.sharpness import SHARPNESS_METRICS, Sharpness, compute_sharpness
@@ -33,7 +34,7 @@ from landscape.surfaces.compute import compute_surface
 from landscape.surfaces.result import Surface
 from landscape.weights.directions import check_same_tensors
 from landscape.weights.parameters import Parameters
-from landscape.weights.vectors import vector_norm, wide_dtype
+from landscape.weights.vectors import vector_norm
 
 
 def sharpness_task(

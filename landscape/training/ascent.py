@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError, MeasurementWarning, as_typed
+from landscape.linalg.precision import wide_dtype
 from landscape.parallel.sharding import own_part, placed_like, summed_over_all
 from landscape.weights.perturbation import EXACT, Fidelity
-from landscape.weights.vectors import wide_dtype
 
 
 @dataclasses.dataclass(frozen=True)

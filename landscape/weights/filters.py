@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from landscape.errors import InputError
+from landscape.linalg.precision import wide_dtype
 from landscape.parallel.sharding import whole
-from landscape.weights.vectors import wide_dtype
 
 if TYPE_CHECKING:
     from landscape.weights.parameters import NamedParameter

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from landscape.linalg.precision import wide_dtype
 from landscape.parallel.sharding import cut_like, own_part, settle, slice_of, summed_like
 from landscape.weights.parameters import Parameters
-from landscape.weights.vectors import Vector, wide_dtype
+from landscape.weights.vectors import Vector
 
 # Elements perturbed at a time: temporaries that stay in the cache of a CPU, or are bounded on a GPU.
 _CHUNK_CPU, _CHUNK = 2**17, 2**24

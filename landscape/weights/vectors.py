@@ -8,14 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from landscape.linalg.precision import wide_dtype
 from landscape.parallel.sharding import own_part, summed_like, whole
 
 Vector = Mapping[str, Tensor]  # parameter name -> tensor of that parameter's shape; absent names are zero
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return the widest float that the device computes in; perturbations and inner products are formed in it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def inner_product(u: Vector, v: Vector) -> float:

@@ -35,16 +35,19 @@ def models_of(quadratic, count):
 # --- what is said rather than measured without a word -------------------------------------------------------
 
 
-def test_a_span_at_which_no_weight_changes_is_said(quadratic):
+@pytest.mark.parametrize("span", [1e-30, 2e-8])
+def test_a_span_that_rounding_swallows_is_refused(quadratic, span):
+    """Half a unit in the last place of 1 is 6e-8 above and 3e-8 below: at 2e-8 no coordinate moves by its step."""
     model = quadratic.float()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.ones_like(parameter))
-    tiny = RandomSurface(dim=1, points=3, span=1e-30, normalize="none")
-    with pytest.warns(MeasurementWarning, match=r"no weight changes at any point of the surface.*; widen the span\."):
-        surface = measure_surface(tiny, [model], DATA, scope=SCOPE, run=Run())
-    assert surface.fidelity.norm_ratio == 0
-    assert len(set(surface.loss)) == 1
+    tiny = RandomSurface(dim=1, points=3, span=span, normalize="none")
+    with pytest.raises(InputError, match=r"holds \d+% of even the farthest step.*; widen the span"):
+        measure_surface(tiny, [model], DATA, scope=SCOPE, run=Run())
+    assert all((parameter == 1).all() for parameter in model.parameters())  # nothing is left behind
+    wide = RandomSurface(dim=1, points=3, span=1e-4, normalize="none")
+    assert measure_surface(wide, [model], DATA, scope=SCOPE, run=Run()).fidelity.faithful
 
 
 def test_the_line_between_equal_weights_is_said_to_be_one_point(quadratic):

@@ -77,7 +77,8 @@ def _plane(
     first: Vector, second: Vector, third: Vector
 ) -> tuple[list[tuple[float, float]], Callable[[float, float], tuple[float, float]]]:
     """Coordinates of three points in their plane, and the map from coordinates to weights of `second` and `third`."""
-    from landscape.weights.vectors import inner_product, vector_norm, wide_dtype
+    from landscape.linalg.precision import wide_dtype
+    from landscape.weights.vectors import inner_product, vector_norm
 
     origin = {name: tensor.to(wide_dtype(tensor.device)) for name, tensor in first.items()}
     u, w = ({name: point[name].to(start) - start for name, start in origin.items()} for point in (second, third))

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from landscape.checkpoints import Checkpoint
 from landscape.data.batches import Batch
-from landscape.errors import MeasurementWarning, as_typed
+from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.heights.height import Height, Reading
 from landscape.heights.reading import HeightReader
 from landscape.objective.loss_functions import LossFunction
@@ -119,7 +119,12 @@ class Sweep:
         return Reading(*(float(number) for number in self._done[_key(coordinates)][4][height]))
 
     def over(self, axes: Sequence[np.ndarray], title: str, progress: bool) -> np.ndarray:
-        """Losses over the grid of `axes`: shape tuple(len(axis) for axis in axes), 'ij' order."""
+        """Losses over the grid of `axes`: shape tuple(len(axis) for axis in axes), 'ij' order.
+
+        Raises:
+            InputError: The type of the weights holds less than half of even the farthest step.
+        """
+        self._refuse_lost_steps([float(axis[np.abs(axis).argmax()]) for axis in axes])
         shape = tuple(len(axis) for axis in axes)
         hidden = not progress or distributed.share().rank > 0
         with tqdm(desc=title, total=int(np.prod(shape)), unit="pt", disable=hidden) as bar:
@@ -132,6 +137,21 @@ class Sweep:
                 stacklevel=4,
             )
         return losses
+
+    def _refuse_lost_steps(self, farthest: Sequence[float]) -> None:
+        """Raise InputError where the weights hold less than half of the step to the farthest point of a grid.
+
+        Losses of such a grid are those of other steps than its axes say, and its curvature is rounding over the square
+        of a spacing.
+        """
+        base_coefficient, terms = self._place(farthest)
+        fidelity = self._trip.move(terms, base_coefficient)
+        held = fidelity.norm_ratio * fidelity.cosine  # the part of the step that is along it
+        if held < 0.5:
+            raise InputError(
+                f"the weights' type holds {held:.0%} of even the farthest step of the grid, and the rest is lost to "
+                f"rounding; widen the {as_typed('span')} or load the model in a wider type."
+            )
 
     def autocast(self, center: float) -> Autocast | None:
         """What autocast did to `center`, the loss of the unperturbed model under it; None without autocast."""
