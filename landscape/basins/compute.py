@@ -75,8 +75,8 @@ def compute_basin(
         The radii and what they are measured in.
 
     Raises:
-        InputError: The height has no standard error to take the drop from, an argument makes no sense, or the base is
-            another architecture.
+        InputError: The height has no standard error to take the drop from, a model that guesses would be within the
+            drop, an argument makes no sense, or the base is another architecture.
 
     Source:
         Chen et al. 2025 (arXiv 2505.17646): basins of capabilities along most directions, the worst and the step.
@@ -155,6 +155,7 @@ def compute_basin(
         rays.open(0)
         center = read((0.0, 0.0))
         least = _drop_of(heights, center) if drop is None else drop
+        _refuse_guessing(heights, data, center, least, member.name)
         sign = 1.0 if heights and heights[0].higher_is_better else -1.0
 
         def radius(ray: float, start: Reading, most: float = 1.0) -> Radius:
@@ -167,6 +168,8 @@ def compute_basin(
             radii.append(radius(float(number), center))
         worst = None if rays.worst is None else radius(rays.number(WORST), center)
         before = None if origin is None else read((rays.number(STEP), 0.0))
+        if before is not None:
+            _refuse_guessing(heights, data, before, least, "the base")
         step = None if before is None else radius(rays.number(STEP), before, END_OF_STEP)
         bound = None if sigma is None else _bound(read, rays, before or center, step_norm or 0.0)
         fidelity = sweep.checked_fidelity()
@@ -190,6 +193,20 @@ def compute_basin(
             fidelity=fidelity,
             weight=center.weight,
             provenance=provenance_of(sweep.objective, settings, seed, member.description, sweep.seconds),
+        )
+
+
+def _refuse_guessing(heights: list[Height], data: Iterable[Batch], start: Reading, drop: float, name: str) -> None:
+    """Raise InputError where a model that only guesses would still be within the drop."""
+    if not heights:
+        return
+    height = heights[0]
+    guessing = height.guessing(data)
+    if start.value - drop <= guessing:  # NaN is not
+        raise InputError(
+            f"{height.name} of {name} is {start.value:.3g}, and guessing, with {guessing:.3g}, is within the drop of "
+            f"{drop:.3g}: it has no such capability to lose. Take data that it can do, more questions, or a smaller "
+            f"{as_typed('drop')}."
         )
 
 

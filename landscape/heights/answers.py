@@ -113,6 +113,11 @@ class AnswerAccuracy(AnswerHeight):
         """Return 1 where the answer is right, else 0; a loss that is not finite is no answer."""
         return float(np.isfinite(losses[question.answer]) and int(losses.argmin()) == question.answer)
 
+    def guessing(self, data: Iterable[Batch]) -> float:
+        """Return the mean of 1 / number of choices."""
+        assert isinstance(data, Questions)
+        return data.chance
+
 
 class ChoiceLogProbability(AnswerHeight):
     """The log-probability of the right choice among the choices, log p(right) / sum of p(choice), in nats a question.
@@ -128,3 +133,8 @@ class ChoiceLogProbability(AnswerHeight):
     def of_choices(self, question: EncodedQuestion, losses: np.ndarray) -> float:
         """Return the log-probability of the right choice."""
         return float(-losses[question.answer] - logsumexp(-losses))
+
+    def guessing(self, data: Iterable[Batch]) -> float:
+        """Return the value where all choices are as likely: the mean of -log of their number."""
+        assert isinstance(data, Questions)
+        return -float(np.mean([np.log(len(question.lengths)) for question in data.questions]))

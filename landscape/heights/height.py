@@ -71,6 +71,10 @@ class Height(abc.ABC):
     higher_is_better: bool = True
     read_from: ClassVar[type[HeightPass]]
 
+    def guessing(self, data: Iterable[Batch]) -> float:
+        """Return the value that answers at random have on these data; NaN where nothing is to be guessed."""
+        return math.nan
+
     def identity(self) -> Any:
         """Return what a journal and a result must agree on beside the name."""
         return self.name

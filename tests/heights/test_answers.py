@@ -1,15 +1,17 @@
 """Heights of questions: against a plain loop over the choices, on models that share prompts and on one that cannot."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from conftest import VOCABULARY, build_model
 from transformers import MambaConfig, MambaForCausalLM
 
-from landscape import Run, compute_interpolation, compute_surface
+from landscape import InputError, Run, compute_basin, compute_interpolation, compute_surface
 from landscape.data.questions import EncodedQuestion, Questions
 from landscape.data.tokens import IGNORED, Example
-from landscape.heights.answers import AnswerAccuracy
+from landscape.heights.answers import AnswerAccuracy, ChoiceLogProbability
 from landscape.objective.objective import Objective
 
 QUIET = {"run": Run(progress=False)}
@@ -78,3 +80,28 @@ def test_a_loss_that_is_not_finite_is_no_answer():
     (question, *_) = questions().questions  # its right answer is the first choice, which argmin takes of NaN
     assert AnswerAccuracy().of_choices(question, np.array([np.nan, 1.0, 2.0])) == 0
     assert AnswerAccuracy().of_choices(question, np.array([0.5, 1.0, 2.0])) == 1
+
+
+def test_a_model_that_guesses_has_no_basin():
+    """Three choices each: guessing has an accuracy of 1/3 and a choice log-probability of -log 3."""
+    model, data = build_model("llama", 4), questions(count=9)
+    assert AnswerAccuracy().guessing(data) == pytest.approx(1 / 3)
+    assert ChoiceLogProbability().guessing(data) == pytest.approx(-np.log(3))
+    accuracy, chosen, _ = by_hand(model, data)
+    assert accuracy < 2 / 3
+    assert chosen < -np.log(3) + 0.1
+    options = {"directions": 1, "run": Run(progress=False)}
+    for height, drop in (("accuracy", 1 / 3), ("choice", 0.1)):
+        with pytest.raises(InputError, match=f"{height} of .* guessing, with .* is within the drop of"):
+            compute_basin(model, data, height=height, drop=drop, **options)
+    able = []  # the likeliest choice of each is the right one
+    for question in data.questions:
+        losses = [Objective(model, data.as_batches([choice])).loss() for choice in question.plain]
+        able.append(dataclasses.replace(question, answer=int(np.argmin([loss.mean * loss.weight for loss in losses]))))
+    right = tuple(question.plain[question.answer] for question in able)
+    basin = compute_basin(
+        model, Questions("able", right, questions=tuple(able)), height="accuracy", drop=0.6, **options
+    )
+    assert basin.center == 1
+    with pytest.raises(InputError, match=r"within the drop of 0\.7"):
+        compute_basin(model, Questions("able", right, questions=tuple(able)), height="accuracy", drop=0.7, **options)
