@@ -27,12 +27,14 @@ class Exchange:
         classes: The parts in classes of equal make-up; parts of one class may trade places.
         key: The make-up: two parts of the same key have the same cells in the same nesting.
         shuffles: Whether the parts trade places; otherwise only what is inside them does.
+        table_rows: Number of rows of the whole table, at the root.
     """
 
     rows: np.ndarray
     classes: tuple[tuple[Exchange, ...], ...]
     key: Any
     shuffles: bool = True
+    table_rows: int = 0
 
     @property
     def log_arrangements(self) -> float:
@@ -41,11 +43,11 @@ class Exchange:
         return here + sum(part.log_arrangements for parts in self.classes for part in parts)
 
     def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
-        """Return `count` permutations as the row that comes to each place, shape (count, rows of the table).
+        """Return `count` permutations as the row that comes to each place, shape (count, self.table_rows).
 
-        This is for the whole table: `rows` must hold every row.
+        This is for the whole table, the root of the tree. Rows that are not in it stay in their place.
         """
-        permutations = np.empty((count, len(self.rows)), dtype=int)
+        permutations = np.tile(np.arange(self.table_rows), (count, 1))
         permutations[:, self.rows] = self._shuffled(count, generator)
         return permutations
 
@@ -63,13 +65,21 @@ class Exchange:
         return np.concatenate(pieces, axis=1)
 
 
-def exchange_of(levels: Sequence[np.ndarray], cells: np.ndarray, *, shuffles_top: bool = True) -> Exchange:
+def exchange_of(
+    levels: Sequence[np.ndarray],
+    cells: np.ndarray,
+    *,
+    shuffles_top: bool = True,
+    speaking: np.ndarray | None = None,
+) -> Exchange:
     """Return which rows and groups may trade places.
 
     Args:
         levels: Labels of nested groups, the widest first, each of shape (rows,); empty where rows are independent.
         cells: Label of each row's cell of the factors, shape (rows,).
         shuffles_top: Whether the widest groups trade places, too. False tests for a link within them.
+        speaking: Which rows count, shape (rows,). A row that says nothing, because it is alone in its cell, would give
+            its group another make-up, and keep the group in its place. None takes all rows.
 
     Returns:
         The root of the tree of groups.
@@ -89,4 +99,5 @@ def exchange_of(levels: Sequence[np.ndarray], cells: np.ndarray, *, shuffles_top
         inside = np.concatenate([part.rows for parts in ordered for part in parts])
         return Exchange(inside, ordered, key, shuffles_top or depth > 0)
 
-    return build(np.arange(len(cells)), 0)
+    rows = np.arange(len(cells))
+    return dataclasses.replace(build(rows if speaking is None else rows[speaking], 0), table_rows=len(cells))

@@ -200,8 +200,7 @@ class Rows:
         """
         alone = _alone(self.cells)
         note = f"{alone} rows are alone in their cell of the factors and say nothing" if alone else ""
-        columns = np.column_stack([_dummies(self.cells), self.controls])
-        return Held(columns, self.units, exchange_of(self.levels, self.cells), note)
+        return self._held(np.column_stack([_dummies(self.cells), self.controls]), note)
 
     def within(self) -> Held:
         """Return the estimand of runs tuned alike within one top-level group.
@@ -212,11 +211,17 @@ class Rows:
         top = self.levels[0]
         both = np.unique(np.column_stack([top, self.cells]), axis=0, return_inverse=True)[1].reshape(-1)
         if _alone(both) <= len(both) / 2:
-            columns = np.column_stack([_dummies(both), self.controls])
-            return Held(columns, top, exchange_of(self.levels, self.cells, shuffles_top=False))
+            return self._held(np.column_stack([_dummies(both), self.controls]), shuffles_top=False)
         columns = np.column_stack([_dummies(top), _dummies(self.cells), self.controls])
-        note = "within groups: the effects of the factors are taken to be the same in each group"
-        return Held(columns, top, exchange_of(self.levels, self.cells), note)
+        return self._held(columns, "within groups: the effects of the factors are taken to be the same in each group")
+
+    def _held(self, columns: np.ndarray, note: str = "", *, shuffles_top: bool = True) -> Held:
+        """Return the estimand that holds columns fixed; rows of which they leave nothing, whatever x is, stay put."""
+        speaking = (basis_of(columns) ** 2).sum(axis=1) < 1 - 1e-9  # their leverage: where it is 1, nothing is left
+        exchange = exchange_of(
+            self.levels, self.cells, shuffles_top=shuffles_top, speaking=speaking if speaking.any() else None
+        )
+        return Held(columns, self.units, exchange, note)
 
 
 def _left(v: np.ndarray, basis: np.ndarray) -> np.ndarray:
