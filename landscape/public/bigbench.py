@@ -78,7 +78,7 @@ def questions_of(task: dict, name: str) -> Iterator[dict]:
         name: Its name, for messages.
 
     Raises:
-        InputError: The task has no examples with the scores of choices.
+        InputError: The task has no examples with the scores of choices, or choices without a question.
 
     Example:
         >>> task = {"examples": [{"input": "2 + 2?", "target_scores": {"3": 0, "4": 1}}]}
@@ -88,6 +88,8 @@ def questions_of(task: dict, name: str) -> Iterator[dict]:
     examples = [example for example in task.get("examples", []) if len(example.get("target_scores") or {}) > 1]
     if not examples:
         raise InputError(f"the BIG-bench task {name!r} has no choices to score; it needs generation.")
+    if not all(example["input"].strip() for example in examples):
+        raise InputError(f"the BIG-bench task {name!r} has choices without a question, of which none has a likelihood.")
     for example in examples:
         scores = example["target_scores"]
         best = [place for place, score in enumerate(scores.values()) if score == max(scores.values())]

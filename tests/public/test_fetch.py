@@ -26,6 +26,7 @@ TASKS = {
             {"input": "clear", "target_scores": {"a": 0.25, "b": 0.5, "c": 0.25}},
         ]
     },
+    "bare": {"examples": [{"input": "", "target_scores": {"rain": 1, "mud": 0}}]},
     "free": {"examples": [{"input": "say", "target": "anything"}]},
 }
 
@@ -79,6 +80,7 @@ def test_what_is_in_the_cache_is_listed_as_its_schema_says(archive, cache, run):
         ("sum", r"no task 'sum'. Did you mean 'sums'"),
         ("parts", r"no task 'parts'. It has parts: parts/first"),
         ("free", r"'free' has no choices to score"),
+        ("bare", r"'bare' has choices without a question"),
     ],
 )
 def test_a_task_that_cannot_be_had_is_named(archive, tmp_path, task, message):
