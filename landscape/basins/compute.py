@@ -131,7 +131,7 @@ def compute_basin(
         seed,
         scope,
         weight_norm,
-        steepest_direction(Objective(member.module, data, scope.loss_fn), moved),
+        lambda: steepest_direction(Objective(member.module, data, scope.loss_fn), moved),
         origin,
         0.0 if sigma is None else sigma * weight_norm / math.sqrt(elements),
     )
@@ -156,6 +156,8 @@ def compute_basin(
         center = read((0.0, 0.0))
         least = _drop_of(heights, center) if drop is None else drop
         _refuse_guessing(heights, data, center, least, member.name)
+        sweep.restore()
+        worst_ray = rays.worst  # only now: its gradients are the dearest part, and the centre may have been refused
         sign = 1.0 if heights and heights[0].higher_is_better else -1.0
 
         def radius(ray: float, start: Reading, most: float = 1.0) -> Radius:
@@ -166,7 +168,7 @@ def compute_basin(
             sweep.restore()
             rays.open(number)
             radii.append(radius(float(number), center))
-        worst = None if rays.worst is None else radius(rays.number(WORST), center)
+        worst = None if worst_ray is None else radius(rays.number(WORST), center)
         before = None if origin is None else read((rays.number(STEP), 0.0))
         if before is not None:
             _refuse_guessing(heights, data, before, least, "the base")

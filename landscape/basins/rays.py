@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -32,7 +32,8 @@ class Rays:
         seed: Seed of the first, each next having the seed after it.
         scope: Which weights move.
         weight_norm: The l2 norm of the weights that move.
-        worst: The worst direction, of length 1; None where there is no gradient.
+        find_worst: Returns the worst direction, of length 1, or None where there is no gradient. It is called once,
+            when the direction is first asked for, with the model at the centre.
         base: The weights of the base; None without one.
         sigma: Standard deviation of the noise, for points of noise.
     """
@@ -43,9 +44,14 @@ class Rays:
     seed: int
     scope: Scope
     weight_norm: float
-    worst: Vector | None = None
+    find_worst: Callable[[], Vector | None] = lambda: None
     base: Vector | None = None
     sigma: float = 0.0
+
+    @functools.cached_property
+    def worst(self) -> Vector | None:
+        """The worst direction; see `find_worst`."""
+        return self.find_worst()
 
     def number(self, ray: str) -> float:
         """Return the number of one of the rays that are not random."""
