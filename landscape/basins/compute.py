@@ -156,8 +156,9 @@ def compute_basin(
         center = read((0.0, 0.0))
         least = _drop_of(heights, center) if drop is None else drop
         _refuse_guessing(heights, data, center, least, member.name)
-        sweep.restore()
-        worst_ray = rays.worst  # only now: its gradients are the dearest part, and the centre may have been refused
+        before = None if origin is None else read((rays.number(STEP), 0.0))
+        if before is not None:
+            _refuse_guessing(heights, data, before, least, "the base")
         sign = 1.0 if heights and heights[0].higher_is_better else -1.0
 
         def radius(ray: float, start: Reading, most: float = 1.0) -> Radius:
@@ -168,10 +169,8 @@ def compute_basin(
             sweep.restore()
             rays.open(number)
             radii.append(radius(float(number), center))
-        worst = None if worst_ray is None else radius(rays.number(WORST), center)
-        before = None if origin is None else read((rays.number(STEP), 0.0))
-        if before is not None:
-            _refuse_guessing(heights, data, before, least, "the base")
+        sweep.restore()
+        worst = None if rays.worst is None else radius(rays.number(WORST), center)
         step = None if before is None else radius(rays.number(STEP), before, END_OF_STEP)
         bound = None if sigma is None else _bound(read, rays, before or center, step_norm or 0.0)
         fidelity = sweep.checked_fidelity()

@@ -44,7 +44,7 @@ class Rays:
     seed: int
     scope: Scope
     weight_norm: float
-    find_worst: Callable[[], Vector | None] = lambda: None
+    find_worst: Callable[[], Vector | None]
     base: Vector | None = None
     sigma: float = 0.0
 

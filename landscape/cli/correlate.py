@@ -22,6 +22,7 @@ from landscape.cli.options.statistics import (
     Table,
 )
 from landscape.cli.tables import open_console, print_json, print_note, print_table, print_written, with_interval
+from landscape.errors import InputError
 
 if TYPE_CHECKING:
     import pandas
@@ -62,6 +63,8 @@ def correlate(
         landscape correlate table.csv --groups recipe/base --factor optimizer --factor lr
         landscape correlate table.csv --flatness trace_old --control kl_new
     """
+    if mixed and not groups:
+        raise InputError("--mixed needs --groups, such as the column of each checkpoint's base.")
     check_table(
         table,
         [forgetting, color, *(flatness or ()), *(control or ()), *(factor or ()), *(hyperparameter or ())],
@@ -69,31 +72,21 @@ def correlate(
     )
     from landscape.correlation import Resampling, estimand_table, mixed_models, read_table
     from landscape.correlation import correlate as run
-    from landscape.errors import InputError
     from landscape.plotting import write_correlation_figures
     from landscape.results import digest_of, results_folder, write_json, write_text
 
-    if mixed and not groups:
-        raise InputError("--mixed needs --groups, such as the column of each checkpoint's base.")
     frame = read_table(table)
-    models = None
-    if mixed:
-        models = mixed_models(
-            frame,
-            groups=str(groups),
-            flatness=flatness,
-            forgetting=forgetting,
-            controls=control or (),
-            factors=factor or (),
-            confidence=confidence,
-        )
+    columns: dict[str, Any] = {
+        "flatness": flatness,
+        "forgetting": forgetting,
+        "controls": control or (),
+        "factors": factor or (),
+    }
+    models = mixed_models(frame, groups=groups, confidence=confidence, **columns) if mixed and groups else None
     correlations = run(
         frame,
-        flatness=flatness,
-        forgetting=forgetting,
+        **columns,
         method=method,
-        controls=control or (),
-        factors=factor or (),
         groups=groups,
         hyperparameters=hyperparameter or (),
         resampling=Resampling(resamples=resamples, confidence=confidence, seed=seed),

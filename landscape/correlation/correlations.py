@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from landscape.correlation.estimands import ESTIMANDS, Block, column, moves_whole_groups
-from landscape.correlation.held import Rows, jackknife_interval
+from landscape.correlation.held import Rows, design_of, jackknife_interval
 from landscape.correlation.prediction import conditional_information, held_out_r2, robust_sign_error
 from landscape.correlation.resampling import Resampling
 from landscape.correlation.statistics import (
@@ -120,10 +120,8 @@ class Correlations:
 
     def design(self, usable: np.ndarray) -> Rows:
         """Return the design of the usable rows."""
-        frame = self.frame[usable]
-        cells = codes_within(frame, self.factors)[-1] if self.factors else np.zeros(len(frame), dtype=int)
-        given = np.column_stack([np.empty(len(frame)), *(self.numbers[name][usable] for name in self.controls)])[:, 1:]
-        return Rows(cells, tuple(codes_within(frame, self.levels)), self._values(given.T).T)
+        given = [self._values(self.numbers[name][usable]) for name in self.controls]
+        return design_of(self.frame[usable], self.levels, self.factors, given)
 
     def rows(self, metrics: Sequence[str]) -> list[dict[str, Any]]:
         """Return the rows of the result: a value for each of `COLUMNS`, NaN where there is none."""

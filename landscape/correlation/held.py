@@ -8,12 +8,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from landscape.correlation.exchange import Exchange, exchange_of
 from landscape.correlation.statistics import basis_of
+from landscape.correlation.table import codes_within
+
+if TYPE_CHECKING:
+    import pandas
 
 _PIECE = 2_000_000  # permuted numbers held at once
 
@@ -222,6 +227,21 @@ class Rows:
             self.levels, self.cells, shuffles_top=shuffles_top, speaking=speaking if speaking.any() else None
         )
         return Held(columns, self.units, exchange, note)
+
+
+def design_of(
+    frame: pandas.DataFrame, levels: Sequence[str], factors: Sequence[str], controls: Sequence[np.ndarray]
+) -> Rows:
+    """Return the design of the rows of a table.
+
+    Args:
+        frame: The rows.
+        levels: Columns of nested groups, the widest first.
+        factors: Columns of categories held fixed.
+        controls: What else is held fixed, ranks if the method takes ranks, each of shape (rows,).
+    """
+    cells = codes_within(frame, factors)[-1] if factors else np.zeros(len(frame), dtype=int)
+    return Rows(cells, tuple(codes_within(frame, levels)), np.column_stack([cells, *controls])[:, 1:].astype(float))
 
 
 def _left(v: np.ndarray, basis: np.ndarray) -> np.ndarray:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from landscape.correlation.held import Rows
+from landscape.correlation.held import Rows, design_of
 from landscape.correlation.statistics import left_over, one_per_group
-from landscape.correlation.table import checked_metrics, codes_within, group_levels, numbers_of, read_table, usable_rows
+from landscape.correlation.table import checked_metrics, group_levels, numbers_of, read_table, usable_rows
 from landscape.errors import InputError, as_typed
 
 if TYPE_CHECKING:
@@ -106,9 +106,7 @@ def mixed_models(
     for name in metrics:
         usable = usable_rows(frame, [name, forgetting, *controls], [*levels, *factors])
         part = frame[usable]
-        cells = codes_within(part, factors)[-1] if factors else np.zeros(len(part), dtype=int)
-        given = [stats.rankdata(numbers_of(part, control)) for control in controls]
-        design = Rows(cells, tuple(codes_within(part, levels)), np.column_stack([cells, *given])[:, 1:])
+        design = design_of(part, levels, factors, [stats.rankdata(numbers_of(part, control)) for control in controls])
         n_groups = len(np.unique(design.units)) if len(part) else 0
         if n_groups < _LEAST_GROUPS:
             raise InputError(
@@ -154,14 +152,13 @@ def _fitted(x: np.ndarray, y: np.ndarray, design: Rows) -> _Fit:
     own = left_over(x, held.basis) if np.ptp(x) > 0 else None
     if own is None or held.degrees <= len(design.levels) + 1:
         return _Fit(nothing, nothing, "nothing is left of the metric given what is held fixed")
-    if one_per_group(y, np.unique(design.levels[-1], return_inverse=True)[1]):
+    if one_per_group(y, design.levels[-1]):
         # The model would have no noise of rows, and its copies of one value would count as evidence.
         return _Fit(nothing, nothing, "the outcome has one value in each of the narrowest groups")
     # A metric with one value per group has no slope within groups that could differ.
-    labels = [np.unique(part, return_inverse=True)[1] for part in design.levels]
-    varies = [np.ptp(own[labels[0] == group]) > 1e-9 for group in np.unique(labels[0])]
+    varies = [np.ptp(own[design.units == group]) > 1e-9 for group in np.unique(design.units)]
     for differing in [True, False] if sum(varies) >= _LEAST_GROUPS else [False]:
-        model = _model(own, y, held.basis, labels, differing)
+        model = _model(own, y, held.basis, design.levels, differing)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of a variance estimated as zero, which is an answer.
             try:

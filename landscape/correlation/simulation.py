@@ -11,9 +11,9 @@ import numpy as np
 from scipy import stats
 
 from landscape.correlation.estimands import estimands_of, moves_whole_groups
-from landscape.correlation.held import Held, Rows, jackknife_interval, permutation_p
+from landscape.correlation.held import Held, Rows, design_of, jackknife_interval, permutation_p
 from landscape.correlation.statistics import is_constant
-from landscape.correlation.table import codes_within, group_levels, numbers_of, read_table, usable_rows
+from landscape.correlation.table import group_levels, numbers_of, read_table, usable_rows
 from landscape.errors import InputError, as_typed, nearest
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def simulate_design(
     for name in sides:
         if len(frame) < 3 or is_constant(numbers_of(frame, name)):
             raise InputError(f"column {name!r} is constant over the {len(frame)} rows that can be used.")
-    cells = codes_within(frame, factors)[-1] if factors else np.zeros(len(frame), dtype=int)
-    given = [stats.rankdata(numbers_of(frame, name)) for name in controls]
-    design = Rows(cells, tuple(codes_within(frame, levels)), np.column_stack([cells, *given])[:, 1:])
+    design = design_of(frame, levels, factors, [stats.rankdata(numbers_of(frame, name)) for name in controls])
     simulation = _Simulation(
         design=design,
         designed=bool(factors) or len(levels) > 1,

@@ -89,7 +89,7 @@ def questions_of(task: dict, name: str) -> Iterator[dict]:
     if not examples:
         raise InputError(f"the BIG-bench task {name!r} has no choices to score; it needs generation.")
     if not all(example["input"].strip() for example in examples):
-        raise InputError(f"the BIG-bench task {name!r} has choices without a question, of which none has a likelihood.")
+        raise InputError(f"the BIG-bench task {name!r} has choices without a question to score them after.")
     for example in examples:
         scores = example["target_scores"]
         best = [place for place, score in enumerate(scores.values()) if score == max(scores.values())]

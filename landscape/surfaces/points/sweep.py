@@ -64,7 +64,6 @@ class Sweep:
         self._done: dict[str, Any] = journal.done if journal else {}
         self._started = time.perf_counter()
         self.fidelity = EXACT
-        self.moved = False  # whether a weight took any of the steps
         self.weight = 0.0
 
     def loss_at(self, coordinates: Sequence[float]) -> float:
@@ -92,10 +91,9 @@ class Sweep:
                 self._keep(key, record)
             progress(len(round_of))
         losses = []
-        for key, coordinates in zip(keys, places, strict=True):
+        for key in keys:
             loss, self.weight, norm_ratio, cosine = (float(value) for value in self._done[key][:4])
             self.fidelity = self.fidelity.worse(Fidelity(norm_ratio, cosine))
-            self.moved = self.moved or (norm_ratio != 0 and any(coordinates))
             losses.append(loss)
         return losses
 
@@ -176,14 +174,7 @@ class Sweep:
 
     def checked_fidelity(self) -> Fidelity:
         """The worst fidelity of all points so far; MeasurementWarning where rounding swallowed part of a step."""
-        if not self.moved:
-            warnings.warn(
-                "no weight changes at any point of the surface: every step is smaller than the rounding of the "
-                f"weights; widen the {as_typed('span')}.",
-                MeasurementWarning,
-                stacklevel=4,
-            )
-        elif not self.fidelity.faithful:
+        if not self.fidelity.faithful:
             warnings.warn(
                 f"rounding to the weights' type changed the steps (worst cosine {self.fidelity.cosine:.4f}, norm "
                 f"ratio {self.fidelity.norm_ratio:.4f}); load the model in float32 "
