@@ -8,7 +8,7 @@ from landscape.weights.perturbation import excursion
 from landscape.weights.preservation import preserved
 from landscape.weights.vectors import Vector, vector_norm
 
-_REPEATS = 4  # gradients after the first
+ASCENT_GRADIENTS = 5  # that the search takes, the one at the centre among them
 _REACH = 0.01  # of the weights' norm: where those gradients are taken
 
 
@@ -31,7 +31,7 @@ def steepest_direction(objective: Objective, parameters: Parameters) -> Vector |
     reach = _REACH * vector_norm(parameters.values())
     direction: Vector | None = None
     with preserved(objective.model), excursion(parameters) as trip:
-        for _ in range(1 + _REPEATS):
+        for _ in range(ASCENT_GRADIENTS):
             trip.move([(reach, direction)] if direction else [])
             gradient = objective.gradient(parameters)[1]
             norm = vector_norm(gradient)

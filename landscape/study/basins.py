@@ -10,6 +10,7 @@ from typing import Any
 from landscape.basins.compute import compute_basin
 from landscape.basins.result import Basin
 from landscape.checkpoints import Checkpoint
+from landscape.objective.ascent import ASCENT_GRADIENTS
 from landscape.objective.scope import Run, Scope
 from landscape.study.effort import Effort
 from landscape.study.runner import Task
@@ -53,7 +54,7 @@ def basin_task(
         )
 
     rays = int(options.get("directions", 16)) + 2
-    return Task(name, Basin, measure, effort=Effort(points=_POINTS * rays, gradients=5, vectors=4))
+    return Task(name, Basin, measure, effort=Effort(points=_POINTS * rays, gradients=ASCENT_GRADIENTS, vectors=4))
 
 
 def basin_row(basin: Basin) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from landscape.checkpoints import Checkpoint
 from landscape.curvature.operators.memory import LARGE, WORKING_VECTORS, in_bytes
 from landscape.linalg.basis import PACKED_RTOL, PACKED_SHARE
 from landscape.linalg.lanczos import default_basis_size
+from landscape.objective.ascent import ASCENT_GRADIENTS
 from landscape.objective.objective import Objective
 from landscape.parallel import distributed
 from landscape.surfaces.kind import AlongDirections, SurfaceKind
@@ -30,7 +31,6 @@ _PREPARED = 1.0  # seconds: in a longer pass, what it prepares for later ones is
 # In passes of a loss: a gradient goes back through the model too, a product with the Hessian goes twice each way.
 _GRADIENT, _PRODUCT = 3.0, 7.0
 _STEP_VECTORS = 5  # that an ascent holds, as large as the weights: step, gradient, scale, the best so far, a trial
-_ASCENT = 5  # gradients that find the direction in which the loss rises fastest
 _SEARCH = 48  # evaluations along each axis until a rise is found, at most
 
 
@@ -104,7 +104,7 @@ def surface_effort(kind: SurfaceKind, models: int) -> Effort:
     if isinstance(kind, EigenSurface):
         found = Effort(products=300, eigenvalues=kind.dim)
     else:
-        found = Effort(gradients=_ASCENT, vectors=_STEP_VECTORS) if kind.kept_directions else Effort()
+        found = Effort(gradients=ASCENT_GRADIENTS, vectors=_STEP_VECTORS) if kind.kept_directions else Effort()
     return found + Effort(points=points + search, vectors=kind.dim + 1)
 
 
