@@ -196,24 +196,29 @@ def base_of(folder: Path) -> landscape.Checkpoint:
     return landscape.load_checkpoint(folder, device="cpu")
 
 
-def tune(place: Place, name: str, task: str, method: Method, lr: float, rho: float | None, seed: int) -> Path:
-    """The folder of a fine-tuned checkpoint."""
+def tune(place: Place, name: str, task: str, method: Method, lr: float, rho: float | None, seed: int) -> Path | None:
+    """The folder of a fine-tuned checkpoint; None where the run diverged."""
     of = place.settings["tuning"]
     old = records_file(place.bigbench, place.settings["other"]["rehearsal"], chat=True)
     training = split_task(place.data, place.bigbench, task, place.settings)["training"]
-    return landscape.finetune(
-        place.base, training, place.output / "checkpoints" / name,
-        optimization=landscape.Optimization(
-            optimizer="adamw" if rho is None else "sam", rho=rho, lr=lr, steps=of["steps"],
-            batch_size=of["batch_size"], lora=of["lora"] if method.weights == "lora" else None,
-        ),
-        rehearsal=landscape.Rehearsal(old, of["rehearsal"]) if method.rehearses else None,
-        data_options=landscape.DataOptions(
-            place.settings["max_length"], batch_tokens=place.settings["batch_tokens"],
-            limit=place.settings["training_questions"],
-        ),
-        seed=seed, load_options=landscape.LoadOptions(device="cpu"), progress=False,
-    )  # fmt: skip
+    try:
+        return landscape.finetune(
+            place.base, training, place.output / "checkpoints" / name,
+            optimization=landscape.Optimization(
+                optimizer="adamw" if rho is None else "sam", rho=rho, lr=lr, steps=of["steps"],
+                batch_size=of["batch_size"], lora=of["lora"] if method.weights == "lora" else None,
+            ),
+            rehearsal=landscape.Rehearsal(old, of["rehearsal"]) if method.rehearses else None,
+            data_options=landscape.DataOptions(
+                place.settings["max_length"], batch_tokens=place.settings["batch_tokens"],
+                limit=place.settings["training_questions"],
+            ),
+            seed=seed, load_options=landscape.LoadOptions(device="cpu"), progress=False,
+        )  # fmt: skip
+    except landscape.InputError as error:
+        if "diverged" not in str(error):
+            raise
+        return None
 
 
 # --- pilot: learning rates and radii ------------------------------------------------------------------------
@@ -232,11 +237,8 @@ def pilot_row(place: Place, task: str, weights: str, lr: float, rho: float | Non
     """The validation loss after one try; none where the run diverged."""
     row: dict[str, Any] = {"kind": "pilot", "task": task, "weights": weights, "lr": lr, "rho": rho}
     name = f"pilot-{task}-{weights}-{lr:g}-{rho}"
-    try:
-        tuned = tune(place, name, task, Method(weights), lr, rho, place.settings["pilot"]["seed"])
-    except landscape.InputError as error:
-        if "diverged" not in str(error):
-            raise
+    tuned = tune(place, name, task, Method(weights), lr, rho, place.settings["pilot"]["seed"])
+    if tuned is None:
         return row | {"validation_loss": math.nan}
     validation = texts_of(place, task).validation
     after = landscape.load_checkpoint(tuned, device="cpu")
@@ -283,7 +285,10 @@ def base_row(place: Place) -> dict:
 
 
 def measure_run(task: str, method: str, seed: int, place: Place) -> None:
-    """Fine-tune, measure, write the row and delete; of AdamW's checkpoint the one merged with the base as well."""
+    """Fine-tune, measure, write the row and delete; of AdamW's checkpoint the one merged with the base as well.
+
+    A run that diverged has a row of the kind "diverged", without a measurement.
+    """
     names = {each: f"runs/{task}/{each}-{seed}" for each in ([method, MERGED] if method == "adamw" else [method])}
     if all(place.file_of(name).exists() for name in names.values()):
         return
@@ -293,6 +298,10 @@ def measure_run(task: str, method: str, seed: int, place: Place) -> None:
     tuned = tune(place, f"{task}-{method}-{seed}", task, how, found["lr"], rho, seed)
     row: dict[str, Any] = {"kind": "run", "task": task, "seed": seed, "lr": found["lr"], "rho": rho}
     row["tuning_cpu_seconds"] = time.process_time() - started
+    if tuned is None:
+        for each, name in names.items():
+            place.row(name, functools.partial(dict, row, kind="diverged", method=each))
+        return
     place.row(names[method], lambda: row | {"method": method} | measured(place, task, tuned, names[method]))
     if method == "adamw":
         alpha, beside = place.settings["tuning"]["alpha"], tuned.with_name(f"{task}-{MERGED}-{seed}")

@@ -13,13 +13,14 @@ import json
 import math
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas
-from scipy import stats
-from study_folder import plain, write_json, write_lines
+from smollm2_contrasts import LEVEL, contrast, corrected, in_numbers
+from smollm2_correlations import VECTOR, correlations, correlations_in_words, rivalry, rivalry_in_words
+from study_folder import plain, read_settings, write_json, write_lines
 
 import landscape
 
@@ -27,11 +28,10 @@ CONTRASTS = (("sam", "adamw"), ("sam-wide", "adamw"), ("lora-sam", "lora-adamw")
              ("rehearsal", "adamw"))  # fmt: skip
 FLATTER = CONTRASTS[:3]  # of them, those between SAM and AdamW
 FLATNESS = ("surface_curvature_old", "sam_sharpness_old", "sam_sharpness_new")
-EXPLORED = ("accuracy_loss", "loss_rise_docs", "loss_rise_code", "kl_chat")
-VECTOR = "instruction_vector"  # what the names of its columns begin with
-RIVALS = ("kl_new", "kl_chat", "distance", "predicted_forgetting", "random")
-LEVEL = 0.05
+# The curvature of a surface over (1 + slope^2)^(3/2) is smaller on a slope, so that the slope stands beside it.
+EXPLORED = ("accuracy_loss", "loss_rise_docs", "loss_rise_code", "kl_chat", "average_gradient_old")
 AS_MUCH = -0.05  # nats: a difference in what was learned that lies above it counts as no less learning
+OLD = read_settings(Path(__file__).with_name("smollm2.toml"), quick=False)["old"]  # tasks by group
 
 
 def main(rows: Path, output: Path, replications: int = 200) -> str:
@@ -41,60 +41,56 @@ def main(rows: Path, output: Path, replications: int = 200) -> str:
     runs = pandas.DataFrame([row for row in read if row["kind"] == "run"])
     if runs.empty:
         raise landscape.InputError(f"{rows} has no fine-tuned checkpoint yet.")
+    runs = with_groups(runs)
+    explored = [
+        *((*pair, name) for name in EXPLORED for pair in (*CONTRASTS, ("lora-adamw", "adamw"))),
+        *(("lora-adamw", "adamw", name) for name in ("forgetting", "learned")),
+        *((*pair, name) for name in runs if name.startswith("group_forgetting_") for pair in CONTRASTS),
+        *((*pair, name) for name in runs if name.startswith("answer_forgetting_") for pair in CONTRASTS),
+    ]
     results = {
         "checkpoints": len(runs),
+        "tasks": sorted(runs["task"].unique()),
+        "diverged": [row["name"] for row in read if row["kind"] == "diverged"],
         "base": next(
             ({k: v for k, v in row.items() if "accuracy" in k} for row in read if row["kind"] == "base"), None
         ),
-        "chosen": runs.groupby(["task", "method"])[["lr", "rho"]].first().reset_index().to_dict("records"),
+        "chosen": chosen([row for row in read if row["kind"] == "pilot"]),
         "forgetting": corrected([contrast(runs, *pair, "forgetting") for pair in CONTRASTS]),
         "learned": [contrast(runs, *pair, "learned") for pair in CONTRASTS],
         "flatter": corrected([contrast(runs, *pair, name) for name in FLATNESS for pair in FLATTER]),
-        "explored": [
-            contrast(runs, *pair, name) for name in EXPLORED for pair in (*CONTRASTS, ("lora-adamw", "adamw"))
-        ],
+        "explored": [contrast(runs, *each) for each in explored],
         "recovered": recovered(runs),
         "correlations": correlations(runs, replications),
+        "rivalry": rivalry(runs),
     }
     write_json(output / "results.json", plain(results))
     write_lines(output / "checkpoints.csv", runs.to_csv(index=False).splitlines())
     return in_words(results)
 
 
-# --- contrasts of methods -----------------------------------------------------------------------------------
+def with_groups(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """The runs with the forgetting of each group of old tasks: the mean over its tasks."""
+    groups = {group: [f"answer_forgetting_{task}" for task in tasks] for group, tasks in OLD.items()}
+    means = {
+        f"group_forgetting_{group}": runs[columns].mean(axis=1)
+        for group, columns in groups.items() if set(columns) <= set(runs)
+    }  # fmt: skip
+    return runs.assign(**means)
 
 
-def contrast(runs: pandas.DataFrame, first: str, second: str, outcome: str) -> dict[str, Any]:
-    """The mean over tasks of the difference between two methods, paired by seed, with a t interval.
-
-    The variance of the differences is pooled within tasks: with tasks t of n_t seeds, the standard error is
-    s sqrt(sum_t 1 / n_t) / number of tasks, and has sum_t (n_t - 1) degrees of freedom. It is NaN where no task has
-    two seeds.
-    """
-    table = runs.pivot(index=["task", "seed"], columns="method", values=outcome)
-    paired = table.reindex(columns=[first, second]).dropna()
-    differences = (paired[first] - paired[second]).groupby("task")
-    counts, freedom = differences.size(), int(differences.size().sum() - differences.ngroups)
-    found: dict[str, Any] = {"first": first, "second": second, "outcome": outcome, "pairs": int(counts.sum())}
-    found["by_task"] = {task: values.tolist() for task, values in differences}
-    if freedom < 1:
-        return found | {"difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan}
-    value = float(differences.mean().mean())
-    squares = differences.apply(lambda values: float(((values - values.mean()) ** 2).sum())).sum()
-    error = math.sqrt(squares / freedom * float((1 / counts).sum())) / len(counts)
-    reach = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error
-    p = 2 * float(stats.t.sf(abs(value) / error, freedom)) if error else float(value == 0)
-    return found | {"difference": value, "low": value - reach, "high": value + reach, "p": p}
-
-
-def corrected(contrasts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same contrasts with `p_holm`, corrected for their number (Holm 1979); one that is missing counts as well."""
-    ps = np.nan_to_num([each["p"] for each in contrasts], nan=1.0)
-    order = np.argsort(ps, kind="stable")
-    rising = np.maximum.accumulate(ps[order] * np.arange(len(ps), 0, -1))
-    holm = np.empty(len(ps))
-    holm[order] = np.minimum(rising, 1)
-    return [each | {"p_holm": float(p)} for each, p in zip(contrasts, holm, strict=True)]
+def chosen(pilot: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the pilot chose of each grid, and at which end of it, if at one."""
+    grids: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in pilot:
+        grids.setdefault((row["task"], row["weights"], "lr" if row["rho"] is None else "rho"), []).append(row)
+    choices = []
+    for (task, weights, option), grid in grids.items():
+        values = sorted(row[option] for row in grid)
+        best = min((row for row in grid if row["validation_loss"]), key=lambda row: row["validation_loss"])[option]
+        end = "top" if best == values[-1] else "bottom" if best == values[0] else None
+        choices.append({"task": task, "weights": weights, "option": option, "value": best, "of": values, "end": end})
+    return choices
 
 
 def recovered(runs: pandas.DataFrame) -> list[dict[str, Any]]:
@@ -109,61 +105,75 @@ def recovered(runs: pandas.DataFrame) -> list[dict[str, Any]]:
     return [contrast(both, "adamw", "nothing", name) for name in ("few_shot_lost", "gained_over_random")]
 
 
-# --- correlations, exploratory ------------------------------------------------------------------------------
-
-
-def correlations(runs: pandas.DataFrame, replications: int) -> dict[str, Any]:
-    """What `landscape correlate` and `landscape design` say of the table; empty where it is too small for them."""
-    ends = ("_old", "_new")
-    measured = [name for name in runs if name.endswith(ends) and not name.startswith(("kl_", "loss_rise_"))]
-    measured += [name for name in (f"{VECTOR}_cosine", f"{VECTOR}_heads_kept", f"{VECTOR}_effect_lost") if name in runs]
-    columns = [name for name in (*measured, *RIVALS) if runs[name].nunique() > 1]
-    table = runs.assign(cell=runs["task"] + " " + runs["method"]).dropna(subset=[*columns, "forgetting"])
-    design: dict[str, Any] = {"factors": ["task", "method"], "groups": "cell"}
-    try:
-        found = landscape.correlate(table, flatness=columns, controls=["learned"], **design)
-        rates = landscape.simulate_design(table, controls=["learned"], replications=replications, **design)
-    except landscape.InputError as error:
-        return {"missing": str(error)}
-    return {"table": found.to_dict("records"), "design": rates.to_dict("records")}
-
-
 # --- words --------------------------------------------------------------------------------------------------
 
 
 def in_words(results: dict[str, Any]) -> str:
-    lines = [f"{results['checkpoints']} checkpoints. First method minus second, mean over tasks, 95% intervals:"]
+    """All verdicts, each no stronger than its interval."""
+    lines = [f"{results['checkpoints']} checkpoints; {len(results['diverged'])} diverged, and were not measured."]
+    lines += [f"Pilot: {choice_in_words(choice)}" for choice in results["chosen"]]
+    tasks = " and ".join(results["tasks"])
+    lines.append(f"First method minus second, mean over {tasks}; 95% intervals over seeds, each by itself:")
     for of, learned in zip(results["forgetting"], results["learned"], strict=True):
-        lines.append(f"  {verdict(of, learned)}")
-    lines.append("Is SAM flatter? First minus second, p corrected for all nine:")
-    lines += [f"  {each['outcome']}: {numbers(each)}, corrected p {each['p_holm']:.3g}" for each in results["flatter"]]
-    if results["recovered"]:
-        lines.append("Instruction vectors of AdamW's checkpoints, shares of answers against none:")
-        lines += [f"  {each['outcome']}: {numbers(each)}, p {each['p']:.3g}" for each in results["recovered"]]
-    lines.append("Exploratory:")
-    lines += [f"  {each['outcome']}: {numbers(each)}" for each in results["explored"]]
-    if "missing" in results["correlations"]:
-        lines.append(f"  correlations: {results['correlations']['missing']}")
-    return "\n".join(lines)
+        lines.append(f"  {verdict(of, learned, results['flatter'])}")
+    lines.append("Is SAM flatter? p corrected for all nine:")
+    lines += [f"  {each['outcome']}: {in_numbers(each)}{corrected_p(each)}" for each in results["flatter"]]
+    lines.append(
+        f"Instruction vectors: {recovery(*results['recovered'])}" if results["recovered"] else "J1: not measured."
+    )
+    lines.append("Exploratory, nothing corrected:")
+    lines += [
+        f"  {each['outcome']}: {in_numbers(each)}"
+        for each in results["explored"] if not each["outcome"].startswith("answer_")
+    ]  # fmt: skip
+    return "\n".join([*lines, *correlations_in_words(results["correlations"]), *rivalry_in_words(results["rivalry"])])
 
 
-def numbers(of: dict[str, Any]) -> str:
-    title = f"{of['first']} - {of['second']}"
-    if math.isnan(of["difference"]):
-        return f"{title} has {of['pairs']} pairs, too few"
-    return f"{title} {of['difference']:+.4g} [{of['low']:+.4g}, {of['high']:+.4g}], {of['pairs']} pairs"
+def choice_in_words(choice: dict[str, Any]) -> str:
+    end = f", at the {choice['end']} of its grid" if choice["end"] else ""
+    of = ", ".join(f"{value:g}" for value in choice["of"])
+    return f"{choice['task']}, {choice['weights']} weights: {choice['option']} {choice['value']:g} of {of}{end}."
 
 
-def verdict(of: dict[str, Any], learned: dict[str, Any]) -> str:
+def corrected_p(of: dict[str, Any]) -> str:
+    return "" if math.isnan(of["p"]) else f", corrected p {of['p_holm']:.3g}"
+
+
+def verdict(of: dict[str, Any], learned: dict[str, Any], flatter: Sequence[dict[str, Any]] = ()) -> str:
     """What the plan allows to say of one contrast."""
-    if math.isnan(of["difference"]):
-        return f"{numbers(of)}."
-    said = "no evidence of a difference in forgetting"
+    if math.isnan(of["low"]):
+        return f"{in_numbers(of)}."
+    words = "no evidence of a difference in forgetting"
     if of["p_holm"] < LEVEL:
-        said = "forgets more" if of["difference"] > 0 else "forgets less"
+        words = "forgets more" if of["difference"] > 0 else "forgets less"
         if of["difference"] < 0:
-            said += " without learning less" if learned["low"] > AS_MUCH else ", and may have learned less"
-    return f"{numbers(of)}, corrected p {of['p_holm']:.3g}; learned {numbers(learned)}: {said}."
+            words += " without learning less" if learned["low"] > AS_MUCH else ", and may have learned less"
+    return f"{in_numbers(of)}{corrected_p(of)}; learned {in_numbers(learned)}: {words}{flatness(of, flatter)}."
+
+
+def flatness(of: dict[str, Any], flatter: Sequence[dict[str, Any]]) -> str:
+    """By which metrics SAM is flatter or sharper in a contrast; without one, the contrast says nothing about it."""
+    pair = of["first"], of["second"]
+    here = [each for each in flatter if (each["first"], each["second"]) == pair]
+    shown = [each for each in here if each["p_holm"] < LEVEL]
+    down, up = ([each["outcome"] for each in shown if each["difference"] * sign > 0] for sign in (-1, 1))
+    parts = [f"flatter by {', '.join(down)}"] if down else []
+    parts += [f"sharper by {', '.join(up)}"] if up else []
+    if here and not down:
+        parts.append("not shown to be flatter, so that this says nothing about flatness")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def recovery(lost: dict[str, Any], gained: dict[str, Any]) -> str:
+    """Whether the base's vectors bring back what was lost; it is only read where something was lost."""
+    numbers = (
+        f"few-shot accuracy lost, {in_numbers(lost)}; gained with the base's over random ones, {in_numbers(gained)}: "
+    )
+    if not lost["low"] > 0:
+        return f"{numbers}not read, as no loss was shown."
+    if not (gained["low"] > 0 or gained["high"] < 0):
+        return f"{numbers}no evidence."
+    return numbers + ("speaks for Jiang et al." if gained["low"] > 0 else "less than with random ones.")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ METHODS = {  # colour (Okabe and Ito 2008) and words
     "lora-sam": ("#cc79a7", "LoRA, SAM"),
 }
 MARKS = ("o", "^")  # of the tasks, in the order of their names
+FILL = {"o": "full", "^": "none"}
+FLATNESS = "surface_curvature_old"
+LEVEL, AS_MUCH = 0.05, -0.05  # as in the plan: of corrected p-values; nats of what was learned
 
 
 def main(rows: str, folder: str) -> None:
@@ -40,57 +43,96 @@ def main(rows: str, folder: str) -> None:
             sys.exit(f"error: there is no {path}; make it with python analyses/smollm2.py --output {folder}")
     results = json.loads(results_file.read_text("utf-8"))
     read = [json.loads(line) for line in Path(rows).read_text("utf-8").splitlines()]
-    drawn = draw(pandas.DataFrame([row for row in read if row["kind"] == "run"]), results)
+    base = next(row for row in read if row["kind"] == "base")
+    drawn = draw(pandas.DataFrame([row for row in read if row["kind"] == "run"]), base, results)
     for suffix in ("pdf", "png"):
         drawn.savefig(Path(folder) / f"smollm2.{suffix}", bbox_inches="tight", dpi=200)
     print(markdown(results))
 
 
-def draw(runs: pandas.DataFrame, results: dict) -> Any:
-    """What each checkpoint forgot and learned; differences between methods; surface curvature beside forgetting."""
-    figure, (kept, differences, flat) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+def draw(runs: pandas.DataFrame, base: dict, results: dict) -> Any:
+    """What each checkpoint forgot and learned; differences between methods in both; flatness beside forgetting."""
+    figure, (kept, differences, learning, flat) = plt.subplots(
+        1, 4, figsize=(15, 4.2), layout="constrained", width_ratios=[3, 3, 1.5, 3]
+    )
     tasks = sorted(runs["task"].unique())
-    for axes, column, label in (
-        (kept, "learned", "learned: fall of the new task's loss (nats per token)"),
-        (flat, "surface_curvature_old", "surface curvature on old text (our reconstruction)"),
-    ):
-        for task, mark in zip(tasks, MARKS, strict=False):
-            for method, (colour, _) in METHODS.items():
-                at = runs[(runs["task"] == task) & (runs["method"] == method)]
-                axes.plot(at[column], at["forgetting"], mark, color=colour, alpha=0.8, markersize=6)
-        axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-        axes.set_xlabel(label)
-        axes.set_ylabel("forgetting (nats per answer, six old tasks)")
+    points(kept, runs, "learned", "learned: fall of the new task's loss (nats per token)")
+    points(flat, runs, FLATNESS, "surface curvature on old text (our reconstruction)")
     flat.ticklabel_format(axis="x", useOffset=False)
-    for colour, words in METHODS.values():
-        kept.plot([], [], "s", color=colour, label=words)
+    flat.axvline(base[FLATNESS], color="0.6", linewidth=0.8, linestyle=":", zorder=0)
+    flat.annotate(
+        "base", (base[FLATNESS], 1.0), xycoords=("data", "axes fraction"), fontsize=7, va="bottom", ha="center"
+    )
+    for method, (colour, words) in METHODS.items():
+        if (runs["method"] == method).any():
+            kept.plot([], [], "s", color=colour, label=words)
     for task, mark in zip(tasks, MARKS, strict=False):
-        kept.plot([], [], mark, color="0.5", label=task)
+        kept.plot([], [], mark, color="0.5", fillstyle=FILL[mark], label=task)
     kept.legend(fontsize=7)
-    shown = [each for each in results["forgetting"] if each["difference"] is not None]
-    for place, each in enumerate(reversed(shown)):
-        colour = METHODS[each["first"]][0]
-        differences.plot([each["low"], each["high"]], [place, place], color=colour, linewidth=2)
-        differences.plot(each["difference"], place, "|", color=colour, markersize=14, markeredgewidth=2)
-        for task, mark in zip(tasks, MARKS, strict=False):
-            points = each["by_task"].get(task, [])
-            differences.plot(points, np.full(len(points), place + 0.15), mark, color="0.6", markersize=4)
-    names = [f"{METHODS[each['first']][1]}\n- {METHODS[each['second']][1]}" for each in reversed(shown)]
-    differences.set_yticks(range(len(shown)), names, fontsize=8)
-    differences.set_ylim(-0.6, len(shown) - 0.2)
-    differences.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-    differences.set_xlabel("difference in forgetting, with 95% interval\n(small marks: pairs of one task and seed)")
+    contrasts(differences, results["forgetting"], tasks, evidence=True)
+    contrasts(learning, results["learned"], tasks)
+    differences.set_yticks(
+        range(len(results["forgetting"])),
+        [f"{METHODS[each['first']][1]}\n- {METHODS[each['second']][1]}" for each in reversed(results["forgetting"])],
+        fontsize=8,
+    )
+    differences.set_xlabel(
+        "difference in forgetting: mean over tasks with 95% interval over seeds,\n"
+        "each by itself (small marks: pairs of one task and seed; full circle: evidence,\n"
+        "that is corrected p < 0.05)",
+        fontsize=8,
+    )
+    learning.set_yticks([])
+    learning.axvline(AS_MUCH, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
+    learning.set_xlabel("difference in learned\n(dots: -0.05)", fontsize=8)
     return figure
 
 
+def points(axes: Any, runs: pandas.DataFrame, column: str, label: str) -> None:
+    """One mark for each checkpoint; its shape says the task, and its colour the method."""
+    for task, mark in zip(sorted(runs["task"].unique()), MARKS, strict=False):
+        for method, (colour, _) in METHODS.items():
+            at = runs[(runs["task"] == task) & (runs["method"] == method)]
+            axes.plot(at[column], at["forgetting"], mark, color=colour, fillstyle=FILL[mark], alpha=0.8, markersize=6)
+    axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    axes.set_xlabel(label, fontsize=9)
+    axes.set_ylabel("forgetting (nats per answer, six old tasks)", fontsize=9)
+
+
+def contrasts(axes: Any, rows: list[dict], tasks: list[str], evidence: bool = False) -> None:
+    """Every contrast on a line of its own, with its pairs; without an interval where there are too few of them."""
+    for place, each in enumerate(reversed(rows)):
+        colour = METHODS[each["first"]][0]
+        for task, mark in zip(tasks, MARKS, strict=False):
+            pairs = each["by_task"].get(task, [])
+            axes.plot(pairs, np.full(len(pairs), place + 0.2), mark, color="0.6", fillstyle=FILL[mark], markersize=4)
+        if each["low"] is None:
+            words = f"no interval ({each['pairs']} pairs)"
+            axes.annotate(words, (0.5, place - 0.15), xycoords=("axes fraction", "data"), fontsize=7, ha="center")
+            continue
+        shown = evidence and each["p_holm"] < LEVEL
+        axes.plot([each["low"], each["high"]], [place, place], color=colour, linewidth=2)
+        axes.plot(each["difference"], place, "o", color=colour, fillstyle="full" if shown else "none", markersize=7)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+
+
 def markdown(results: dict) -> str:
-    lines = ["| contrast | forgetting | corrected p | learned |", "|---|---|---|---|"]
+    """The contrasts as a table, those without an interval as well."""
+    lines = ["| contrast | pairs | forgetting | corrected p | learned |", "|---|---|---|---|---|"]
     for each, learned in zip(results["forgetting"], results["learned"], strict=True):
-        if each["difference"] is not None:
-            cells = [f"{of['difference']:+.3f} [{of['low']:+.3f}, {of['high']:+.3f}]" for of in (each, learned)]
-            words = f"{METHODS[each['first']][1]} - {METHODS[each['second']][1]}"
-            lines.append(f"| {words} | {cells[0]} | {each['p_holm']:.3g} | {cells[1]} |")
+        words = f"{METHODS[each['first']][1]} - {METHODS[each['second']][1]}"
+        p = "" if each["p"] is None else f"{each['p_holm']:.3g}"
+        lines.append(f"| {words} | {each['pairs']} | {cell(each)} | {p} | {cell(learned)} |")
     return "\n".join(lines)
+
+
+def cell(of: dict) -> str:
+    """A difference with its interval, as far as there are any."""
+    if of["difference"] is None:
+        return "not in every task"
+    interval = "no interval" if of["low"] is None else f"[{of['low']:+.3f}, {of['high']:+.3f}]"
+    return f"{of['difference']:+.3f} {interval}"
 
 
 if __name__ == "__main__":
