@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from landscape.checkpoints import Checkpoint
 from landscape.errors import InputError
@@ -17,7 +17,7 @@ from landscape.instruction_vectors.changed import AccuracyChange, InstructionVec
 from landscape.instruction_vectors.effects import top_heads
 from landscape.instruction_vectors.prompts import VectorOptions
 from landscape.instruction_vectors.result import Estimate, InstructionVector, check_statistics, mean_of
-from landscape.instruction_vectors.runs import answers, head_outputs
+from landscape.instruction_vectors.runs import answers_with_vectors_added
 from landscape.instruction_vectors.tasks import InContextTask
 from landscape.instruction_vectors.vector import (
     Site,
@@ -186,22 +186,16 @@ def _task_change(
 ) -> TaskChange:
     """Compare one task."""
     over = (statistics.confidence, statistics.resamples, statistics.seed)
-    heads = before.heads
-    outputs, judged, joint = [], [], []
-    for site in (base, tuned):
+    heads, sites = before.heads, (base, tuned)
+    outputs = [site.clean[0] for site in sites]
+    judged = [[answered[:, 1] for answered in (site.few_shot, site.zero_shot)] for site in sites]
+    joint = []
+    for site, found in zip(sites, outputs, strict=True):
         with preserved(site.model):
-            found, _ = head_outputs(site.model, site.attention, site.prompts.clean, site.batch_tokens)
-            outputs.append(found)
-            judged.append(
-                [
-                    answers(site.model, prompts, site.batch_tokens)[:, 1]
-                    for prompts in (site.prompts.few_shot, site.prompts.zero_shot)
-                ]
-            )
             joint.append(joint_effects(site, heads, found.mean(0), statistics.seed)[0])
     written = [
         [site.attention.written(found, chosen).double().cpu().numpy() for chosen in (heads, of_model.heads)]
-        for site, found, of_model in zip((base, tuned), outputs, (before, after), strict=True)
+        for site, found, of_model in zip(sites, outputs, (before, after), strict=True)
     ]
     lost = [mean_of(b - t, *over) for b, t in zip(*judged, strict=True)]
     changes = [AccuracyChange(float(b.mean()), float(t.mean()), fall) for b, t, fall in zip(*judged, lost, strict=True)]
@@ -236,25 +230,19 @@ def _recoveries(
     vectors = {"base": before.vector[None], "random": length * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)}
     if other is not None:
         vectors["other task"] = (length / np.linalg.norm(other.vector) * other.vector)[None]
+    stacked = torch.as_tensor(np.concatenate(list(vectors.values())), dtype=torch.float32)
+    ends = np.cumsum([len(several) for several in vectors.values()])[:-1]
     recoveries = []
     with preserved(tuned.model):
         for words, prompts, plain in zip(
             ("few-shot", "zero-shot"), (tuned.prompts.few_shot, tuned.prompts.zero_shot), without, strict=True
         ):
-            steered = {}
-            for kind, several in vectors.items():
-                right = []
-                for vector in several:
-                    added: Tensor = torch.as_tensor(vector, dtype=torch.float32)
-                    right.append(
-                        answers(
-                            tuned.model,
-                            prompts,
-                            tuned.batch_tokens,
-                            lambda added=added: tuned.attention.adding(before.layer, added),  # type: ignore[misc]
-                        )[:, 1]
-                    )
-                steered[kind] = np.mean(right, axis=0)
+            each = (tuned.model, tuned.attention, before.layer)
+            right = np.stack(
+                [answers_with_vectors_added(*each, prompt, stacked, tuned.batch_tokens)[:, 1] for prompt in prompts],
+                axis=1,
+            )  # (vectors, prompts)
+            steered = {kind: part.mean(0) for kind, part in zip(vectors, np.split(right, ends), strict=True)}
             for kind, share in steered.items():
                 over_random = None if kind == "random" else mean_of(share - steered["random"], *over)
                 gained = mean_of(share - plain, *over)

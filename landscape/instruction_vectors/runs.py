@@ -68,7 +68,6 @@ def head_outputs(
     return outputs, found
 
 
-@torch.no_grad()
 def answers_with_heads_replaced(
     model: nn.Module,
     attention: Attention,
@@ -78,9 +77,6 @@ def answers_with_heads_replaced(
     batch_tokens: int,
 ) -> np.ndarray:
     """Return the probability of the right answer to one prompt with sets of heads replaced at its last token.
-
-    Only the last token is computed for each set. What comes before it does not see it, and its keys and values are
-    computed once.
 
     Args:
         model: The model.
@@ -93,16 +89,72 @@ def answers_with_heads_replaced(
     Returns:
         float64, (sets,).
     """
+    where = where.to(_device(model))
+    return _last_token_again(
+        model, prompt, len(where), batch_tokens, lambda rows: attention.replacing(where[rows], outputs)
+    )[:, 0]
+
+
+def answers_with_vectors_added(
+    model: nn.Module,
+    attention: Attention,
+    layer: int,
+    prompt: Prompt,
+    vectors: Tensor,
+    batch_tokens: int,
+) -> np.ndarray:
+    """Return how a model answers one prompt when one of several vectors is added at its last token.
+
+    Args:
+        model: The model.
+        attention: Its heads.
+        layer: The layer to whose attention output a vector is added.
+        prompt: The prompt.
+        vectors: The vectors, (vectors, width).
+        batch_tokens: Tokens whose keys and values are in memory at once, at most.
+
+    Returns:
+        float64, (vectors, 2), as `answers` returns it.
+    """
+    return _last_token_again(
+        model, prompt, len(vectors), batch_tokens, lambda rows: attention.adding(layer, vectors[rows])
+    )
+
+
+@torch.no_grad()
+def _last_token_again(
+    model: nn.Module, prompt: Prompt, count: int, batch_tokens: int, around: Callable[[slice], Any]
+) -> np.ndarray:
+    """Return how a model answers one prompt under each of `count` changes at its last token.
+
+    Only the last token is computed for each change. What comes before it does not see it, and its keys and values are
+    computed once.
+
+    Args:
+        model: The model.
+        prompt: The prompt.
+        count: The number of changes.
+        batch_tokens: Tokens whose keys and values are in memory at once, at most.
+        around: Makes a context in which a batch passes: a row for each of the changes in the slice that it is given.
+
+    Returns:
+        float64, (count, 2), as `answers` returns it.
+    """
     tokens = torch.tensor([prompt.tokens], device=_device(model))
-    before = model(input_ids=tokens[:, :-1], use_cache=True).past_key_values
-    found = []
-    for part in where.split(max(1, batch_tokens // len(prompt.tokens))):
+    before = None
+    if len(prompt.tokens) > 1:
+        before = model(input_ids=tokens[:, :-1], use_cache=True, **_last_only(model)).past_key_values
+    found, size = [], max(1, batch_tokens // len(prompt.tokens))
+    for start in range(0, count, size):
+        rows = slice(start, min(start + size, count))
+        width = rows.stop - rows.start
         known = copy.deepcopy(before)
-        known.batch_repeat_interleave(len(part))
-        with attention.replacing(part.to(tokens.device), outputs):
-            logits = _last_logits(model, tokens[:, -1:].expand(len(part), 1), past_key_values=known, use_cache=True)
-        right = torch.full((len(part),), prompt.answer, device=logits.device)
-        found.append(_judged(logits, right)[:, 0])
+        if known is not None:
+            known.batch_repeat_interleave(width)
+        with around(rows):
+            logits = _last_logits(model, tokens[:, -1:].expand(width, 1), past_key_values=known, use_cache=True)
+        right = torch.full((width,), prompt.answer, device=logits.device)
+        found.append(_judged(logits, right))
     return np.concatenate(found)
 
 
@@ -120,10 +172,13 @@ def batches(prompts: Sequence[Prompt], batch_tokens: int, device: torch.device) 
 
 def _last_logits(model: nn.Module, tokens: Tensor, **options: Any) -> Tensor:
     """Return the logits after the last token, float32 or wider, (batch, vocabulary)."""
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = 1
-    logits = model(input_ids=tokens, **{"use_cache": False, **options}).logits[:, -1]
+    logits = model(input_ids=tokens, **{"use_cache": False, **_last_only(model), **options}).logits[:, -1]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _last_only(model: nn.Module) -> dict[str, int]:
+    """Return the option that leaves out the logits of all tokens but the last, where a model has one."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def _judged(logits: Tensor, right: Tensor) -> np.ndarray:

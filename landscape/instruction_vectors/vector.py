@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,24 @@ class Site:
     attention: Attention
     prompts: TaskPrompts
     batch_tokens: int
+
+    @cached_property
+    def clean(self) -> tuple[Tensor, np.ndarray]:
+        """What every head puts out in the clean prompts, and the answers to them, as `head_outputs` returns it."""
+        with preserved(self.model):
+            return head_outputs(self.model, self.attention, self.prompts.clean, self.batch_tokens)
+
+    @cached_property
+    def few_shot(self) -> np.ndarray:
+        """The answers to the prompts that models are judged on, as `answers` returns them."""
+        with preserved(self.model):
+            return answers(self.model, self.prompts.few_shot, self.batch_tokens)
+
+    @cached_property
+    def zero_shot(self) -> np.ndarray:
+        """The answers to the same questions without examples."""
+        with preserved(self.model):
+            return answers(self.model, self.prompts.zero_shot, self.batch_tokens)
 
 
 def compute_instruction_vector(
@@ -185,7 +204,7 @@ def measure_vector(
     settings = dataclasses.asdict(options) | {"layer": steering_layer(options, attention)}
     first = next(site.model.parameters())
     with preserved(site.model):
-        outputs, answered = head_outputs(site.model, attention, prompts.clean, site.batch_tokens)
+        outputs, answered = site.clean
         if must_do:
             _require_right(site, task, answered)
         mean = outputs.mean(0)
@@ -213,8 +232,6 @@ def measure_vector(
         joint, random = joint_effects(site, heads, mean, statistics.seed)
         vector = attention.written(mean, heads)
         layer = settings["layer"]
-        few_shot = answers(site.model, prompts.few_shot, site.batch_tokens)
-        zero_shot = answers(site.model, prompts.zero_shot, site.batch_tokens)
         steered = answers(site.model, prompts.zero_shot, site.batch_tokens, lambda: attention.adding(layer, vector))
     over = (statistics.confidence, statistics.resamples, statistics.seed)
     return InstructionVector(
@@ -224,8 +241,8 @@ def measure_vector(
         vector=vector.double().cpu().numpy() if vector.device.type != "mps" else vector.cpu().double().numpy(),
         layer=layer,
         effects=effects,
-        few_shot=share_of(few_shot[:, 1], statistics.confidence),
-        zero_shot=share_of(zero_shot[:, 1], statistics.confidence),
+        few_shot=share_of(site.few_shot[:, 1], statistics.confidence),
+        zero_shot=share_of(site.zero_shot[:, 1], statistics.confidence),
         steered=share_of(steered[:, 1], statistics.confidence),
         joint_effect=mean_of(joint, *over),
         random_effect=mean_of(random, *over),
@@ -246,8 +263,7 @@ def measure_vector(
 
 def check_can_do(site: Site, task: InContextTask) -> None:
     """Raise InputError where a model is right in fewer than half of the prompts that a vector would be made from."""
-    with preserved(site.model):
-        _require_right(site, task, answers(site.model, site.prompts.clean, site.batch_tokens))
+    _require_right(site, task, site.clean[1])
 
 
 def _require_right(site: Site, task: InContextTask, answered: np.ndarray) -> None:

@@ -15,7 +15,12 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from landscape import InputError, InstructionVector, Run, VectorOptions, compute_instruction_vector, load_tasks
 from landscape.instruction_vectors.effects import indirect_effects, top_heads
 from landscape.instruction_vectors.prompts import Prompt, make_prompts
-from landscape.instruction_vectors.runs import answers, answers_with_heads_replaced, head_outputs
+from landscape.instruction_vectors.runs import (
+    answers,
+    answers_with_heads_replaced,
+    answers_with_vectors_added,
+    head_outputs,
+)
 from landscape.weights.attention import attention_of
 
 OPTIONS = VectorOptions(shots=planted.SHOTS, prompts=32, heads=3)
@@ -134,6 +139,23 @@ def test_adding_the_written_vector_is_adding_it_to_the_residual_stream():
     other.model.layers[1].self_attn.o_proj.bias = torch.nn.Parameter(vector)
     assert found == pytest.approx(answers(other, PROMPTS, 18), abs=1e-5)
     assert abs(found - answers(model, PROMPTS, 18)).max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt_neox", "mistral"])
+@torch.no_grad()
+def test_vectors_added_with_kept_keys_answer_as_in_whole_passes(architecture):
+    """1e-5 for float32 sums in another order. A vector that is not added, or another row's, is off by 1e-3 and more."""
+    model = any_model(architecture)
+    attention = attention_of(model)
+    vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(3))
+    found = [answers_with_vectors_added(model, attention, 1, prompt, vectors, 18) for prompt in PROMPTS]
+    for index, vector in enumerate(vectors):
+        whole = answers(model, PROMPTS, 18, lambda v=vector: attention.adding(1, v))
+        assert np.array([each[index] for each in found]) == pytest.approx(whole, abs=1e-5, rel=1e-4)
+    assert np.ptp(np.array(found)[:, :, 0], axis=1).min() > 1e-3
+    one = Prompt(PROMPTS[0].tokens[-1:], PROMPTS[0].answer)  # nothing comes before its last token
+    alone = answers_with_vectors_added(model, attention, 1, one, vectors[:1], 18)
+    assert alone == pytest.approx(answers(model, [one], 18, lambda: attention.adding(1, vectors[0])), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
