@@ -94,15 +94,19 @@ def chosen(pilot: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def recovered(runs: pandas.DataFrame) -> list[dict[str, Any]]:
-    """Of AdamW's checkpoints: the few-shot accuracy lost, and what the base's vector gained more than random ones."""
+    """Of AdamW's checkpoints: few-shot accuracy lost, and gained with the base's vector, alone and over random ones."""
     if f"{VECTOR}_gained_with_base" not in runs:
         return []
     own = runs[runs["method"] == "adamw"]
-    more = own[f"{VECTOR}_gained_with_base"] - own[f"{VECTOR}_gained_with_random"]
-    own = own.assign(few_shot_lost=own[f"{VECTOR}_few_shot_lost"], gained_over_random=more)
-    zero = own.assign(method="nothing", few_shot_lost=0.0, gained_over_random=0.0)
-    both = pandas.concat([own, zero])
-    return [contrast(both, "adamw", "nothing", name) for name in ("few_shot_lost", "gained_over_random")]
+    gained = own[f"{VECTOR}_gained_with_base"]
+    columns = {
+        "few_shot_lost": own[f"{VECTOR}_few_shot_lost"],
+        "gained_over_random": gained - own[f"{VECTOR}_gained_with_random"],
+        "gained": gained,
+    }
+    zero = own.assign(method="nothing", **dict.fromkeys(columns, 0.0))
+    both = pandas.concat([own.assign(**columns), zero])
+    return [contrast(both, "adamw", "nothing", name) for name in columns]
 
 
 # --- words --------------------------------------------------------------------------------------------------
@@ -164,16 +168,23 @@ def flatness(of: dict[str, Any], flatter: Sequence[dict[str, Any]]) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def recovery(lost: dict[str, Any], gained: dict[str, Any]) -> str:
-    """Whether the base's vectors bring back what was lost; it is only read where something was lost."""
+def recovery(lost: dict[str, Any], over_random: dict[str, Any], gained: dict[str, Any]) -> str:
+    """Whether the base's vectors bring back what was lost; it is only read where something was lost.
+
+    The plan asks for more with the base's vectors than with random ones. Random ones take answers away, so that this
+    alone is no answer that came back: something has to be gained as well.
+    """
     numbers = (
-        f"few-shot accuracy lost, {in_numbers(lost)}; gained with the base's over random ones, {in_numbers(gained)}: "
+        f"few-shot accuracy lost, {in_numbers(lost)}; gained with the base's vector over random ones, "
+        f"{in_numbers(over_random)}; gained with it by itself, {in_numbers(gained)}: "
     )
     if not lost["low"] > 0:
         return f"{numbers}not read, as no loss was shown."
-    if not (gained["low"] > 0 or gained["high"] < 0):
-        return f"{numbers}no evidence."
-    return numbers + ("speaks for Jiang et al." if gained["low"] > 0 else "less than with random ones.")
+    if not over_random["low"] > 0:
+        return numbers + ("less than with random ones." if over_random["high"] < 0 else "no evidence.")
+    if not gained["low"] > 0:
+        return f"{numbers}less harm than random ones, and no evidence that anything came back."
+    return f"{numbers}speaks for Jiang et al."
 
 
 if __name__ == "__main__":

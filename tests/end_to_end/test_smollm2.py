@@ -189,7 +189,8 @@ def test_what_the_bases_vector_brings_back_is_counted_over_random_ones_alone(res
     gains = np.random.default_rng(1).normal(0.2, 0.05, len(runs))
     columns = {"few_shot_lost": 0.3 + 0 * gains, "gained_with_base": gains, "gained_with_random": 0.1}
     runs = runs.assign(**{f"instruction_vector_{name}": values for name, values in columns.items()})
-    lost, gained = results.recovered(runs)
+    lost, gained, alone = results.recovered(runs)
+    assert alone["difference"] == pytest.approx(gained["difference"] + 0.1)
     assert lost["difference"] == pytest.approx(0.3)
     more = (runs.assign(more=gains - 0.1)[runs["method"] == "adamw"]).groupby("task")["more"]
     within = np.sqrt(more.var().mean() / 6)  # the variances of the two tasks pooled, of six values
@@ -272,10 +273,11 @@ def test_where_sam_is_not_flatter_its_contrast_says_nothing_about_flatness(resul
 def test_nothing_can_come_back_that_was_not_lost(results):
     lost = {"first": "adamw", "second": "nothing", "difference": 0.2, "low": 0.1, "high": 0.3, "pairs": 6}
     held = {**lost, "low": -0.1}
-    assert results.recovery(lost, lost).endswith("speaks for Jiang et al.")
-    assert results.recovery(lost, held).endswith("no evidence.")
-    assert results.recovery(held, lost).endswith("not read, as no loss was shown.")
-    assert results.recovery({**lost, "low": np.nan}, lost).endswith("not read, as no loss was shown.")
+    assert results.recovery(lost, lost, lost).endswith("speaks for Jiang et al.")
+    assert results.recovery(lost, held, lost).endswith("no evidence.")
+    assert results.recovery(lost, lost, held).endswith("no evidence that anything came back.")
+    assert results.recovery(held, lost, lost).endswith("not read, as no loss was shown.")
+    assert results.recovery({**lost, "low": np.nan}, lost, lost).endswith("not read, as no loss was shown.")
 
 
 def test_a_choice_at_an_end_of_its_grid_is_reported(results):
