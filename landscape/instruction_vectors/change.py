@@ -237,12 +237,11 @@ def _recoveries(
         for words, prompts, plain in zip(
             ("few-shot", "zero-shot"), (tuned.prompts.few_shot, tuned.prompts.zero_shot), without, strict=True
         ):
-            each = (tuned.model, tuned.attention, before.layer)
-            right = np.stack(
-                [answers_with_vectors_added(*each, prompt, stacked, tuned.batch_tokens)[:, 1] for prompt in prompts],
-                axis=1,
-            )  # (vectors, prompts)
-            steered = {kind: part.mean(0) for kind, part in zip(vectors, np.split(right, ends), strict=True)}
+            right = answers_with_vectors_added(
+                tuned.model, tuned.attention, before.layer, prompts, stacked, tuned.batch_tokens
+            )[:, :, 1]
+            parts = np.split(right, ends, axis=1)
+            steered = {kind: part.mean(1) for kind, part in zip(vectors, parts, strict=True)}
             for kind, share in steered.items():
                 over_random = None if kind == "random" else mean_of(share - steered["random"], *over)
                 gained = mean_of(share - plain, *over)

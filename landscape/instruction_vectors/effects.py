@@ -73,8 +73,8 @@ def indirect_effects(
             def measure(share: distributed.Share, turn: Sequence[int] = turn) -> dict[int, list[float]]:
                 return {
                     index: answers_with_heads_replaced(
-                        model, attention, prompts[index], where, outputs, batch_tokens
-                    ).tolist()
+                        model, attention, [prompts[index]], where, outputs, batch_tokens
+                    )[0].tolist()
                     for _, index in share.of(turn)
                 }
 

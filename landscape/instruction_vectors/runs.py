@@ -71,91 +71,98 @@ def head_outputs(
 def answers_with_heads_replaced(
     model: nn.Module,
     attention: Attention,
-    prompt: Prompt,
+    prompts: Sequence[Prompt],
     where: Tensor,
     outputs: Tensor,
     batch_tokens: int,
 ) -> np.ndarray:
-    """Return the probability of the right answer to one prompt with sets of heads replaced at its last token.
+    """Return the probability of the right answer to each prompt with sets of heads replaced at its last token.
 
     Args:
         model: The model.
         attention: Its heads.
-        prompt: The prompt.
+        prompts: The prompts.
         where: Which heads are replaced in each set, bool, (sets, layers, heads).
         outputs: What takes the place of their outputs, (layers, heads, size).
         batch_tokens: Tokens whose keys and values are in memory at once, at most.
 
     Returns:
-        float64, (sets,).
+        float64, (prompts, sets).
     """
     where = where.to(_device(model))
     return _last_token_again(
-        model, prompt, len(where), batch_tokens, lambda rows: attention.replacing(where[rows], outputs)
-    )[:, 0]
+        model, prompts, len(where), batch_tokens, lambda sets: attention.replacing(where[sets], outputs)
+    )[:, :, 0]
 
 
 def answers_with_vectors_added(
     model: nn.Module,
     attention: Attention,
     layer: int,
-    prompt: Prompt,
+    prompts: Sequence[Prompt],
     vectors: Tensor,
     batch_tokens: int,
 ) -> np.ndarray:
-    """Return how a model answers one prompt when one of several vectors is added at its last token.
+    """Return how a model answers each prompt when one of several vectors is added at its last token.
 
     Args:
         model: The model.
         attention: Its heads.
         layer: The layer to whose attention output a vector is added.
-        prompt: The prompt.
+        prompts: The prompts.
         vectors: The vectors, (vectors, width).
         batch_tokens: Tokens whose keys and values are in memory at once, at most.
 
     Returns:
-        float64, (vectors, 2), as `answers` returns it.
+        float64, (prompts, vectors, 2), the last as `answers` returns it.
     """
+    vectors = vectors.to(_device(model))
     return _last_token_again(
-        model, prompt, len(vectors), batch_tokens, lambda rows: attention.adding(layer, vectors[rows])
+        model, prompts, len(vectors), batch_tokens, lambda which: attention.adding(layer, vectors[which])
     )
 
 
 @torch.no_grad()
 def _last_token_again(
-    model: nn.Module, prompt: Prompt, count: int, batch_tokens: int, around: Callable[[slice], Any]
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    count: int,
+    batch_tokens: int,
+    around: Callable[[Tensor], Any],
 ) -> np.ndarray:
-    """Return how a model answers one prompt under each of `count` changes at its last token.
+    """Return how a model answers each prompt under each of `count` changes at its last token.
 
     Only the last token is computed for each change. What comes before it does not see it, and its keys and values are
     computed once.
 
     Args:
         model: The model.
-        prompt: The prompt.
+        prompts: The prompts.
         count: The number of changes.
         batch_tokens: Tokens whose keys and values are in memory at once, at most.
-        around: Makes a context in which a batch passes: a row for each of the changes in the slice that it is given.
+        around: Makes a context in which a batch passes, with in each row the change whose index it is given, (batch,).
 
     Returns:
-        float64, (count, 2), as `answers` returns it.
+        float64, (prompts, count, 2), the last as `answers` returns it.
     """
-    tokens = torch.tensor([prompt.tokens], device=_device(model))
-    before = None
-    if len(prompt.tokens) > 1:
-        before = model(input_ids=tokens[:, :-1], use_cache=True, **_last_only(model)).past_key_values
-    found, size = [], max(1, batch_tokens // len(prompt.tokens))
-    for start in range(0, count, size):
-        rows = slice(start, min(start + size, count))
-        width = rows.stop - rows.start
-        known = copy.deepcopy(before)
-        if known is not None:
-            known.batch_repeat_interleave(width)
-        with around(rows):
-            logits = _last_logits(model, tokens[:, -1:].expand(width, 1), past_key_values=known, use_cache=True)
-        right = torch.full((width,), prompt.answer, device=logits.device)
-        found.append(_judged(logits, right))
-    return np.concatenate(found)
+    found = np.empty((len(prompts), count, 2))
+    for rows, tokens in batches(prompts, batch_tokens, _device(model)):
+        before = None
+        if tokens.shape[1] > 1:
+            before = model(input_ids=tokens[:, :-1], use_cache=True, **_last_only(model)).past_key_values
+        right = torch.tensor([prompts[row].answer for row in rows])
+        each = torch.cartesian_prod(torch.arange(len(rows)), torch.arange(count))
+        judged = []
+        for part in each.split(max(1, batch_tokens // tokens.shape[1])):
+            row, change = part.to(tokens.device).unbind(1)
+            known = copy.deepcopy(before)
+            if known is not None:
+                known.batch_select_indices(row)
+            with around(change):
+                logits = _last_logits(model, tokens[row, -1:], past_key_values=known, use_cache=True)
+            judged.append(_judged(logits, right.to(logits.device)[row.to(logits.device)]))
+        found[rows] = np.concatenate(judged).reshape(len(rows), count, 2)
+    return found
 
 
 def batches(prompts: Sequence[Prompt], batch_tokens: int, device: torch.device) -> Iterator[tuple[list[int], Tensor]]:

@@ -299,12 +299,8 @@ def joint_effects(
         drawn = generator.permutation(len(others))[: len(heads)]
         sets.append(as_mask([others[index] for index in drawn], attention))
     where = torch.stack([*sets, torch.zeros(shape, dtype=torch.bool)])
-    found = np.stack(
-        [
-            answers_with_heads_replaced(site.model, attention, prompt, where, outputs, site.batch_tokens)
-            for prompt in site.prompts.few_shot_shuffled
-        ]
-    )
+    prompts = site.prompts.few_shot_shuffled
+    found = answers_with_heads_replaced(site.model, attention, prompts, where, outputs, site.batch_tokens)
     rises = found[:, :-1] - found[:, -1:]
     return rises[:, 0], rises[:, 1:].mean(1)
 

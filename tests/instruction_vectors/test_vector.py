@@ -62,7 +62,7 @@ def test_replacing_one_head_is_a_forward_pass_changed_by_hand():
     outputs = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1))
     prompt = Prompt(tuple(range(10, 22)), 33)
     where = torch.eye(8, dtype=torch.bool).view(8, 2, 4)
-    found = answers_with_heads_replaced(model, attention, prompt, where, outputs, batch_tokens=40)
+    (found,) = answers_with_heads_replaced(model, attention, [prompt], where, outputs, batch_tokens=40)
     by_hand = []
     for layer, head in np.ndindex(2, 4):
         logits = forward_by_hand(model, list(prompt.tokens), layer, head, outputs[layer, head])
@@ -107,9 +107,9 @@ def test_a_head_replaced_by_its_own_output_changes_nothing_and_by_another_it_doe
     outputs, answered = head_outputs(model, attention, PROMPTS, batch_tokens=18)
     for index, prompt in enumerate(PROMPTS):
         every = torch.ones(1, attention.layers, attention.heads, dtype=torch.bool)
-        same = answers_with_heads_replaced(model, attention, prompt, every, outputs[index], 1000)
+        (same,) = answers_with_heads_replaced(model, attention, [prompt], every, outputs[index], 1000)
         assert same == pytest.approx(answered[index, :1], abs=1e-5, rel=1e-4)
-        gone = answers_with_heads_replaced(model, attention, prompt, every, torch.zeros_like(outputs[0]), 1000)
+        (gone,) = answers_with_heads_replaced(model, attention, [prompt], every, torch.zeros_like(outputs[0]), 1000)
         assert abs(gone[0] / answered[index, 0] - 1) > 1e-3
 
 
@@ -148,14 +148,15 @@ def test_vectors_added_with_kept_keys_answer_as_in_whole_passes(architecture):
     model = any_model(architecture)
     attention = attention_of(model)
     vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(3))
-    found = [answers_with_vectors_added(model, attention, 1, prompt, vectors, 18) for prompt in PROMPTS]
+    found = answers_with_vectors_added(model, attention, 1, PROMPTS, vectors, 18)
+    assert found.shape == (len(PROMPTS), 3, 2)
     for index, vector in enumerate(vectors):
         whole = answers(model, PROMPTS, 18, lambda v=vector: attention.adding(1, v))
-        assert np.array([each[index] for each in found]) == pytest.approx(whole, abs=1e-5, rel=1e-4)
-    assert np.ptp(np.array(found)[:, :, 0], axis=1).min() > 1e-3
+        assert found[:, index] == pytest.approx(whole, abs=1e-5, rel=1e-4)
+    assert np.ptp(found[:, :, 0], axis=1).min() > 1e-3
     one = Prompt(PROMPTS[0].tokens[-1:], PROMPTS[0].answer)  # nothing comes before its last token
-    alone = answers_with_vectors_added(model, attention, 1, one, vectors[:1], 18)
-    assert alone == pytest.approx(answers(model, [one], 18, lambda: attention.adding(1, vectors[0])), abs=1e-5)
+    alone = answers_with_vectors_added(model, attention, 1, [one], vectors[:1], 18)
+    assert alone[:, 0] == pytest.approx(answers(model, [one], 18, lambda: attention.adding(1, vectors[0])), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
