@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from torch import nn
 
 from landscape.data.questions import Questions
-from landscape.forgetting.paired import compare_choices, paired_interval
+from landscape.forgetting.paired import Pair, compare_choices, paired_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +149,7 @@ def _nats(value: float, interval: Sequence[float]) -> str:
 def measure_answers(
     name: str,
     data: Questions,
-    before: nn.Module,
-    after: nn.Module,
+    pair: Pair,
     bare: np.ndarray,
     *,
     confidence: float,
@@ -163,8 +161,7 @@ def measure_answers(
     Args:
         name: Name of the task.
         data: The questions.
-        before: The base model, as it stands.
-        after: The tuned model, as it stands.
+        pair: The base model and the tuned one, as they stand.
         bare: What `compare_choices` returned for the choices after their bare prompts.
         confidence: Confidence of the intervals.
         resamples: Number of bootstrap samples over questions. They are paired: a question keeps its answers under
@@ -214,9 +211,7 @@ def measure_answers(
     if not data.questions[0].instructed:
         return result
     with_instruction = [question.instructed for question in data.questions]
-    instructed, fall_instructed, rise_instructed = in_format(
-        compare_choices(name, data, with_instruction, before, after)
-    )
+    instructed, fall_instructed, rise_instructed = in_format(compare_choices(name, data, with_instruction, pair))
     return dataclasses.replace(
         result,
         instructed=instructed,

@@ -19,7 +19,7 @@ from landscape.data.questions import Questions
 from landscape.errors import InputError, MeasurementWarning
 from landscape.forgetting.answers import ChoiceForgetting, measure_answers
 from landscape.forgetting.harness import BenchmarkForgetting
-from landscape.forgetting.paired import compare_choices, compare_examples, paired_interval
+from landscape.forgetting.paired import Pair, compare_choices, compare_examples, paired_interval
 from landscape.objective.given import batches_of
 from landscape.objective.identity import describe_data
 from landscape.results import Provenance, Result
@@ -227,16 +227,16 @@ def measure_forgetting(
         raise InputError("there is no task to measure forgetting on.")
     (before, base_name, base_origin), (after, name, tuned_origin) = identify(base), identify(tuned)
     tasks = {task: batches_of(data, base) for task, data in tasks.items()}
-    measured, choices = [], []
+    measured, choices, pair = [], [], Pair(before, after)
     with preserved(before), preserved(after):
         for task, data in tqdm(tasks.items(), desc=f"{name} forgetting", unit="task", disable=not progress):
             settings: Any = {"confidence": confidence, "resamples": resamples, "seed": seed}
             if isinstance(data, Questions):
-                bare = compare_choices(task, data, [question.plain for question in data.questions], before, after)
+                bare = compare_choices(task, data, [question.plain for question in data.questions], pair)
                 measured.append(_measured(task, bare[data.right], **settings))
-                choices.append(measure_answers(task, data, before, after, bare, **settings))
+                choices.append(measure_answers(task, data, pair, bare, **settings))
             else:
-                measured.append(_measured(task, compare_examples(task, data, before, after), **settings))
+                measured.append(_measured(task, compare_examples(task, data, pair), **settings))
     models = {
         "base": base_origin or {"weights": vector_digest(Parameters(before, frozen=True).values())},
         "tuned": tuned_origin or {"weights": vector_digest(Parameters(after, frozen=True).values())},

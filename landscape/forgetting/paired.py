@@ -15,18 +15,59 @@ from landscape.data.questions import Questions
 from landscape.data.tokens import IGNORED, Example, TokenData
 from landscape.errors import InputError
 from landscape.forgetting.shared_prompts import SharedPrompts, branch_predictions, predictions, say_unshared
-from landscape.objective.causal import CausalLoss
+from landscape.objective.causal import CausalLoss, check_token_batches
 from landscape.objective.objective import Objective
+from landscape.parallel import distributed
 
 
-def compare_examples(task: str, data: Iterable[Batch], before: nn.Module, after: nn.Module) -> np.ndarray:
+class Pair:
+    """Two causal language models whose losses are compared on one task after another.
+
+    The form of a model's loss is found, and its independence of batches and of later tokens checked, on the first task
+    of our own batches, and holds on the others: each of these checks costs as much as twenty short examples.
+
+    Args:
+        before: The base model, as it stands.
+        after: The tuned model, as it stands.
+    """
+
+    def __init__(self, before: nn.Module, after: nn.Module):
+        self.models = (before, after)
+        self._checked: list[Objective] = []
+
+    def on(self, task: str, data: Iterable[Batch]) -> list[Objective]:
+        """Return the losses of both models on data.
+
+        Args:
+            task: Name of the task, for messages.
+            data: Batches with `labels`.
+
+        Raises:
+            InputError: A model is not a causal language model, or the data do not suit it.
+        """
+        ours = isinstance(data, TokenData) and distributed.share().size == 1  # which else has to hold the same data
+        if ours and self._checked:
+            for model in self.models:
+                check_token_batches(model, data)
+            return [objective.restricted(data) for objective in self._checked]
+        objectives = [Objective(model, data) for model in self.models]
+        for objective in objectives:
+            if not isinstance(objective.loss_fn, CausalLoss):
+                raise InputError(
+                    f"task {task}: forgetting is measured of causal language models, on batches with labels."
+                )
+        if ours:
+            self._checked = objectives
+        return objectives
+
+
+def compare_examples(task: str, data: Iterable[Batch], pair: Pair) -> np.ndarray:
     """Return a row of numbers for each example under both models.
 
     Args:
         task: Name of the task, for messages.
         data: Batches with `labels`; each row of a batch is an example.
-        before: The base model.
-        after: The tuned model.
+        pair: The base model and the tuned one.
 
     Returns:
         float64, shape (examples, 6). The columns are the number of supervised tokens; the loss before and after, in
@@ -37,12 +78,10 @@ def compare_examples(task: str, data: Iterable[Batch], before: nn.Module, after:
     Raises:
         InputError: A model is not a causal language model, or the vocabularies differ.
     """
-    return _compare_alone(data, _objectives(task, data, before, after))
+    return _compare_alone(data, pair.on(task, data))
 
 
-def compare_choices(
-    task: str, data: Questions, choices: Sequence[Sequence[Example]], before: nn.Module, after: nn.Module
-) -> np.ndarray:
+def compare_choices(task: str, data: Questions, choices: Sequence[Sequence[Example]], pair: Pair) -> np.ndarray:
     """Return a row of numbers for each choice of questions under both models.
 
     The choices of a question share its prompt, which is evaluated once for as many of them as fit in a row (see
@@ -53,8 +92,7 @@ def compare_choices(
         task: Name of the task, for messages.
         data: The questions, for how they are batched.
         choices: The choices of each question in one format.
-        before: The base model.
-        after: The tuned model.
+        pair: The base model and the tuned one.
 
     Returns:
         What `compare_examples` returns, for the choices of the first question, then for those of the second, and so on.
@@ -63,7 +101,7 @@ def compare_choices(
         InputError: As `compare_examples` does.
     """
     each = data.as_batches([choice for question in choices for choice in question])
-    objectives = _objectives(task, each, before, after)
+    objectives = pair.on(task, each)
     if not data.multiple_choice:
         return _compare_alone(each, objectives)
     rows = SharedPrompts(choices, data.batch_tokens, data.padding_id)
@@ -76,15 +114,6 @@ def compare_choices(
     for values, numbers in objectives[0].restricted(rows).over_batches(lambda batch: _compare_rows(batch, objectives)):
         np.add.at(table, numbers.cpu().numpy(), values.cpu().numpy())
     return table
-
-
-def _objectives(task: str, data: Iterable[Batch], before: nn.Module, after: nn.Module) -> list[Objective]:
-    """Return the loss of both models on the data, which has to be that of a causal language model."""
-    objectives = [Objective(model, data) for model in (before, after)]
-    for objective in objectives:
-        if not isinstance(objective.loss_fn, CausalLoss):
-            raise InputError(f"task {task}: forgetting is measured of causal language models, on batches with labels.")
-    return objectives
 
 
 def _compare_alone(data: Iterable[Batch], objectives: list[Objective]) -> np.ndarray:

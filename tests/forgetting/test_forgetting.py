@@ -163,3 +163,25 @@ def test_landscape_forgetting(run, save_checkpoint_folder, records):
     assert run(*command)[1] == out
     code, _, err = run("forgetting", base, "--data", records)
     assert code == 2
+
+
+def test_models_are_checked_on_the_first_task_and_tokens_on_each():
+    base, tuned = build_model("llama", 1), build_model("llama", 2)
+    drawn = np.random.default_rng(0)
+
+    def text(name, highest):
+        rows = drawn.integers(1, highest, (12, 10)).tolist()
+        return TokenData(name, tuple(Example(tuple(row), tuple(row)) for row in rows))
+
+    texts = {name: text(name, 300) for name in ("one", "two", "three")}
+    passes = []
+    handle = tuned.get_input_embeddings().register_forward_pre_hook(lambda *_: passes.append(1))
+    together = measure_forgetting(base, tuned, texts, resamples=99)
+    once = len(passes)
+    alone = [measure_forgetting(base, tuned, {name: data}, resamples=99).tasks[0] for name, data in texts.items()]
+    handle.remove()
+    assert list(together.tasks) == alone  # every number, and every interval
+    # One pass over one batch each; all else is checks, which three calls make three times.
+    assert len(passes) - once == 3 * (once - 3 + 1)
+    with pytest.raises(InputError, match="no token of the model.s vocabulary of 320"):
+        measure_forgetting(base, tuned, {**texts, "wrong": text("wrong", 100_000)}, resamples=99)

@@ -12,7 +12,7 @@ from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCau
 
 from landscape.data.questions import EncodedQuestion, Questions
 from landscape.data.tokens import IGNORED, Example
-from landscape.forgetting.paired import compare_choices, compare_examples
+from landscape.forgetting.paired import Pair, compare_choices, compare_examples
 from landscape.forgetting.shared_prompts import SharedPrompts
 
 # Sums of float32 log-probabilities over a few tokens, computed in another order: tiny models differ by 2e-6 at most.
@@ -46,7 +46,8 @@ def both_ways(data, before, after):
     choices = [question.plain for question in data.questions]
     alone = data.as_batches([choice for question in choices for choice in question])
     with torch.no_grad():
-        return compare_choices("quiz", data, choices, before, after), compare_examples("quiz", alone, before, after)
+        shared = compare_choices("quiz", data, choices, Pair(before, after))
+        return shared, compare_examples("quiz", alone, Pair(before, after))
 
 
 def tokens_read(model, measure):
@@ -98,7 +99,7 @@ def test_a_prompt_is_read_once_for_all_of_its_choices():
     model = build_model("llama", 1)
     both = tokens_read(model, lambda: both_ways(data, model, model))
     each = data.as_batches(choices)
-    apart = tokens_read(model, lambda: compare_examples("quiz", each, model, model))
+    apart = tokens_read(model, lambda: compare_examples("quiz", each, Pair(model, model)))
     checks = apart - 2 * 6 * 62  # what both spend on the checks of the loss
     # beside them: two evaluations of the row, and for the check of each model the row and two choices
     assert both - apart == checks + 2 * 77 + 2 * (77 + 2 * 62)
