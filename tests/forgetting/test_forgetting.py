@@ -183,5 +183,5 @@ def test_models_are_checked_on_the_first_task_and_tokens_on_each():
     assert list(together.tasks) == alone  # every number, and every interval
     # One pass over one batch each; all else is checks, which three calls make three times.
     assert len(passes) - once == 3 * (once - 3 + 1)
-    with pytest.raises(InputError, match="no token of the model.s vocabulary of 320"):
+    with pytest.raises(InputError, match=r"no token of the model.s vocabulary of 320"):
         measure_forgetting(base, tuned, {**texts, "wrong": text("wrong", 100_000)}, resamples=99)
