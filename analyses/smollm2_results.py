@@ -56,6 +56,8 @@ def main(rows: Path, output: Path, replications: int = 200) -> str:
             ({k: v for k, v in row.items() if "accuracy" in k} for row in read if row["kind"] == "base"), None
         ),
         "chosen": chosen([row for row in read if row["kind"] == "pilot"]),
+        "level": LEVEL,
+        "as_much": AS_MUCH,
         "forgetting": corrected([contrast(runs, *pair, "forgetting") for pair in CONTRASTS]),
         "learned": [contrast(runs, *pair, "learned") for pair in CONTRASTS],
         "flatter": corrected([contrast(runs, *pair, name) for name in FLATNESS for pair in FLATTER]),
@@ -175,8 +177,8 @@ def recovery(lost: dict[str, Any], over_random: dict[str, Any], gained: dict[str
     alone is no answer that came back: something has to be gained as well.
     """
     numbers = (
-        f"few-shot accuracy lost, {in_numbers(lost)}; gained with the base's vector over random ones, "
-        f"{in_numbers(over_random)}; gained with it by itself, {in_numbers(gained)}: "
+        f"few-shot accuracy lost {_interval(lost)}; gained with the base's vector over random ones "
+        f"{_interval(over_random)}; gained with it by itself {_interval(gained)}: "
     )
     if not lost["low"] > 0:
         return f"{numbers}not read, as no loss was shown."
@@ -185,6 +187,10 @@ def recovery(lost: dict[str, Any], over_random: dict[str, Any], gained: dict[str
     if not gained["low"] > 0:
         return f"{numbers}less harm than random ones, and no evidence that anything came back."
     return f"{numbers}speaks for Jiang et al."
+
+
+def _interval(of: dict[str, Any]) -> str:
+    return f"{of['difference']:+.3f} [{of['low']:+.3f}, {of['high']:+.3f}]"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ METHODS = {  # colour (Okabe and Ito 2008) and words
 MARKS = ("o", "^")  # of the tasks, in the order of their names
 FILL = {"o": "full", "^": "none"}
 FLATNESS = "surface_curvature_old"
-LEVEL, AS_MUCH = 0.05, -0.05  # as in the plan: of corrected p-values; nats of what was learned
 
 
 def main(rows: str, folder: str) -> None:
@@ -69,7 +68,7 @@ def draw(runs: pandas.DataFrame, base: dict, results: dict) -> Any:
     for task, mark in zip(tasks, MARKS, strict=False):
         kept.plot([], [], mark, color="0.5", fillstyle=FILL[mark], label=task)
     kept.legend(fontsize=7)
-    contrasts(differences, results["forgetting"], tasks, evidence=True)
+    contrasts(differences, results["forgetting"], tasks, level=results["level"])
     contrasts(learning, results["learned"], tasks)
     differences.set_yticks(
         range(len(results["forgetting"])),
@@ -83,8 +82,8 @@ def draw(runs: pandas.DataFrame, base: dict, results: dict) -> Any:
         fontsize=8,
     )
     learning.set_yticks([])
-    learning.axvline(AS_MUCH, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-    learning.set_xlabel("difference in learned\n(dots: -0.05)", fontsize=8)
+    learning.axvline(results["as_much"], color="0.6", linewidth=0.8, linestyle=":", zorder=0)
+    learning.set_xlabel(f"difference in learned\n(dots: {results['as_much']:g})", fontsize=8)
     return figure
 
 
@@ -99,7 +98,7 @@ def points(axes: Any, runs: pandas.DataFrame, column: str, label: str) -> None:
     axes.set_ylabel("forgetting (nats per answer, six old tasks)", fontsize=9)
 
 
-def contrasts(axes: Any, rows: list[dict], tasks: list[str], evidence: bool = False) -> None:
+def contrasts(axes: Any, rows: list[dict], tasks: list[str], level: float = 0.0) -> None:
     """Every contrast on a line of its own, with its pairs; without an interval where there are too few of them."""
     for place, each in enumerate(reversed(rows)):
         colour = METHODS[each["first"]][0]
@@ -110,7 +109,7 @@ def contrasts(axes: Any, rows: list[dict], tasks: list[str], evidence: bool = Fa
             words = f"no interval ({each['pairs']} pairs)"
             axes.annotate(words, (0.5, place - 0.15), xycoords=("axes fraction", "data"), fontsize=7, ha="center")
             continue
-        shown = evidence and each["p_holm"] < LEVEL
+        shown = each.get("p_holm", 1) < level
         axes.plot([each["low"], each["high"]], [place, place], color=colour, linewidth=2)
         axes.plot(each["difference"], place, "o", color=colour, fillstyle="full" if shown else "none", markersize=7)
     axes.set_ylim(-0.6, len(rows) - 0.4)

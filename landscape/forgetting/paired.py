@@ -18,13 +18,15 @@ from landscape.forgetting.shared_prompts import SharedPrompts, branch_prediction
 from landscape.objective.causal import CausalLoss, check_token_batches
 from landscape.objective.objective import Objective
 from landscape.parallel import distributed
+from landscape.parallel.sharding import is_sharded
 
 
 class Pair:
     """Two causal language models whose losses are compared on one task after another.
 
     The form of a model's loss is found, and its independence of batches and of later tokens checked, on the first task
-    of our own batches, and holds on the others: each of these checks costs as much as twenty short examples.
+    of our own batches that has examples to compare, and holds on the others: the checks cost as much as twenty short
+    examples.
 
     Args:
         before: The base model, as it stands.
@@ -45,7 +47,9 @@ class Pair:
         Raises:
             InputError: A model is not a causal language model, or the data do not suit it.
         """
-        ours = isinstance(data, TokenData) and distributed.share().size == 1  # which else has to hold the same data
+        # `Objective` also checks that processes which share the work, or the weights, hold the same data.
+        alone = distributed.share().size == 1 and not any(is_sharded(model) for model in self.models)
+        ours = isinstance(data, TokenData) and alone
         if ours and self._checked:
             for model in self.models:
                 check_token_batches(model, data)
@@ -56,7 +60,7 @@ class Pair:
                 raise InputError(
                     f"task {task}: forgetting is measured of causal language models, on batches with labels."
                 )
-        if ours:
+        if ours and all(objective.batching_checked for objective in objectives):
             self._checked = objectives
         return objectives
 

@@ -190,12 +190,12 @@ def _task_change(
     outputs = [site.clean[0] for site in sites]
     judged = [[answered[:, 1] for answered in (site.few_shot, site.zero_shot)] for site in sites]
     joint = []
-    for site, found in zip(sites, outputs, strict=True):
+    for site, of_heads in zip(sites, outputs, strict=True):
         with preserved(site.model):
-            joint.append(joint_effects(site, heads, found.mean(0), statistics.seed)[0])
+            joint.append(joint_effects(site, heads, of_heads.mean(0), statistics.seed)[0])
     written = [
-        [site.attention.written(found, chosen).double().cpu().numpy() for chosen in (heads, of_model.heads)]
-        for site, found, of_model in zip(sites, outputs, (before, after), strict=True)
+        [site.attention.written(of_heads, chosen).double().cpu().numpy() for chosen in (heads, of_model.heads)]
+        for site, of_heads, of_model in zip(sites, outputs, (before, after), strict=True)
     ]
     lost = [mean_of(b - t, *over) for b, t in zip(*judged, strict=True)]
     changes = [AccuracyChange(float(b.mean()), float(t.mean()), fall) for b, t, fall in zip(*judged, lost, strict=True)]

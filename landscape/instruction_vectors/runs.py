@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscape.errors import InputError
 from landscape.instruction_vectors.prompts import Prompt
 from landscape.weights.attention import Attention
 
@@ -84,7 +85,7 @@ def answers_with_heads_replaced(
         prompts: The prompts.
         where: Which heads are replaced in each set, bool, (sets, layers, heads).
         outputs: What takes the place of their outputs, (layers, heads, size).
-        batch_tokens: Tokens whose keys and values are in memory at once, at most.
+        batch_tokens: Tokens of prompts whose keys and values are in memory at once, at most; copies take as much again.
 
     Returns:
         float64, (prompts, sets).
@@ -111,7 +112,7 @@ def answers_with_vectors_added(
         layer: The layer to whose attention output a vector is added.
         prompts: The prompts.
         vectors: The vectors, (vectors, width).
-        batch_tokens: Tokens whose keys and values are in memory at once, at most.
+        batch_tokens: Tokens of prompts whose keys and values are in memory at once, at most; copies take as much again.
 
     Returns:
         float64, (prompts, vectors, 2), the last as `answers` returns it.
@@ -139,7 +140,8 @@ def _last_token_again(
         model: The model.
         prompts: The prompts.
         count: The number of changes.
-        batch_tokens: Tokens whose keys and values are in memory at once, at most.
+        batch_tokens: Tokens of prompts whose keys and values are in memory at once, at most. Copies of them, for
+            several changes of a prompt, take as much again.
         around: Makes a context in which a batch passes, with in each row the change whose index it is given, (batch,).
 
     Returns:
@@ -147,9 +149,14 @@ def _last_token_again(
     """
     found = np.empty((len(prompts), count, 2))
     for rows, tokens in batches(prompts, batch_tokens, _device(model)):
-        before = None
+        before = None  # of a prompt of one token
         if tokens.shape[1] > 1:
             before = model(input_ids=tokens[:, :-1], use_cache=True, **_last_only(model)).past_key_values
+            if before is None:
+                raise InputError(
+                    f"{type(model).__name__} keeps no keys and values of what it has read, which instruction vectors "
+                    "need."
+                )
         right = torch.tensor([prompts[row].answer for row in rows])
         each = torch.cartesian_prod(torch.arange(len(rows)), torch.arange(count))
         judged = []
@@ -157,7 +164,7 @@ def _last_token_again(
             row, change = part.to(tokens.device).unbind(1)
             known = copy.deepcopy(before)
             if known is not None:
-                known.batch_select_indices(row)
+                known.reorder_cache(row)  # also the states of layers without keys
             with around(change):
                 logits = _last_logits(model, tokens[row, -1:], past_key_values=known, use_cache=True)
             judged.append(_judged(logits, right.to(logits.device)[row.to(logits.device)]))

@@ -28,7 +28,7 @@ Measured = tuple[Tensor, Tensor]  # summed loss and weight
 @torch.no_grad()
 def check_batching(
     model: nn.Module, data: Iterable[Batch], evaluate: Callable[[Batch], Measured], device: torch.device, low: bool
-) -> None:
+) -> bool:
     """Check on a few examples that the mean loss does not depend on which of them are in a batch together.
 
     Up to three examples of the data are evaluated together, one by one without their padding, and two of them together
@@ -41,12 +41,15 @@ def check_batching(
         device: Where the model takes its batches.
         low: Whether the model computes in half precision.
 
+    Returns:
+        Whether anything was compared.
+
     Raises:
         InputError: The mean loss differs by more than rounding; the message names the reason as far as it shows.
     """
     batch, indices = _few_examples(data)
     if batch is None:
-        return
+        return False
     rows = rows_of(batch) or 0
 
     def measure(chosen: Sequence[int], trim: bool = False) -> Measured:
@@ -70,10 +73,10 @@ def check_batching(
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
-            return  # The batches cannot be cut into examples, or memory ran out: the measurement itself will say so.
+            return False  # Batches cannot be cut into examples, or memory ran out: the measurement itself will say so.
         apart = next((parts for parts in (single, pairs) if differ(whole, parts)), None)
         if apart is None:
-            return
+            return True
         if differ(whole, [measure(indices)]):
             raise InputError(
                 "the loss of the same examples differs from one evaluation to the next: it draws random numbers or "

@@ -107,7 +107,7 @@ class Objective:
         if loss_fn is None and isinstance(self.loss_fn, CausalLoss):
             check_causality(model, first)
         low = any(tensor.dtype.itemsize < 4 for tensor in model.parameters())
-        check_batching(model, data, self.evaluate, self.device, low or autocast is not None)
+        self.batching_checked = check_batching(model, data, self.evaluate, self.device, low or autocast is not None)
         self.rows_limit: int | None = None  # Maximum rows per micro-batch, once memory ran out.
         self._weights_digest: str | None = None
         self._data_description: dict | None = None
@@ -160,7 +160,7 @@ class Objective:
         return self._data_description
 
     def restricted(self, data: Iterable[Batch]) -> Objective:
-        """Return the same loss of the same model over part of the data; nothing is chosen, checked or hashed again."""
+        """Return the same loss of the same model over other data, which are not checked; nothing is chosen again."""
         part = copy.copy(self)
         part.data, part.rows_limit = data, None
         part._data_description = part._loss_weight = None

@@ -301,13 +301,33 @@ def test_seeds_that_methods_share_do_not_count_as_independent(correlations):
     for _ in range(60):
         cells = pandas.MultiIndex.from_product([("a", "b"), range(7), range(3)], names=["task", "method", "seed"])
         table = pandas.DataFrame(index=cells).reset_index()
-        table["block"] = table["task"] + table["seed"].astype(str)
+        blocks = table["task"] + table["seed"].astype(str)
         for name in ("metric", "forgetting"):
-            shared = dict(zip(sorted(set(table["block"])), drawn.normal(size=6), strict=True))
-            table[name] = table["block"].map(shared) + drawn.normal(size=42) + 2 * table["method"]
-        row = landscape.correlate(table, flatness=["metric"], resampling=quick, **correlations.BLOCKS).iloc[0]
+            shared = dict(zip(sorted(set(blocks)), drawn.normal(size=6), strict=True))
+            table[name] = blocks.map(shared) + drawn.normal(size=42) + 2 * table["method"]
+        row = correlations.tuned_alike(table, ["metric"], quick).iloc[0]
         wrong += not row["partial_low"] <= 0 <= row["partial_high"]
     assert wrong < 8
+
+
+def test_a_run_that_diverged_has_rows_that_say_so_and_is_not_made_again(tmp_path, monkeypatch):
+    sys.path.insert(0, str(ROOT / "analyses"))
+    import smollm2
+
+    sys.path.pop(0)
+    tried = []
+    monkeypatch.setattr(smollm2, "tune", lambda *arguments: tried.append(arguments[1]))  # None, as of a diverged run
+    place = smollm2.Place(tmp_path, {"tuning": {"wide": 3}}, tmp_path, tmp_path, "one")
+    for name, row in (("full-lr-1", {"lr": 1.0, "rho": None}), ("full-rho-2", {"lr": 1.0, "rho": 2.0})):
+        place.row(f"pilot/math/{name}", lambda row=row: {**row, "validation_loss": 0.5})
+    for _ in range(2):
+        smollm2.measure_run("math", "adamw", 0, place)
+        smollm2.measure_run("math", "sam-wide", 0, place)
+    assert tried == ["math-adamw-0", "math-sam-wide-0"]
+    rows = [json.loads(place.file_of(f"runs/math/{name}-0").read_text()) for name in ("adamw", "wise-ft", "sam-wide")]
+    assert [(row["kind"], row["method"], row["rho"]) for row in rows] == [
+        ("diverged", "adamw", None), ("diverged", "wise-ft", None), ("diverged", "sam-wide", 6.0)
+    ]  # fmt: skip
 
 
 def test_an_account_that_is_behind_the_outcome_adds_to_one_that_is_not(correlations):
@@ -323,6 +343,7 @@ def test_an_account_that_is_behind_the_outcome_adds_to_one_that_is_not(correlati
     assert len(added) == 6  # two accounts: alone, given each other, given the distance
     kl, flat = added["kl_new", "surface_curvature_old"], added["surface_curvature_old", "kl_new"]
     assert kl["partial_low"] > 0.5
+    assert kl["blocks_low"] > 0.5
     assert kl["p_holm"] == pytest.approx(min(1, 2 * kl["partial_p"]))  # the smaller of two
     assert flat["partial_low"] < 0 < flat["partial_high"]
     # Without the task held fixed, its shift against the cause makes the correlation negative.

@@ -185,3 +185,15 @@ def test_models_are_checked_on_the_first_task_and_tokens_on_each():
     assert len(passes) - once == 3 * (once - 3 + 1)
     with pytest.raises(InputError, match=r"no token of the model.s vocabulary of 320"):
         measure_forgetting(base, tuned, {**texts, "wrong": text("wrong", 100_000)}, resamples=99)
+
+
+def test_a_task_that_shows_nothing_of_the_model_leaves_the_checks_to_the_next():
+    """One example alone cannot show that the loss depends on which examples are together."""
+    base = build_model("llama", 1)
+    embeddings = base.get_input_embeddings()
+    embeddings.register_forward_hook(lambda module, inputs, output: output + output.mean(0, keepdim=True))
+    drawn = np.random.default_rng(0)
+    rows = [tuple(row) for row in drawn.integers(1, 300, (9, 10)).tolist()]
+    one, many = (TokenData("text", tuple(Example(row, row) for row in part)) for part in (rows[:1], rows[1:]))
+    with pytest.raises(InputError, match=r"the same 3 examples is"), pytest.warns(MeasurementWarning, match=r"1 examp"):
+        measure_forgetting(base, base, {"one": one, "many": many}, resamples=99)
