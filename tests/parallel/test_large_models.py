@@ -26,7 +26,9 @@ from landscape.curvature.density import hessian_density
 from landscape.curvature.eigenvalues import hessian_eigenvalues
 from landscape.curvature.products import hessian_vector_product
 from landscape.curvature.trace import hessian_trace
+from landscape.data.tokens import Example, TokenData
 from landscape.errors import InputError, MeasurementWarning
+from landscape.forgetting.losses import measure_forgetting
 from landscape.objective.causal import CausalLoss, supervised_hidden
 from landscape.objective.objective import Objective
 from landscape.objective.scope import Run, Scope
@@ -56,6 +58,11 @@ SHARPNESS = {
 
 def data_of():
     return make_batches(rows=3)
+
+
+def text_of(seed):
+    rows = [tuple(row) for row in np.random.default_rng(seed).integers(1, 300, (12, 10)).tolist()]
+    return TokenData("text", tuple(Example(row, row) for row in rows))
 
 
 def shard(model, layers=True):
@@ -122,6 +129,7 @@ def measured(model, other):
 def refusals(model):
     """The sentences with which things that sharded models do not have are refused."""
     data = data_of()
+    tasks = {"same": text_of(0), "different": text_of(dist.get_rank())}
     asked = {
         "exact": lambda: hessian_vector_product(model, data, dict(Parameters(model).values()), run=Run(hvp="exact")),
         "ggn": lambda: compute_sharpness(model, data, metric="fisher_rao"),
@@ -129,6 +137,7 @@ def refusals(model):
         "density": lambda: hessian_density(model, data),
         "journal": lambda: hessian_eigenvalues(model, data, run=Run(hvp="finite_difference", journal="never.journal")),
         "other data": lambda: Objective(model, make_batches(seed=dist.get_rank())),
+        "other data of a later task": lambda: measure_forgetting(model, model, tasks, resamples=99),
     }
     said = {}
     for name, ask in asked.items():
@@ -323,6 +332,7 @@ def test_what_a_sharded_model_does_not_have_is_refused_in_a_sentence(sharded):
         "density": "not implemented",
         "journal": "in no journal",
         "other data": "different data",
+        "other data of a later task": "different data",
     }
     assert sharded["refusals"].keys() == words.keys()
     for name, word in words.items():
