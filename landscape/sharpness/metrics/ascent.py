@@ -32,16 +32,20 @@ class Ball:
     Attributes:
         radius: The largest length of u.
         norm: "l2" or "linf".
-        scale: The diagonal of T, shape (size,).
+        scale: The diagonal of T, shape (size,); None where all of it is 1.
     """
 
     radius: float
     norm: str
-    scale: Tensor
+    scale: Tensor | None
+
+    def stretched(self, u: Tensor) -> Tensor:
+        """Return T u, which may be u itself."""
+        return u if self.scale is None else self.scale * u
 
     def vertex(self, gradient: Tensor) -> Tensor:
         """Return the u that is furthest along `gradient`: radius T g / |T g|, or radius sign(T g)."""
-        along = self.scale * gradient
+        along = self.stretched(gradient)
         if self.norm == "linf":
             return self.radius * torch.sign(along)
         length = norm_of(along)
@@ -138,7 +142,7 @@ def worst_case(
     if norm not in ("l2", "linf"):
         raise InputError(f"norm={norm!r} is none of l2, linf.")
     starts = _starts(steps, restarts)
-    ball = Ball(rho, norm, site.scale("adaptive" if adaptive else None))
+    ball = Ball(rho, norm, site.scale("adaptive") if adaptive else None)
     if m is None:
         return highest_rise(site, ball, steps, starts)
     _check_count(m=m)
@@ -156,7 +160,7 @@ def highest_rise(site: Site, ball: Ball, steps: int, starts: int) -> Measurement
     """Return the highest rise found in the ball, from w and from `starts` - 1 random points of its boundary."""
     site.set_total(steps * starts)
     center, gradient = site.gradient_at()
-    flat = norm_of(ball.scale * gradient) == 0
+    flat = norm_of(ball.stretched(gradient)) == 0
     best: Climb | None = None
     reached = []
     for start in range(starts):
@@ -164,7 +168,7 @@ def highest_rise(site: Site, ball: Ball, steps: int, starts: int) -> Measurement
             climb = _ascend(site, ball, torch.zeros_like(gradient), center, gradient, steps)
         else:
             u = ball.random(site.noise("restart", start))
-            loss, slope = site.gradient_at(ball.scale * u)
+            loss, slope = site.gradient_at(ball.stretched(u))
             climb = _ascend(site, ball, u, loss, slope, steps - 1)
             if not climb.loss > center:
                 climb = dataclasses.replace(climb, u=torch.zeros_like(u), loss=center)
@@ -202,20 +206,20 @@ def _ascend(site: Site, ball: Ball, u: Tensor, loss: float, gradient: Tensor, st
     damped = ball.radius
     try_furthest = True  # whether the furthest point of the ball is still worth a try
     for remaining in range(steps - 1, -1, -1):
-        along = ball.scale * gradient
         if try_furthest:
             tried = ball.vertex(gradient)
         elif ball.norm == "linf":
-            tried = ball.project(climb.u + damped * torch.sign(along))
+            tried = ball.project(climb.u + damped * torch.sign(ball.stretched(gradient)))
         else:
+            along = ball.stretched(gradient)
             length = norm_of(along)
             tried = ball.project(climb.u + along * (damped / length)) if length else climb.u
         if same(tried, climb.u):
             break
         if remaining:
-            higher, slope = site.gradient_at(ball.scale * tried)
+            higher, slope = site.gradient_at(ball.stretched(tried))
         else:
-            higher, slope = site.loss_at(ball.scale * tried), None
+            higher, slope = site.loss_at(ball.stretched(tried)), None
         gain = higher - climb.loss
         climb.gains.append(max(gain, 0.0) if gain == gain else 0.0)
         if gain > 0:
@@ -234,7 +238,7 @@ def _ascend(site: Site, ball: Ball, u: Tensor, loss: float, gradient: Tensor, st
 
 def _gap(ball: Ball, u: Tensor, gradient: Tensor) -> float:
     """Return the maximum over the ball of g'(d - d_u), which is zero where first order sees nothing higher."""
-    along = ball.scale * gradient
+    along = ball.stretched(gradient)
     furthest = ball.radius * (float(whole(along.double().abs().sum())) if ball.norm == "linf" else norm_of(along))
     return max(furthest - dot(along, u), 0.0)
 
