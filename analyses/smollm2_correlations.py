@@ -128,7 +128,7 @@ def rivalry_in_words(rows: list[dict[str, Any]]) -> list[str]:
         p = f"corrected p {each['p_holm']:.3g}" if "p_holm" in each else f"p {each['partial_p']:.3g}"
         lines.append(
             f"    {names[each['metric']]}{given}: {_interval(each, 'partial')}, over blocks "
-            f"[{each['blocks_low']:+.2f}, {each['blocks_high']:+.2f}], {p}; share of a left-out method's variance that "
+            f"{_ends(each['blocks_low'], each['blocks_high'])}, {p}; share of a left-out method's variance that "
             f"it explains {each['held_out_gain']:+.2f}"
         )
     return (
@@ -140,8 +140,13 @@ def rivalry_in_words(rows: list[dict[str, Any]]) -> list[str]:
 
 def _interval(of: dict[str, Any], estimand: str) -> str:
     names = (estimand, f"{estimand}_low", f"{estimand}_high") if estimand else ("estimate", "low", "high")
-    numbers = [of[name] for name in names]
-    return "none" if math.isnan(numbers[0]) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*numbers)
+    value, low, high = (of[name] for name in names)
+    return "none" if math.isnan(value) else f"{value:+.2f} {_ends(low, high)}"
+
+
+def _ends(low: float, high: float) -> str:
+    """The ends of an interval; blocks of one seed have none."""
+    return "without an interval" if math.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
 
 
 def _smallest(of: dict[str, float]) -> str:

@@ -190,7 +190,8 @@ def recovery(lost: dict[str, Any], over_random: dict[str, Any], gained: dict[str
 
 
 def _interval(of: dict[str, Any]) -> str:
-    return f"{of['difference']:+.3f} [{of['low']:+.3f}, {of['high']:+.3f}]"
+    ends = "without an interval" if math.isnan(of["low"]) else f"[{of['low']:+.3f}, {of['high']:+.3f}]"
+    return f"{of['difference']:+.3f} {ends}"
 
 
 if __name__ == "__main__":
