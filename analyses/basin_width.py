@@ -26,7 +26,7 @@ import numpy as np
 import pandas
 import torch
 from scipy import stats
-from smollm2_results import corrected
+from smollm2_contrasts import corrected
 from study_folder import claim, kept_row, plain, read_settings, versions, write_json, write_lines
 from study_measures import basin_radii, norms, spread
 from study_models import random_start, train_tokenizer

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas
 from scipy import stats
-from smollm2_results import corrected
+from smollm2_contrasts import corrected
 from study_folder import plain, write_json
 
 import landscape

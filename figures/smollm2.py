@@ -78,7 +78,7 @@ def draw(runs: pandas.DataFrame, base: dict, results: dict) -> Any:
     differences.set_xlabel(
         "difference in forgetting: mean over tasks with 95% interval over seeds,\n"
         "each by itself (small marks: pairs of one task and seed; full circle: evidence,\n"
-        "that is corrected p < 0.05)",
+        f"that is corrected p < {results['level']:g})",
         fontsize=8,
     )
     learning.set_yticks([])

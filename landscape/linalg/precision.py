@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+PIECE = 2**18  # elements in the widest type at once: all of a large model's would be two copies of its weights
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
@@ -13,3 +16,15 @@ def wide_dtype(device: torch.device) -> torch.dtype:
         (torch.float64, torch.float32)
     """
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def wide_dot(u: Tensor, v: Tensor) -> Tensor:
+    """Return the inner product of two vectors, both (n,), added up in the widest type, as a tensor of that type.
+
+    Example:
+        >>> float(wide_dot(torch.full((2**20,), 0.5), torch.full((2**20,), 0.5))) == 2**18
+        True
+    """
+    wide = wide_dtype(u.device)
+    pieces = zip(u.split(PIECE), v.split(PIECE), strict=True)
+    return torch.stack([(left.to(wide) * right.to(wide)).sum() for left, right in pieces]).sum()

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from landscape.checkpoints import Checkpoint
 from landscape.data.batches import Batch
 from landscape.errors import InputError
-from landscape.linalg.precision import wide_dtype
+from landscape.linalg.precision import wide_dot
 from landscape.objective.identity import journal_of
 from landscape.objective.objective import Loss
 from landscape.objective.scope import Run, Scope
@@ -156,16 +156,11 @@ def check_positive(**numbers: float) -> None:
             raise InputError(f"{name}={value} must be positive and finite.")
 
 
-_PIECE = 2**18  # elements that are in float64 at once: a whole vector in float64 would be two copies of the weights
-
-
 def norm_of(vector: Tensor) -> float:
     """Return the l2 norm, computed in float64."""
     if isinstance(vector, DTensor):
         return float(whole(torch.linalg.vector_norm(vector.double())))
-    wide = wide_dtype(vector.device)
-    squares = [piece.to(wide).square().sum() for piece in vector.split(_PIECE)]
-    return math.sqrt(float(torch.stack(squares).sum()))
+    return math.sqrt(float(wide_dot(vector, vector)))
 
 
 def same(u: Tensor, v: Tensor) -> bool:
@@ -177,6 +172,4 @@ def dot(u: Tensor, v: Tensor) -> float:
     """Return the inner product, computed in float64."""
     if isinstance(u, DTensor):
         return float(whole(u.double() @ v.double()))
-    wide = wide_dtype(u.device)
-    pieces = zip(u.split(_PIECE), v.split(_PIECE), strict=True)
-    return float(torch.stack([left.to(wide) @ right.to(wide) for left, right in pieces]).sum())
+    return float(wide_dot(u, v))
