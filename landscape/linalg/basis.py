@@ -34,8 +34,8 @@ class Basis(Protocol):
     def loaded(self, stored: Any) -> Tensor:
         """Return the vector that was stored."""
 
-    def append(self, vector: Tensor) -> None:
-        """Keep a vector behind the others. One that was loaded is kept without another rounding."""
+    def append(self, stored: Any) -> None:
+        """Keep a vector, which was stored, behind the others."""
 
     def orthogonalized(self, vector: Tensor) -> tuple[np.ndarray, Tensor]:
         """Return the coefficients of a vector in the basis, and the rest of it; the vector may be overwritten."""
@@ -81,9 +81,9 @@ class FullBasis:
         """Return the vector as it is."""
         return stored
 
-    def append(self, vector: Tensor) -> None:
+    def append(self, stored: Tensor) -> None:
         """Keep a vector."""
-        self._rows[self._size] = vector
+        self._rows[self._size] = stored
         self._size += 1
 
     def orthogonalized(self, vector: Tensor) -> tuple[np.ndarray, Tensor]:
@@ -162,9 +162,9 @@ class PackedBasis:
         """Return the rounded vector."""
         return _unpacked(*stored)[: self._length]
 
-    def append(self, vector: Tensor) -> None:
+    def append(self, stored: tuple[Tensor, Tensor]) -> None:
         """Keep a vector."""
-        (codes, scales), _ = self.stored(vector)
+        codes, scales = stored
         self._codes.append(codes)
         self._scales.append(scales)
 
@@ -196,10 +196,8 @@ class PackedBasis:
         """Put combinations in the place of the vectors; return how far rounding moved each of them."""
         columns = torch.from_numpy(turn.T.copy()).to(self._like)
         moved = torch.zeros(len(columns), dtype=torch.float64)
-        for first in range(0, self._blocks, _CHUNK):
-            piece = slice(first, first + _CHUNK)
-            combined = columns @ self._rows(piece)
-            for i, values in enumerate(combined):
+        for piece, rows in self._pieces():
+            for i, values in enumerate(columns @ rows):
                 codes, scales = _packed(values)
                 self._codes[i][piece], self._scales[i][piece] = codes, scales
                 moved[i] += torch.linalg.vector_norm(_unpacked(codes, scales) - values).double().cpu() ** 2
@@ -219,17 +217,24 @@ class PackedBasis:
         self._codes, self._scales = codes, scales
         return last
 
-    def _rows(self, piece: slice) -> Tensor:
-        """Return some blocks of all vectors, unpacked, shape (vectors, 64 * blocks)."""
-        pairs = zip(self._codes, self._scales, strict=True)
-        return torch.stack([_unpacked(codes[piece], scales[piece]) for codes, scales in pairs])
+    def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield chunks of blocks, each with those blocks of all vectors, unpacked, shape (vectors, 64 * blocks).
+
+        What is yielded lives in memory that the next chunk overwrites.
+        """
+        rows = self._like.new_empty(len(self._codes), min(_CHUNK, self._blocks) * _BLOCK)
+        for start in range(0, self._blocks, _CHUNK):
+            piece = slice(start, min(start + _CHUNK, self._blocks))
+            here = rows[:, : (piece.stop - start) * _BLOCK]
+            for row, codes, scales in zip(here, self._codes, self._scales, strict=True):
+                row.view(-1, _BLOCK).copy_(codes[piece]).mul_(scales[piece, None])
+            yield piece, here
 
     def _chunks(self, vector: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each chunk of a vector as a view, with the same chunk of all vectors of the basis, unpacked."""
-        if not self._codes:
-            return
-        for i, place in enumerate(vector.split(_CHUNK * _BLOCK)):
-            yield place, self._rows(slice(i * _CHUNK, (i + 1) * _CHUNK))[:, : len(place)]
+        """Yield each chunk of a vector as a view, with the same chunk of all vectors of the basis; see `_pieces`."""
+        if self._codes:
+            for place, (_, rows) in zip(vector.split(_CHUNK * _BLOCK), self._pieces(), strict=True):
+                yield place, rows[:, : len(place)]
 
 
 _PARTS = ("codes", "scales")

@@ -81,11 +81,12 @@ class KrylovSpace:
     def expand(self) -> None:
         """Multiply a tail, which becomes a vector."""
         operator, turn = self._operator, self._turn
-        vector = self._basis.loaded(self.tails.pop(turn))
+        stored = self.tails.pop(turn)
+        vector = self._basis.loaded(stored)
         self._couplings.pop(turn)
         product = finite_product(operator, vector[None].to(operator.device))[0].to(vector.device)
-        self._basis.append(vector)
         del vector
+        self._basis.append(stored)
         self.size += 1
         self._straighten_tails()
         column, remainder = self._basis.orthogonalized(product)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import InputError
-from landscape.linalg.precision import PIECE, wide_dot, wide_dtype
+from landscape.linalg.precision import PIECE, all_finite, wide_dot, wide_dtype
 
 
 class SymmetricOperator(abc.ABC):
@@ -45,7 +45,7 @@ class SymmetricOperator(abc.ABC):
 
     def all_finite(self, vectors: Tensor) -> bool:
         """Return whether no element of `vectors` is infinite or NaN."""
-        return bool(torch.isfinite(vectors).all())
+        return all_finite(vectors)
 
 
 class MatrixOperator(SymmetricOperator):

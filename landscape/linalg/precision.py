@@ -28,3 +28,16 @@ def wide_dot(u: Tensor, v: Tensor) -> Tensor:
     wide = wide_dtype(u.device)
     pieces = zip(u.split(PIECE), v.split(PIECE), strict=True)
     return torch.stack([(left.to(wide) * right.to(wide)).sum() for left, right in pieces]).sum()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether no element is infinite or NaN.
+
+    A sum with such an element is infinite or NaN too, and takes a tenth of the time of asking each element. Each is
+    asked only where finite elements may have made the sum too large for the type.
+
+    Example:
+        >>> all_finite(torch.full((3,), 3e38)), all_finite(torch.tensor([float("inf"), float("-inf")]))
+        (True, False)
+    """
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())

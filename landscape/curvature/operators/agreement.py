@@ -113,7 +113,7 @@ class _Compared:
 def _compared(objective: Objective, parameters: Parameters, vector: Tensor, product: Tensor) -> _Compared:
     """Compare a product with differences in the weights' own type, at ever smaller steps until they agree."""
     dtype = Layout(parameters).dtype
-    steps = [1e-2 / 8**i for i in range(8)] if dtype == torch.float64 else [0.1 / 4**i for i in range(7)]
+    steps = [1e-2 / 8**i for i in range(8)] if dtype == torch.float64 else [0.4 / 4**i for i in range(8)]
     ratio = (steps[0] / steps[1]) ** 2
     # what a right product is allowed to be off by: the rounding of its own type through a deep model
     floor = 1e-4 if product.dtype == torch.float64 else 1e-3

@@ -26,6 +26,7 @@ from landscape.curvature.operators.memory import give_back_freed_memory, is_larg
 from landscape.data.batches import Batch
 from landscape.errors import InputError
 from landscape.linalg.operator import SymmetricOperator, inner_products
+from landscape.linalg.precision import all_finite
 from landscape.objective.loss_functions import OutputLoss
 from landscape.objective.objective import Objective
 from landscape.parallel import distributed
@@ -109,7 +110,7 @@ class CurvatureOperator(SymmetricOperator):
     def all_finite(self, vectors: Tensor) -> bool:
         """Return whether no element of any slice of `vectors` is infinite or NaN."""
         if not isinstance(vectors, DTensor):  # a view at a time: nothing as large as the weights is made
-            return all(bool(torch.isfinite(view).all()) for vector in vectors for view in self.layout.views(vector))
+            return all(all_finite(view) for vector in vectors for view in self.layout.views(vector))
         return bool(whole(torch.isfinite(vectors).all()))
 
     # --- products from graphs -------------------------------------------------------------------------------
