@@ -15,7 +15,6 @@ from landscape.data.batches import Batch
 from landscape.data.tokens import IGNORED
 from landscape.errors import InputError, MeasurementWarning, as_typed, first_line
 from landscape.linalg.precision import wide_dtype
-from landscape.objective.excerpt import excerpt
 from landscape.objective.head import linear_cross_entropy
 from landscape.parallel.sharding import is_sharded
 
@@ -108,7 +107,7 @@ class CausalLoss:
 
     @classmethod
     def for_model(cls, model: nn.Module, batch: Batch) -> CausalLoss:
-        """Return the cheapest form of the loss that equals the model's own loss on excerpts of two rows of `batch`.
+        """Return the cheapest form of the loss that equals the model's own loss on two rows of `batch`.
 
         An auxiliary loss of a router is not part of it: MeasurementWarning says that it is left out.
 
@@ -136,7 +135,6 @@ class CausalLoss:
         if not len(rows):
             return plain
         small = {k: v[rows] if isinstance(v, Tensor) and len(v) == len(labels) else v for k, v in batch.items()}
-        small = excerpt(small)
         low = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
         training = [(module, module.training) for module in model.modules()]
         model.eval()  # Dropout would make the values differ.

@@ -16,23 +16,18 @@ from torch import Tensor, nn
 from landscape.data.batches import Batch, on_device, rows_of, take_rows
 from landscape.data.tokens import IGNORED
 from landscape.errors import InputError
-from landscape.objective.excerpt import PADDING, TOKENS, is_of_tokens
 from landscape.weights.preservation import preserved
 
 _EXAMPLES = 3  # are compared one by one and together
+_TOKENS = 32  # of one example are enough to see whether a token changes what comes before it
+_PADDING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
 
 Measured = tuple[Tensor, Tensor]  # summed loss and weight
 
 
 @torch.no_grad()
 def check_batching(
-    model: nn.Module,
-    data: Iterable[Batch],
-    evaluate: Callable[[Batch], Measured],
-    device: torch.device,
-    *,
-    low: bool,
-    excerpt: Callable[[Batch], Batch],
+    model: nn.Module, data: Iterable[Batch], evaluate: Callable[[Batch], Measured], device: torch.device, low: bool
 ) -> bool:
     """Check on a few examples that the mean loss does not depend on which of them are in a batch together.
 
@@ -45,7 +40,6 @@ def check_batching(
         evaluate: Returns the summed loss and the weight of a batch.
         device: Where the model takes its batches.
         low: Whether the model computes in half precision.
-        excerpt: Returns shorter examples on which the loss means something too, or the same.
 
     Returns:
         Whether anything was compared.
@@ -56,9 +50,6 @@ def check_batching(
     batch, indices = _few_examples(data)
     if batch is None:
         return False
-    if is_of_tokens(batch):
-        batch = excerpt(take_rows(batch, torch.tensor(indices), rows_of(batch) or 0))
-        indices = list(range(_EXAMPLES))
     rows = rows_of(batch) or 0
 
     def measure(chosen: Sequence[int], trim: bool = False) -> Measured:
@@ -143,7 +134,7 @@ def _few_examples(data: Iterable[Batch]) -> tuple[Batch, list[int]]:
         if rows > 1:
             chosen = _shortest(batch, rows)
             return (batch, (chosen * _EXAMPLES)[:_EXAMPLES]) if len(chosen) > 1 else (None, [])
-        if rows < 1 or not is_of_tokens(batch):
+        if rows < 1 or not _is_padded(batch):
             return None, []
         alone.append(batch)
         if len(alone) == _EXAMPLES:
@@ -153,23 +144,33 @@ def _few_examples(data: Iterable[Batch]) -> tuple[Batch, list[int]]:
     width = max(batch["labels"].shape[1] for batch in alone)
     joined = {
         key: torch.cat([F.pad(batch[key], (0, width - batch[key].shape[1]), value=filler) for batch in alone])
-        for key, filler in PADDING.items()
+        for key, filler in _PADDING.items()
     }
     return joined, (list(range(len(alone))) * 2)[:_EXAMPLES]
 
 
 def _shortest(batch: Batch, rows: int) -> list[int]:
     """Return the numbers of a few examples of a batch: where they are tokens the shortest that have a loss."""
-    if not is_of_tokens(batch):
+    if not _is_padded(batch):
         return list(range(min(rows, _EXAMPLES)))
     supervised = (batch["labels"][:, 1:] != IGNORED).any(1).tolist()
     lengths = batch["attention_mask"].sum(1).tolist()
     return sorted((i for i in range(rows) if supervised[i]), key=lambda i: lengths[i])[:_EXAMPLES]
 
 
+def _is_padded(batch: Batch) -> bool:
+    """Whether a batch is one of tokens, whose padding we know how to take away and to add."""
+    return (
+        isinstance(batch, Mapping)
+        and batch.keys() == _PADDING.keys()
+        and all(isinstance(part, Tensor) and part.ndim == 2 for part in batch.values())
+        and len({part.shape for part in batch.values()}) == 1
+    )
+
+
 def _trimmed(example: Batch) -> Batch:
     """Return a single example without the padding at its ends."""
-    if not is_of_tokens(example):
+    if not _is_padded(example):
         return example
     held = ((example["attention_mask"] != 0) | (example["labels"] != IGNORED)).any(0).nonzero().flatten()
     return {key: part[:, int(held[0]) : int(held[-1]) + 1] for key, part in example.items()} if len(held) else example
@@ -218,7 +219,7 @@ def check_causality(model: nn.Module, batch: Batch) -> None:
         )
 
 
-def check_gradient_paths(model: nn.Module, evaluate: Callable[[Batch], Measured], example: Batch) -> None:
+def check_gradient_paths(model: nn.Module, evaluate: Callable[[Batch], Measured], batch: Batch) -> None:
     """Check that the model computes its loss in sight of autograd.
 
     Some models run parts of their forward pass under `torch.no_grad()`, to save memory in training. What autograd then
@@ -228,7 +229,7 @@ def check_gradient_paths(model: nn.Module, evaluate: Callable[[Batch], Measured]
     Args:
         model: The model, which comes back as it was.
         evaluate: Returns the summed loss and the weight of a batch.
-        example: One example of the data, or a batch of them, on the model's device.
+        batch: One batch, on the model's device, of which the first example is evaluated.
 
     Raises:
         InputError: A module with parameters that take gradients runs without them, and the loss depends on how much it
@@ -246,6 +247,8 @@ def check_gradient_paths(model: nn.Module, evaluate: Callable[[Batch], Measured]
 
         return hook
 
+    rows = rows_of(batch)
+    example = batch if rows is None else take_rows(batch, slice(0, 1), rows)
     with preserved(model), torch.enable_grad():
         handles = [
             module.register_forward_hook(look(name))
@@ -279,7 +282,7 @@ def _two_alike(batch: Mapping[str, Any]) -> dict[str, Tensor] | None:
     mask = batch.get("attention_mask")
     held = mask != 0 if isinstance(mask, Tensor) and mask.shape == shape else torch.ones_like(ids, dtype=torch.bool)
     row = int(held.sum(1).argmax())
-    columns = held[row].nonzero().flatten()[:TOKENS]
+    columns = held[row].nonzero().flatten()[:_TOKENS]
     if len(columns) < 2:
         return None
     parts = {key: part for key, part in batch.items() if key != "labels"}

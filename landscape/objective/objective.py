@@ -16,7 +16,6 @@ from landscape.errors import InputError, as_typed
 from landscape.linalg.precision import wide_dtype
 from landscape.objective.causal import CausalLoss
 from landscape.objective.checks import check_batching, check_causality, check_gradient_paths
-from landscape.objective.excerpt import excerpt
 from landscape.objective.given import check_loss, check_loss_function
 from landscape.objective.gradients import differentiable, gradients_of_shards, gradients_of_whole, preserved_gradients
 from landscape.objective.identity import describe_data
@@ -108,9 +107,7 @@ class Objective:
         if loss_fn is None and isinstance(self.loss_fn, CausalLoss):
             check_causality(model, first)
         low = any(tensor.dtype.itemsize < 4 for tensor in model.parameters())
-        self.batching_checked = check_batching(
-            model, data, self.evaluate, self.device, low=low or autocast is not None, excerpt=self.excerpt
-        )
+        self.batching_checked = check_batching(model, data, self.evaluate, self.device, low or autocast is not None)
         self.rows_limit: int | None = None  # Maximum rows per micro-batch, once memory ran out.
         self._weights_digest: str | None = None
         self._data_description: dict | None = None
@@ -215,10 +212,7 @@ class Objective:
         self._gradients_checked = True
         compiled = any(hasattr(module, "_orig_mod") for module in self.model.modules())
         if not self._sharded and not compiled:
-            first = on_device(next(iter(self.data)), self.device)
-            rows = rows_of(first)
-            example = first if rows is None else take_rows(first, slice(0, 1), rows)
-            check_gradient_paths(self.model, self.evaluate, self.excerpt(example))
+            check_gradient_paths(self.model, self.evaluate, on_device(next(iter(self.data)), self.device))
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed loss and the weight of one batch that is on the device already, in the widest float."""
@@ -229,10 +223,6 @@ class Objective:
         loss_sum, weight = found
         wide = wide_dtype(loss_sum.device)
         return loss_sum.to(wide), torch.as_tensor(weight, dtype=wide, device=loss_sum.device)
-
-    def excerpt(self, batch: Batch) -> Batch:
-        """Return a few tokens of every example, for checks; where the caller gave the loss, the batch as it is."""
-        return excerpt(batch) if isinstance(self.loss_fn, CausalLoss) else batch
 
     def on_device(self, batch: Batch) -> Batch:
         """Return `batch` with its tensors on the model's device."""

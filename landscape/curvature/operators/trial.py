@@ -134,8 +134,7 @@ class _Survey(NamedTuple):
         longest: The longest row.
         largest: The largest batch, counted in rows of that length.
         total: All batches, counted in rows of that length.
-        samples: A few rows with a loss, in two lists: the longest, and one from each end of the data. Where excerpts of
-            them will do, these are taken.
+        samples: A few rows with a loss, in two lists: the longest, and one from each end of the data.
     """
 
     longest: Batch
@@ -155,13 +154,12 @@ def _survey(objective: Objective) -> _Survey:
         if of_row > length:
             longest, length = batch, of_row
     row = _row_of(objective, longest, 0)
-    ends = [_row_of(objective, first, 0), _row_of(objective, last, -1)]
-    lists = [[objective.excerpt(part) for part in parts] for parts in ([row], ends)]
+    lists = [[row], [_row_of(objective, first, 0), _row_of(objective, last, -1)]]
     with torch.no_grad():
         lists = [[part for part in parts if float(objective.evaluate(part)[1]) > 0] for parts in lists]
         if not any(lists):
             found = (on_device(batch, objective.device) for batch in objective.data)
-            lists = [[objective.excerpt(batch)] for batch in found if float(objective.evaluate(batch)[1]) > 0][:1]
+            lists = [[batch] for batch in found if float(objective.evaluate(batch)[1]) > 0][:1]
     lists = [parts for parts in lists if parts]
     return _Survey(row, most / max(length, 1), total / max(length, 1), (lists * 2)[:2])
 
