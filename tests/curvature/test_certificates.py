@@ -80,6 +80,27 @@ def test_right_products_raise_no_alarm_at_the_price_of_a_few_rows(make, dtype):
     assert 4 <= operator.checking_gradients <= 50
 
 
+def test_a_small_product_under_a_long_gradient_is_confirmed_at_the_first_step():
+    """As in a model of many weights: at a step of 0.1 the rounding of this gradient is 2e-3 of the product, at 0.4 6e-4.
+
+    A comparison that begins at 0.1 takes all of its steps in float32, and then a copy in float64.
+    """
+
+    class Bowl(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.Parameter(torch.rand(10_000, generator=torch.Generator().manual_seed(0)))
+
+    def loss_fn(model, batch):
+        w = model.weights
+        return len(batch[0]) * (w.sum() + 0.005 * (w * w).sum()), len(batch[0])
+
+    objective = Objective(Bowl(), [(torch.ones(2, 1), torch.ones(2, 1))], loss_fn)
+    with curvature_of(objective, Parameters(objective.model)) as operator:
+        assert operator.hvp == "exact"
+        assert operator.checking_gradients == 4  # two ends of one step for each of two vectors
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_kinks_are_no_disagreement_and_a_wrong_product_is_one(seed):
     """Of OPT, whose differences at long steps are off by about all of Hv; a product 2% wrong is refuted there."""

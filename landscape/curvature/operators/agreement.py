@@ -113,7 +113,7 @@ class _Compared:
 def _compared(objective: Objective, parameters: Parameters, vector: Tensor, product: Tensor) -> _Compared:
     """Compare a product with differences in the weights' own type, at ever smaller steps until they agree."""
     dtype = Layout(parameters).dtype
-    steps = [1e-2 / 8**i for i in range(8)] if dtype == torch.float64 else [0.4 / 4**i for i in range(8)]
+    steps = _steps(parameters, dtype)
     ratio = (steps[0] / steps[1]) ** 2
     # what a right product is allowed to be off by: the rounding of its own type through a deep model
     floor = 1e-4 if product.dtype == torch.float64 else 1e-3
@@ -135,8 +135,20 @@ def _compared(objective: Objective, parameters: Parameters, vector: Tensor, prod
             break
     triples = [(min(aparts[i : i + 3]), max(selves[i : i + 2])) for i in range(len(aparts) - 2)]
     settled = any(10 * own <= apart < 2 * closest for apart, own in triples)
-    error = min(selves, default=closest)
+    error = min((own for own in selves if math.isfinite(own)), default=closest)
     return _Compared(closest, error, floor, settled, 2 * len(aparts), dtype)
+
+
+def _steps(parameters: Parameters, dtype: torch.dtype) -> list[float]:
+    """Return ever smaller steps along a unit vector, in units of the weights.
+
+    In float32 the rounding of a large model's gradient hides a small product at all steps but the longest, so its
+    steps begin at 0.4. Other weights than those of a large model are too short for that.
+    """
+    if dtype == torch.float64:
+        return [1e-2 / 8**i for i in range(8)]
+    steps = [0.4 / 4**i for i in range(8)]
+    return steps if sum(flat_norm(t.detach().flatten()) ** 2 for t in parameters.tensors) ** 0.5 >= 40 else steps[1:]
 
 
 def _slopes(objective: Objective, parameters: Parameters, vector: Tensor, steps: list[float]) -> Iterator[Tensor]:
