@@ -81,7 +81,7 @@ def test_right_products_raise_no_alarm_at_the_price_of_a_few_rows(make, dtype):
 
 
 def test_a_small_product_under_a_long_gradient_is_confirmed_at_the_first_step():
-    """As in a model of many weights: at a step of 0.1 the rounding of this gradient is 2e-3 of the product, at 0.4 6e-4.
+    """As in a large model: at a step of 0.1 the rounding of this gradient is 2e-3 of the product, at 0.4 6e-4.
 
     A comparison that begins at 0.1 takes all of its steps in float32, and then a copy in float64.
     """
