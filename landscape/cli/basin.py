@@ -75,16 +75,15 @@ def basin(
     from landscape.study.comparison import open_comparison, with_questions
     from landscape.study.runner import file_names, run_tasks
 
-    options = DataOptions(max_length, limit, batch_tokens)
     comparison = open_comparison(
         checkpoints,
         data or (),
         seed=seed,
-        data_options=options,
+        data_options=DataOptions(max_length, limit, batch_tokens),
         load_options=LoadOptions(dtype, device, adapter, trust_remote_code=trust_remote_code),
     )
     if name != LOSS:
-        comparison = with_questions(comparison, seed=seed, data_options=options)
+        comparison = with_questions(comparison)
     print_data(tokens.describe() for tokens in comparison.data.values())
     load: dict[str, Any] = {"dtype": dtype, "device": comparison.load_options.device, "adapter": adapter}
     origin = None if base is None else load_checkpoint(base, trust_remote_code=trust_remote_code, **load)

@@ -23,6 +23,7 @@ def design(
     """Simulate tables like yours: how often the verdicts of correlate err, and how strong a link they need.
 
     The simulated tables keep the rows, groups and factors of the table, with the shares of variance estimated from it.
+    The planted link is the same in every group; where yours differs between groups, it has to be stronger to be seen.
     Run it before a study, on a table of the runs that you plan, with numbers of a pilot.
 
         landscape design table.csv --groups recipe/base --factor optimizer --factor lr

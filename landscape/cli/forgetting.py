@@ -81,19 +81,13 @@ def forgetting(
         load_options=LoadOptions(dtype, device, trust_remote_code=trust_remote_code),
     )
     tokenizer = load_tokenizer(comparison.files[0], trust_remote_code=trust_remote_code)
-    length = min([max_length, *(file.max_positions for file in comparison.files if file.max_positions)])
-    comparison = with_questions(
-        comparison,
-        seed=seed,
-        data_options=DataOptions(max_length, limit, batch_tokens),
-        prompt_format=prompt_format,
-        list_choices=list_choices,
-    )
+    comparison = with_questions(comparison, prompt_format=prompt_format, list_choices=list_choices)
     if own_samples:
         comparison = with_own_samples(comparison, seed=seed)
     questions = [tokens for tokens in comparison.data.values() if isinstance(tokens, Questions)]
     print_data(tokens.describe() for tokens in comparison.data.values())
-    benchmarks: dict[str, Any] = {"limit": limit, "batch_size": max(1, batch_tokens // length), "progress": not quiet}
+    batch_size = max(1, batch_tokens // comparison.data_options.max_length)
+    benchmarks: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "progress": not quiet}
     settings = {"command": "forgetting", **comparison.settings(), "resamples": resamples, "seed": seed}
     if specs:
         settings |= {"tasks": find_tasks(specs), "limit": limit}

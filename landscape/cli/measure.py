@@ -47,9 +47,10 @@ def measure(
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure everything about tuned checkpoints and write a CSV table with one row for each.
+    """Measure tuned checkpoints and write a CSV table with one row for each.
 
-    The row holds flatness, distance from the base, losses, forgetting and KL divergence. Flatness is measured on one
+    The row holds flatness, distance from the base, losses, forgetting and KL divergence. Records with choices count as
+    texts with their right answer; `landscape forgetting` asks them as questions. Flatness is measured on one
     half of the examples, losses and forgetting on the other half. Finished measurements are kept beside the table: an
     interrupted run continues, and adding checkpoints measures only the new ones.
 

@@ -135,7 +135,7 @@ def plot(
         load_options=LoadOptions(dtype, device, adapter, device_map, trust_remote_code),
     )
     if heights:
-        comparison = with_questions(comparison, seed=seed, data_options=DataOptions(max_length, limit, batch_tokens))
+        comparison = with_questions(comparison)
     print_data(tokens.describe(comparison.files[0].vocabulary_size) for tokens in comparison.data.values())
     settings = {"command": "plot", **comparison.settings(), **surface_kind.folder_settings()}
     settings |= ({"autocast": autocast} if autocast else {}) | {"seed": seed}

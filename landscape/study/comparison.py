@@ -40,12 +40,16 @@ class Comparison:
         names: Names of the checkpoints, all different.
         data: The data sets by name; every checkpoint's tokenizer gives these tokens.
         load_options: How the models are loaded. The device is a real one, never "auto".
+        data_options: How the data were read.
+        data_seed: The seed of their sampling.
     """
 
     files: tuple[CheckpointFiles, ...]
     names: tuple[str, ...]
     data: Mapping[str, TokenData]
     load_options: LoadOptions
+    data_options: DataOptions = DataOptions()
+    data_seed: int = 0
 
     def load(self, index: int) -> Checkpoint:
         """Build the model of checkpoint `index`, under its name in this comparison."""
@@ -159,8 +163,9 @@ def open_comparison(
 
     Args:
         sources: Folders or hub ids of checkpoints, as `load_checkpoint` takes them.
-        data: A `source` or `name=source` for each data set, as `load_data` takes sources. Default: the data that the
-            first checkpoint says it was evaluated on, otherwise `builtin:docs`.
+        data: A `source` or `name=source` for each data set, as `load_data` takes sources. Default: the examples that
+            the first checkpoint says it was evaluated on (of that source others where `data_options` have a limit),
+            otherwise `builtin:docs`.
         seed: Seed for sampling examples.
         data_options: How the data are read. The limit on the length is lowered to what all models have positions for.
         load_options: How the models will be loaded.
@@ -178,7 +183,10 @@ def open_comparison(
     evaluated_on = _evaluated_on(files[0]) if not data else None
     default = evaluated_on["source"] if evaluated_on else DEFAULT_DATA
     named = parse_named_sources(data or [default])
-    max_length = min([data_options.max_length, *(f.max_positions for f in files if f.max_positions)])
+    if evaluated_on is not None:
+        data_options, seed = _as_evaluated(evaluated_on, data_options, seed)
+    longest = min([data_options.max_length, *(f.max_positions for f in files if f.max_positions)])
+    data_options = dataclasses.replace(data_options, max_length=longest)
     loaded: dict[str, TokenData] = {}
     for position, file in enumerate(files):
         tokenizer = load_tokenizer(file, trust_remote_code=trust)
@@ -187,7 +195,7 @@ def open_comparison(
                 tokens = load_data(
                     source,
                     tokenizer,
-                    max_length=max_length,
+                    max_length=data_options.max_length,
                     limit=data_options.limit,
                     batch_tokens=data_options.batch_tokens,
                     seed=seed,
@@ -209,14 +217,12 @@ def open_comparison(
                 )
     if not data:
         _warn_of_default_data(files, evaluated_on, next(iter(loaded.values())))
-    return Comparison(files, tuple(distinct_names(files)), loaded, load_options)
+    return Comparison(files, tuple(distinct_names(files)), loaded, load_options, data_options, seed)
 
 
 def with_questions(
     comparison: Comparison,
     *,
-    seed: int = 0,
-    data_options: DataOptions = DataOptions(),
     prompt_format: str = "auto",
     list_choices: bool = False,
 ) -> Comparison:
@@ -224,22 +230,19 @@ def with_questions(
 
     Args:
         comparison: Its data sets serve for losses; questions have all their choices beside.
-        seed: As for `open_comparison`.
-        data_options: As for `open_comparison`.
         prompt_format: How the questions are asked, see `load_questions`.
         list_choices: Whether the prompts list the choices.
     """
-    trust = comparison.load_options.trust_remote_code
+    trust, options = comparison.load_options.trust_remote_code, comparison.data_options
     tokenizer = load_tokenizer(comparison.files[0], trust_remote_code=trust)
-    lengths = [data_options.max_length, *(file.max_positions for file in comparison.files if file.max_positions)]
     questions = {
         name: load_questions(
             tokens.source,
             tokenizer,
-            max_length=min(lengths),
-            limit=data_options.limit,
-            batch_tokens=data_options.batch_tokens,
-            seed=seed,
+            max_length=options.max_length,
+            limit=options.limit,
+            batch_tokens=options.batch_tokens,
+            seed=comparison.data_seed,
             prompt_format=prompt_format,
             list_choices=list_choices,
         )
@@ -293,6 +296,18 @@ def _evaluated_on(file: CheckpointFiles) -> dict | None:
         raise InputError(f"{file.folder / METADATA_FILE} names no source as evaluated_on; give {as_typed('data')}.")
     beside = str(file.folder / source)  # a relative path may have been meant from anywhere
     return record | {"source": beside if os.path.isfile(beside) and not os.path.exists(source) else source}
+
+
+def _as_evaluated(evaluated_on: dict, options: DataOptions, seed: int) -> tuple[DataOptions, int]:
+    """Return the options and the seed that read the same examples as a checkpoint was evaluated on.
+
+    A limit that the caller gives is another choice of examples, which is left as it is.
+    """
+    limit, drawn, longest = (evaluated_on.get(name) for name in ("limit", "seed", "max_length"))
+    if options.limit is not None or not isinstance(limit, int) or not isinstance(drawn, int) or min(limit, drawn) < 0:
+        return options, seed
+    longest = min(longest, options.max_length) if isinstance(longest, int) and longest > 0 else options.max_length
+    return dataclasses.replace(options, limit=max(limit, 1), max_length=longest), drawn
 
 
 def _warn_of_default_data(files: Sequence[CheckpointFiles], evaluated_on: dict | None, tokens: TokenData) -> None:

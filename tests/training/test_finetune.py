@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from landscape.checkpoints import LoadOptions, load_checkpoint
 from landscape.data.tokens import DataOptions, load_data
-from landscape.errors import InputError
+from landscape.errors import InputError, MeasurementWarning
+from landscape.study.comparison import open_comparison
 from landscape.training.finetuning import finetune
 from landscape.training.options import Optimization, Rehearsal, Saving
 from landscape.training.trainer import training_arguments
@@ -108,6 +109,9 @@ def test_a_run_is_evaluated_on_few_examples_that_are_held_out_where_enough_are_l
     evaluated = record["evaluated_on"]
     assert (evaluated["limit"], evaluated["held_out"]) == (limit, held_out)
     read_again(evaluated, load_checkpoint(base, device="cpu").tokenizer)
+    with pytest.warns(MeasurementWarning, match="was evaluated on\\.$"):  # and not: though not on the same tokens
+        (tokens,) = open_comparison([str(tmp_path / "tuned")], load_options=LoadOptions(device="cpu")).data.values()
+    assert tokens.digest == evaluated["digest"]
     tokenizer = load_checkpoint(base, device="cpu").tokenizer
     whole, few = (load_data(records, tokenizer, max_length=64, limit=kept, seed=0) for kept in (None, limit))
     assert len(set(whole.examples)) == count  # no two are alike, so that tokens say what is left out

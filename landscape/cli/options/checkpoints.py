@@ -22,8 +22,9 @@ BaseOption = Annotated[
         MEASUREMENT,
         "--base",
         "CKPT",
-        "The checkpoint that the others were fine-tuned from. With it, the curvature of the loss along the step from "
-        "it to each checkpoint is measured too.",
+        "The checkpoint that the others were fine-tuned from, for metrics that need it. Without --metric, the "
+        "curvature of the loss along the step from it to each checkpoint (displacement_curvature) is then measured "
+        "too; beside --metric, name it there.",
     ),
 ]
 

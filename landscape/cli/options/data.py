@@ -16,8 +16,8 @@ Data = Annotated[
         "--data",
         "SOURCE",
         f"Data to measure the loss on: {_SOURCE_HELP}. Repeat the option for more data sets, and write name=source to "
-        "name one. Default: the data that the first checkpoint was evaluated on, if it says so, otherwise "
-        "`builtin:docs`.",
+        "name one. Default: the examples that the first checkpoint was evaluated on, if it says so, otherwise "
+        "`builtin:docs`. With --limit these may be others of the same source, also such that it was tuned on.",
     ),
 ]
 TrainingData = Annotated[str, value(DATA, "--data", "SOURCE", f"Training data: {_SOURCE_HELP}.")]
@@ -88,7 +88,8 @@ Seed = Annotated[
     typer.Option(
         "--seed",
         metavar="N",
-        help="Seed for random directions and for sampling examples.",
+        help="Seed of all that is random: sampled examples, directions, probes, bootstrap and permutations, and in "
+        "fine-tuning the order of the examples, dropout and the start of an adapter.",
         callback=at_least(0),
     ),
 ]

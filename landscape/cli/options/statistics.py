@@ -20,7 +20,8 @@ Flatness = Annotated[
         STATISTICS,
         "--flatness",
         "COLUMN",
-        "Column to correlate with forgetting. Repeat the option for more columns. Default: every column of numbers.",
+        "Column to correlate with forgetting. Repeat the option for more columns. Default: every column of numbers but "
+        "those of landscape measure that are no metrics. Corrections are over all columns taken.",
     ),
 ]
 ForgettingColumn = Annotated[
@@ -52,8 +53,10 @@ Groups = Annotated[
         STATISTICS,
         "--groups",
         "COLUMN",
-        "Column that says which checkpoints belong together, such as their base. Intervals and p-values then count "
-        "whole groups. Nested columns are parted by slashes, the widest first: recipe/base.",
+        "Column that says which checkpoints belong together, such as their base. Intervals then count whole groups. So "
+        "do p-values with --factor or nested columns; with one column and no --factor, p tests the link within groups "
+        "alone, which is not what the correlation beside it is about. Nested columns are parted by slashes, the widest "
+        "first: recipe/base.",
     ),
 ]
 Mixed = Annotated[
