@@ -192,7 +192,7 @@ def _task_change(
     joint = []
     for site, of_heads in zip(sites, outputs, strict=True):
         with preserved(site.model):
-            joint.append(joint_effects(site, heads, of_heads.mean(0), statistics.seed)[0])
+            joint.append(joint_effects(site, heads, of_heads.mean(0), statistics.seed, draws=0)[0])
     written = [
         [site.attention.written(of_heads, chosen).double().cpu().numpy() for chosen in (heads, of_model.heads)]
         for site, of_heads, of_model in zip(sites, outputs, (before, after), strict=True)

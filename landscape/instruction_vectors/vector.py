@@ -277,7 +277,7 @@ def _require_right(site: Site, task: InContextTask, answered: np.ndarray) -> Non
 
 
 def joint_effects(
-    site: Site, heads: tuple[tuple[int, ...], ...], outputs: Tensor, seed: int
+    site: Site, heads: tuple[tuple[int, ...], ...], outputs: Tensor, seed: int, draws: int = _RANDOM_SETS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the effects of replacing a set of heads at once, and those of as many random others.
 
@@ -286,23 +286,24 @@ def joint_effects(
         heads: The set.
         outputs: What takes the place of their outputs, (layers, heads, size).
         seed: Seed of the random others.
+        draws: How many sets of random others are drawn.
 
     Returns:
-        Both float64, (questions,). The second is the mean over several draws.
+        Both float64, (questions,). The second is the mean over the draws; NaN without any.
     """
     attention = site.attention
     shape = (attention.layers, attention.heads)
     others = [(layer, head) for layer, head in np.ndindex(shape) if (layer, head) not in set(heads)]
     generator = np.random.default_rng(seed)
     sets = [as_mask(heads, attention)]
-    for _ in range(_RANDOM_SETS):
+    for _ in range(draws):
         drawn = generator.permutation(len(others))[: len(heads)]
         sets.append(as_mask([others[index] for index in drawn], attention))
     where = torch.stack([*sets, torch.zeros(shape, dtype=torch.bool)])
     prompts = site.prompts.few_shot_shuffled
     found = answers_with_heads_replaced(site.model, attention, prompts, where, outputs, site.batch_tokens)
     rises = found[:, :-1] - found[:, -1:]
-    return rises[:, 0], rises[:, 1:].mean(1)
+    return rises[:, 0], rises[:, 1:].mean(1) if draws else np.full(len(rises), np.nan)
 
 
 def steering_layer(options: VectorOptions, attention: Attention) -> int:
