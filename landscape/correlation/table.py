@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # was made, or what was forgotten in another form.
 _NO_METRICS = (
     *("name", "source", "digest", "base", "base_digest"),
-    *("rho", "lr", "seed", "steps", "forgetting_*", "loss_before_*", "loss_after_*", "accuracy_*"),
+    *("rho", "lr", "seed", "steps", "forgetting", "forgetting_*", "loss_before_*", "loss_after_*", "accuracy_*"),
 )
 
 

@@ -51,8 +51,8 @@ class InstructionVector(Result):
             are when all chosen heads are replaced at once.
         random_effect: The same with as many other heads, drawn at random; the mean of several draws.
         confidence: Confidence of the intervals, which are over prompts.
-        questions: Questions on which the shares and the joint effects are measured. None of them, nor its answer, is in
-            a prompt that the vector was made from.
+        questions: Questions on which the shares and the joint effects are measured. None of them is in a prompt that
+            the vector was made from; answers may be, in tasks where several questions share one.
         left_out: Pairs of the task that were not used, because their answers are more than one token.
         provenance: Where the numbers come from.
     """

@@ -73,7 +73,7 @@ def measure_checkpoints(
         output: The CSV file. It is rewritten after every checkpoint, with those of this call that are finished.
             `<output without .csv>.details.csv` says how sure each number is, in long form: checkpoint, digest, column,
             data, metric, options, value, stderr, low and high (95%), converged, tokens, seconds.
-        metrics: Names of flatness metrics, or pairs (name, options); `FLATNESS_METRICS` has both. "surface" stands for
+        metrics: Names of flatness metrics, or pairs (name, options); `SHARPNESS_METRICS` has both. "surface" stands for
             the metrics of a surface along random directions, "basin" for the radius of `compute_basin`, "own_kl" for
             the KL on what the base says to the prompts of data that have some (see `own_samples`),
             ("instruction_vector", {"tasks": file}) for what changed of the instruction vectors of in-context tasks (see

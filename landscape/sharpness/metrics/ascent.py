@@ -134,9 +134,9 @@ def worst_case(
     promises within the ball (0 at a stationary point, which may be a lower hill). Of r independent random starts, the
     chance that one more would end higher than all of them is at most 1 / (r + 1).
 
-    With `m` it is the mean over groups of m examples of each group's own maximum (m-sharpness, Foret et al. 2021,
-    section 4). That depends on the order of the data. Groups of plain batches end where those do, so there batching
-    changes it.
+    With `m` it is the mean over groups of m examples, each weighted by its loss terms, of the group's own maximum
+    (m-sharpness, Foret et al. 2021, section 4). That depends on the order of the data. Groups of plain batches end
+    where those do, so there batching changes it.
     """
     check_positive(rho=rho)
     if norm not in ("l2", "linf"):
