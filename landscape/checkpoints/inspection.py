@@ -16,6 +16,7 @@ from landscape.checkpoints.finding import check_config, find_checkpoint, is_adap
 from landscape.checkpoints.gguf import is_gguf, read_gguf
 from landscape.checkpoints.kinds import check_causal_adapter, check_causal_kind
 from landscape.errors import InputError, first_line
+from landscape.linalg.precision import all_finite
 from landscape.results import digest_of, read_json
 from landscape.weights.vectors import tensor_bytes
 
@@ -248,7 +249,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """Whether all values are finite, also in 8-bit floats, which have no `isfinite` of their own."""
     if tensor.element_size() == 1:
         tensor = tensor.to(torch.float32)
-    return bool(torch.isfinite(tensor).all())
+    return all_finite(tensor)
 
 
 def _metadata(folder: Path) -> dict:

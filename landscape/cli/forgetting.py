@@ -86,8 +86,7 @@ def forgetting(
         comparison = with_own_samples(comparison, seed=seed)
     questions = [tokens for tokens in comparison.data.values() if isinstance(tokens, Questions)]
     print_data(tokens.describe() for tokens in comparison.data.values())
-    length = min([max_length, *(file.max_positions for file in comparison.files if file.max_positions)])
-    batch_size = max(1, batch_tokens // length)
+    batch_size = max(1, batch_tokens // comparison.data_options.max_length)
     benchmarks: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "progress": not quiet}
     settings = {"command": "forgetting", **comparison.settings(), "resamples": resamples, "seed": seed}
     if specs:

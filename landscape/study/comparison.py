@@ -40,8 +40,9 @@ class Comparison:
         names: Names of the checkpoints, all different.
         data: The data sets by name; every checkpoint's tokenizer gives these tokens.
         load_options: How the models are loaded. The device is a real one, never "auto".
-        data_options: How the data were read; the length is that which questions may have.
-        data_seed: The seed of their sampling.
+        data_options: How questions in the data are read: as the data were, but for the length, which is that of the
+            caller, lowered to what all models have positions for.
+        data_seed: The seed with which examples were sampled.
     """
 
     files: tuple[CheckpointFiles, ...]
@@ -183,8 +184,8 @@ def open_comparison(
     evaluated_on = _evaluated_on(files[0]) if not data else None
     default = evaluated_on["source"] if evaluated_on else DEFAULT_DATA
     named = parse_named_sources(data or [default])
-    typed_length = min([data_options.max_length, *(f.max_positions for f in files if f.max_positions)])
-    data_options = dataclasses.replace(data_options, max_length=typed_length)
+    longest = min([data_options.max_length, *(f.max_positions for f in files if f.max_positions)])
+    data_options = dataclasses.replace(data_options, max_length=longest)
     if evaluated_on is not None:
         data_options, seed = _as_evaluated(evaluated_on, data_options, seed)
     loaded: dict[str, TokenData] = {}
@@ -217,9 +218,9 @@ def open_comparison(
                 )
     if not data:
         _warn_of_default_data(files, evaluated_on, next(iter(loaded.values())))
-    # questions are refused beyond a length, where texts are cut: the recorded length is of the texts
-    options = dataclasses.replace(data_options, max_length=typed_length)
-    return Comparison(files, tuple(distinct_names(files)), loaded, load_options, options, seed)
+    # Texts are cut at the length that the checkpoint recorded; questions that are longer would be refused.
+    for_questions = dataclasses.replace(data_options, max_length=longest)
+    return Comparison(files, tuple(distinct_names(files)), loaded, load_options, for_questions, seed)
 
 
 def with_questions(

@@ -27,6 +27,7 @@ from landscape.checkpoints import (
 )
 from landscape.data.tokens import IGNORED, DataOptions, TokenData
 from landscape.errors import InputError, as_typed
+from landscape.linalg.precision import all_finite
 from landscape.objective.identity import describe_data
 from landscape.objective.objective import Objective
 from landscape.results import digest_of, installed_versions, read_json, results_folder, to_plain
@@ -252,7 +253,7 @@ def _finish(workplace: Path, output: Path) -> None:
 def _check_finite(model: torch.nn.Module, loss: float) -> None:
     """Raise Diverged unless the loss and all weights are finite."""
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not all_finite(parameter):
             raise Diverged(f"{name} is not finite after the last step")
     if not math.isfinite(loss):
         raise Diverged(f"the loss after the last step is {loss}")

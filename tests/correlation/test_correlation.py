@@ -254,6 +254,8 @@ def test_columns_of_landscape_measure_that_are_no_metric_are_left_out():
         optimizer=np.nan
     )
     assert list(correlate(table, resamples=99)["metric"]) == ["kl_new", "trace_old"]
+    other = correlate(table, forgetting="accuracy_loss_old", resamples=99)  # the first outcome in another form
+    assert list(other["metric"]) == ["kl_new", "trace_old"]
     named = table.assign(name=range(100, 112), base=7, digest=range(12))  # of folders that are called by their step
     assert list(correlate(named, resamples=99)["metric"]) == ["kl_new", "trace_old"]
 

@@ -7,12 +7,13 @@ import weakref
 import pytest
 from conftest import build_model
 
-from landscape import InputError, LoadOptions, hessian_trace, load_checkpoint, load_data
+from landscape import InputError, LoadOptions, MeasurementWarning, hessian_trace, load_checkpoint, load_data
+from landscape.data.questions import load_questions
 from landscape.results import Provenance, digest_of
 from landscape.sharpness import SHARPNESS_METRICS
 from landscape.sharpness.checking import check_sharpness
 from landscape.study import measurements
-from landscape.study.comparison import open_comparison
+from landscape.study.comparison import open_comparison, with_questions
 from landscape.study.halves import disjoint_halves
 from landscape.study.measurements import Distance
 from landscape.study.runner import Cell, Task, cells_against_base, cells_of_all, run_cells, run_tasks
@@ -26,6 +27,27 @@ def comparison(save_checkpoint_folder, records):
     """Three checkpoints on one data set."""
     folders = [str(save_checkpoint_folder("llama", seed=seed)) for seed in (0, 1, 2)]
     return open_comparison(folders, [str(records)], load_options=CPU)
+
+
+def test_default_data_are_read_as_the_checkpoint_recorded_and_questions_at_the_length_of_the_caller(
+    save_checkpoint_folder, tmp_path
+):
+    """Texts are cut at the recorded length. A question that is longer would be refused at it, and is not."""
+    question = {"question": "which?", "choices": ["one", "fox " * 20, "three"], "answer": 0}
+    asked = tmp_path / "questions.jsonl"
+    asked.write_text("".join(json.dumps({**question, "question": f"which? {index}"}) + "\n" for index in range(6)))
+    folder = save_checkpoint_folder("llama", seed=0)
+    recorded = {"source": str(asked), "limit": 4, "seed": 3, "max_length": 24}
+    (folder / "landscape.json").write_text(json.dumps({"evaluated_on": recorded}))
+    with pytest.warns(MeasurementWarning, match="was evaluated on"):
+        opened = open_comparison([str(folder)], load_options=CPU)
+    tokenizer = load_checkpoint(folder, device="cpu").tokenizer
+    (tokens,) = opened.data.values()
+    assert tokens.digest == load_data(asked, tokenizer, max_length=24, limit=4, seed=3).digest
+    (questions,) = with_questions(opened).data.values()
+    assert questions.digest == load_questions(asked, tokenizer, limit=4, seed=3).digest
+    with pytest.raises(InputError, match="max_length=24 cannot hold"):
+        load_questions(asked, tokenizer, max_length=24, limit=4, seed=3)
 
 
 class Recorder:

@@ -20,6 +20,7 @@ from landscape.parallel.sharding import is_sharded
 from landscape.weights.flat import Layout, flat_norm
 from landscape.weights.parameters import Parameters
 from landscape.weights.perturbation import excursion
+from landscape.weights.vectors import vector_norm
 
 _COPY_SHARE = 0.4  # of the available memory may hold a wider copy of the model
 
@@ -148,7 +149,7 @@ def _steps(parameters: Parameters, dtype: torch.dtype) -> list[float]:
     if dtype == torch.float64:
         return [1e-2 / 8**i for i in range(8)]
     steps = [0.4 / 4**i for i in range(8)]
-    return steps if sum(flat_norm(t.detach().flatten()) ** 2 for t in parameters.tensors) ** 0.5 >= 40 else steps[1:]
+    return steps if vector_norm(parameters.values()) >= 40 else steps[1:]
 
 
 def _slopes(objective: Objective, parameters: Parameters, vector: Tensor, steps: list[float]) -> Iterator[Tensor]:
