@@ -9,7 +9,7 @@ PIECE = 2**18  # elements in the widest type at once: all of a large model's wou
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return the widest float that the device computes in; perturbations and inner products are formed in it.
+    """Return the widest float that the device computes in; long inner products are added up in it.
 
     Example:
         >>> wide_dtype(torch.device("cpu")), wide_dtype(torch.device("mps"))

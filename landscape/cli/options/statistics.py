@@ -54,9 +54,9 @@ Groups = Annotated[
         "--groups",
         "COLUMN",
         "Column that says which checkpoints belong together, such as their base. Intervals then count whole groups. So "
-        "do p-values with --factor or nested columns; with one column and no --factor, p tests the link within groups "
-        "alone, which is not what the correlation beside it is about. Nested columns are parted by slashes, the widest "
-        "first: recipe/base.",
+        "do p-values with --factor or nested columns, and where metric or outcome has one value per group; otherwise p "
+        "tests the link within groups alone, which is not what the correlation beside it is about. Nested columns are "
+        "parted by slashes, the widest first: recipe/base.",
     ),
 ]
 Mixed = Annotated[
