@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from landscape.basins.radius import Radius, find_radius
@@ -29,7 +30,7 @@ from landscape.results import Journal
 from landscape.surfaces.points.geometry import Member
 from landscape.surfaces.points.sweep import Sweep, sweeping
 from landscape.weights.parameters import Parameters
-from landscape.weights.vectors import vector_norm
+from landscape.weights.vectors import Vector, vector_norm
 
 _NATS = 0.1  # the drop of a loss and of a divergence, unless asked otherwise
 END_OF_STEP = 2.0  # of the ray along the step, in steps: whether it would leave soon after is worth knowing
@@ -52,7 +53,9 @@ def compute_basin(
     """Measure how far from a model a height stays within a drop, along random rays, the worst case, and its own step.
 
     Along each ray the steps double from 1/128 of the weights' norm to all of it, and the first fall is then enclosed
-    to 5%. What never fell is censored, and counts as infinite in the median. The model comes back bit-identical.
+    to 5%. What never fell is censored, and counts as infinite in the median. That norm is of all the weights that
+    `scope.parameters` selects, also of biases and of norms' weights, which random rays leave where they are unless
+    `include_1d` says otherwise. The model comes back bit-identical.
 
     Args:
         model: A module or a checkpoint.
@@ -65,7 +68,8 @@ def compute_basin(
             that fine-tuning took, to twice its length.
         sigma: Expected length of Gaussian noise over the norm of the weights, for the bound of randomized smoothing
             (see `SmoothingBound`), around the base where there is one; None leaves it out. It needs a height
-            between 0 and 1, and takes as many draws as there are rays.
+            between 0 and 1, takes as many draws as there are rays, and with a base every tensor that was tuned has to
+            be among `parameters`.
         normalize: The scale of the parts of random rays, see `random_directions`; "none" is isotropic.
         seed: Seed of the first random ray; the others have those after it.
         scope: `parameters`, `loss_fn` and `include_1d` have a use here.
@@ -75,8 +79,9 @@ def compute_basin(
         The radii and what they are measured in.
 
     Raises:
-        InputError: The height has no standard error to take the drop from, a model that guesses would be within the
-            drop, an argument makes no sense, or the base is another architecture.
+        InputError: The height has no standard error to take the drop from, a model that guesses answers among choices
+            would be within the drop (what guessing is worth is known for no other height), the noise for the bound
+            leaves out a tensor that was tuned, an argument makes no sense, or the base is another architecture.
 
     Source:
         Chen et al. 2025 (arXiv 2505.17646): basins of capabilities along most directions, the worst and the step.
@@ -114,6 +119,8 @@ def compute_basin(
     origin, step_norm = (
         (None, None) if base is None else step_of(member.parameters, Parameters(identify(base)[0], frozen=True))
     )
+    if sigma is not None and origin is not None:
+        _check_covered(moved, member.parameters, origin)
     settings: dict[str, Any] = {
         "height": [h.identity() for h in heights] or "loss",
         "directions": directions,
@@ -195,6 +202,17 @@ def compute_basin(
             weight=center.weight,
             provenance=provenance_of(sweep.objective, settings, seed, member.description, sweep.seconds),
         )
+
+
+def _check_covered(moved: Parameters, all_parameters: Parameters, base: Vector) -> None:
+    """Raise InputError where the step changes a tensor on which there would be no noise: the bound does not hold."""
+    for name, tensor in all_parameters.values().items():
+        if name not in moved.names and not torch.equal(tensor, base[name].to(tensor)):
+            raise InputError(
+                f"fine-tuning changed {name}, which {as_typed('parameters')} leaves without noise, so that the bound "
+                f"of randomized smoothing says nothing of this step; leave {as_typed('sigma')} out, or select every "
+                "tensor that was tuned."
+            )
 
 
 def _refuse_guessing(heights: list[Height], data: Iterable[Batch], start: Reading, drop: float, name: str) -> None:

@@ -23,7 +23,7 @@ class Rays:
     """The rays of one model, by the numbers that a journal calls them.
 
     Random rays have the numbers from 0; the three others come after them. Along random and worst-case rays a step of 1
-    is as long as the weights that move; along the step 0 is the base and 1 the model.
+    is as long as the chosen weights; along the step 0 is the base and 1 the model.
 
     Attributes:
         module: The model.
@@ -31,7 +31,7 @@ class Rays:
         normalize: The scale of their parts, see `random_directions`.
         seed: Seed of the first, each next having the seed after it.
         scope: Which weights move.
-        weight_norm: The l2 norm of the weights that move.
+        weight_norm: The l2 norm of the chosen weights, also of those of one dimension that random rays leave alone.
         find_worst: Returns the worst direction, of length 1, or None where there is no gradient. It is called once,
             when the direction is first asked for, with the model at the centre.
         base: The weights of the base; None without one.

@@ -16,8 +16,8 @@ from landscape.weights.perturbation import Fidelity
 class Basin(Result):
     """How far from a model a height stays within a drop. `compute_basin` makes it.
 
-    Radii are lengths of steps over the norm of the weights that move, and infinite where the height held to the end
-    of the ray, at 1.
+    Radii are lengths of steps over the norm of the chosen weights (`weight_norm`), and infinite where the height held
+    to the end of the ray, at 1.
 
     Attributes:
         name: The name of the model.
@@ -33,7 +33,7 @@ class Basin(Result):
             without a base.
         base_value: The height at the base.
         step_norm: Length of that step.
-        weight_norm: Norm of the weights that move.
+        weight_norm: Norm of the chosen weights, also of those of one dimension, which random rays need not move.
         bound: The bound of randomized smoothing on the height after the step, or at a distance of zero without a base.
         normalize: The scale of the random rays.
         seed: The seed of the first.

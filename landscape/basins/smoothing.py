@@ -17,9 +17,9 @@ class SmoothingBound:
     """A lower bound on the smoothed height S(w) = E h(w + sigma e), e standard normal in every weight that moves.
 
     For any h between 0 and 1, the inverse normal distribution function of S changes by at most |step| / sigma, so that
-    S(w + step) >= Phi(Phi^-1(S(w)) - |step| / sigma) whatever the step, a fine-tuning or an attack. It speaks of the
-    model with noise on its weights, not of the model itself: only where noise of this size leaves the height as it is
-    (`smoothed` close to `center`) does the one stand for the other.
+    S(w + step) >= Phi(Phi^-1(S(w)) - |step| / sigma) whatever the step within the weights that have noise, a
+    fine-tuning or an attack. It speaks of the model with noise on its weights, not of the model itself: only where
+    noise of this size leaves the height as it is (`smoothed` close to `center`) does the one stand for the other.
 
     Attributes:
         sigma: Standard deviation of the noise on every weight.

@@ -324,11 +324,14 @@ class SpectralDensity(Result):
         mean, spread = self.moment(1)
         square, square_spread = self.moment(2)
         n = self.parameters
-        negative = float((self.weights * (self.nodes < 0)).sum() / len(self.nodes))
+        # Nodes near zero have a sign by rounding alone.
+        largest = float(np.abs(self.nodes).max())
+        negative = float((self.weights * (self.nodes < -0.01 * largest)).sum() / len(self.nodes))
         probes, steps = self.nodes.shape
         return [
             ("spectral density", f"{self.name} on {self.data}, {self.curvature}"),
-            ("range", f"[{self.nodes.min():.5g}, {self.nodes.max():.5g}], {negative:.1%} of eigenvalues below 0"),
+            ("range", f"[{self.nodes.min():.5g}, {self.nodes.max():.5g}]"),
+            ("negative", f"{negative:.1%} of eigenvalues below {-0.01 * largest:.2g} (1% of the largest node)"),
             ("trace", f"{mean * n:.5g} +- {spread * n:.2g}"),
             ("sum of squares", f"{square * n:.5g} +- {square_spread * n:.2g}"),
             ("quadrature", f"{probes} probes of {steps} steps, hvp={self.hvp} {self.hvp_reason}".rstrip()),

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from landscape.data.questions import Questions
-from landscape.forgetting.paired import Pair, compare_choices, paired_interval
+from landscape.forgetting.paired import Pair, compare_choices, flip_interval, paired_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,12 @@ class AnswerForgetting:
         accuracy_before: Share of questions that the base answers rightly.
         accuracy_after: Share of questions that the tuned model answers rightly.
         accuracy_loss: Fall of the accuracy.
-        accuracy_interval: Its interval.
+        accuracy_interval: Its interval: the score interval of Tango 1998, of a model beside itself (0, 0).
         p_value: Exact p-value of McNemar's test that tuning turned as many right answers wrong as wrong ones right.
         norm_before: Accuracy of the base by scores per character.
         norm_after: Accuracy of the tuned model by scores per character.
         norm_loss: Fall of that accuracy.
-        norm_interval: Its interval.
+        norm_interval: Its interval, likewise.
         loss_before: -log P(right answer | question) under the base, in nats per answer.
         loss_after: The same under the tuned model.
         forgetting: Rise of that loss.
@@ -176,6 +176,10 @@ def measure_answers(
         """Return the interval of the mean over questions."""
         return paired_interval(values, np.ones(len(values)), confidence, resamples, seed)
 
+    def of_answers(fall: np.ndarray, rise: np.ndarray) -> tuple[float, float]:
+        """Return the interval of a fall of accuracy; none of a model beside itself, whose losses are all the same."""
+        return flip_interval(fall, confidence) if rise.any() else (0.0, 0.0)
+
     def in_format(table: np.ndarray) -> tuple[AnswerForgetting, np.ndarray, np.ndarray]:
         """Return the answers in one format, and for each question the fall of accuracy and the rise of the loss."""
         scores = _Scores.of(data, table)
@@ -186,12 +190,12 @@ def measure_answers(
             accuracy_before=float(scores.right[:, 0].mean()),
             accuracy_after=float(scores.right[:, 1].mean()),
             accuracy_loss=float(fall.mean()),
-            accuracy_interval=interval(fall),
+            accuracy_interval=of_answers(fall, rise),
             p_value=float(stats.binomtest(lost, changed).pvalue) if changed else 1.0,
             norm_before=float(scores.norm[:, 0].mean()),
             norm_after=float(scores.norm[:, 1].mean()),
             norm_loss=float(norm_fall.mean()),
-            norm_interval=interval(norm_fall) if data.multiple_choice else (math.nan, math.nan),
+            norm_interval=of_answers(norm_fall, rise) if data.multiple_choice else (math.nan, math.nan),
             loss_before=float(scores.loss[:, 0].mean()),
             loss_after=float(scores.loss[:, 1].mean()),
             forgetting=float(rise.mean()),
@@ -212,11 +216,13 @@ def measure_answers(
         return result
     with_instruction = [question.instructed for question in data.questions]
     instructed, fall_instructed, rise_instructed = in_format(compare_choices(name, data, with_instruction, pair))
+    more = fall_instructed - fall
+    limits = (-2.0, 2.0) if rise.any() else None
     return dataclasses.replace(
         result,
         instructed=instructed,
-        format_accuracy_loss=float((fall_instructed - fall).mean()),
-        format_accuracy_interval=interval(fall_instructed - fall),
+        format_accuracy_loss=float(more.mean()),
+        format_accuracy_interval=paired_interval(more, np.ones(len(more)), confidence, resamples, seed, limits),
         format_forgetting=float((rise_instructed - rise).mean()),
         format_forgetting_interval=interval(rise_instructed - rise),
     )

@@ -275,8 +275,10 @@ def _measured(task: str, table: np.ndarray, confidence: float, resamples: int, s
     tokens, loss_before, loss_after, right_before, right_after, kl = table.T
     total = tokens.sum()
 
-    def interval(values: np.ndarray) -> tuple[float, float]:
-        return paired_interval(values, tokens, confidence, resamples, seed)
+    def interval(values: np.ndarray, limits: tuple[float, float] | None = None) -> tuple[float, float]:
+        return paired_interval(values, tokens, confidence, resamples, seed, limits)
+
+    may_flip = (-1.0, 1.0) if (loss_after != loss_before).any() else None  # None: a model beside itself
 
     return TaskForgetting(
         name=task,
@@ -289,7 +291,7 @@ def _measured(task: str, table: np.ndarray, confidence: float, resamples: int, s
         accuracy_before=float(right_before.sum() / total),
         accuracy_after=float(right_after.sum() / total),
         accuracy_loss=float((right_before - right_after).sum() / total),
-        accuracy_interval=interval(right_before - right_after),
+        accuracy_interval=interval(right_before - right_after, may_flip),
         kl=float(kl.sum() / total),
         kl_interval=interval(kl),
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import optimize, stats
 from torch import Tensor, nn
 
 from landscape.data.batches import Batch
@@ -133,7 +133,12 @@ def _compare_alone(data: Iterable[Batch], objectives: list[Objective]) -> np.nda
 
 
 def paired_interval(
-    values: np.ndarray, weights: np.ndarray, confidence: float, resamples: int, seed: int
+    values: np.ndarray,
+    weights: np.ndarray,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    limits: tuple[float, float] | None = None,
 ) -> tuple[float, float]:
     """Return the studentized bootstrap interval of sum(values) / sum(weights) by resampling examples.
 
@@ -150,6 +155,9 @@ def paired_interval(
         confidence: Share of repetitions in which the interval would hold the true value.
         resamples: Number of bootstrap samples.
         seed: Seed for the samples.
+        limits: The least and the greatest that a value over its weight can be, for shares. Examples that are all alike
+            then leave room for others: among n of them, for a share z^2 / (n + z^2) at one of the limits, as in the
+            interval of Wilson 1927. None takes what is alike for exact, as the losses of a model beside itself are.
 
     Returns:
         The lower and the upper end; NaN where there are fewer than two examples. Where more than one resample in twenty
@@ -162,7 +170,11 @@ def paired_interval(
     if count < 2:
         return math.nan, math.nan
     if np.ptp(values / weights) == 0:
-        return (float(values[0] / weights[0]),) * 2
+        alike = float(values[0] / weights[0])
+        z = float(stats.norm.ppf(0.5 + confidence / 2))
+        unseen = z**2 / (count + z**2)
+        least, greatest = limits or (alike, alike)
+        return alike + unseen * (least - alike), alike + unseen * (greatest - alike)
     ratio, error = ratio_with_error(values, weights)
     generator, pivots = np.random.default_rng(seed), []
     for start in range(0, resamples, batch := max(1, 2_000_000 // count)):
@@ -175,6 +187,47 @@ def paired_interval(
     enough = len(pivot) >= 0.95 * resamples
     quantiles = np.quantile(pivot, tails) if enough else stats.t.ppf(tails, count - 1)
     low, high = ratio - quantiles * error
+    return float(low), float(high)
+
+
+def flip_interval(falls: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Return the score interval of a paired difference of shares, as of right answers before and after.
+
+    Where no answer flips it is as wide as the number of questions says, and where few do it holds the truth more often
+    than a bootstrap: at 100 questions of which 3% are lost, in 95% of repetitions and not in 80%.
+
+    Args:
+        falls: Before minus after of each question: 1 (lost), 0, or -1 (gained), shape (questions,).
+        confidence: Share of repetitions in which the interval would hold the true value.
+
+    Returns:
+        The lower and the upper end; NaN where there are fewer than two questions.
+
+    Source:
+        Tango 1998 (Statistics in Medicine 17, 891-908), equations 6 to 8.
+
+    Example:
+        Nothing flips among 30 questions: up to z^2 / (n + z^2) may have.
+
+        >>> [round(end, 3) for end in flip_interval(np.zeros(30), 0.95)]
+        [-0.114, 0.114]
+    """
+    count = len(falls)
+    if count < 2:
+        return math.nan, math.nan
+    lost, gained = int((falls > 0).sum()), int((falls < 0).sum())
+    difference, z = (lost - gained) / count, float(stats.norm.ppf(0.5 + confidence / 2))
+
+    def score(delta: float) -> float:
+        """Return the distance to a true difference, squared, minus z^2 of its variance there."""
+        # The share of gained answers that is likeliest where the true difference is delta.
+        a, b, c = 2 * count, (2 * count - lost + gained) * delta - lost - gained, -gained * delta * (1 - delta)
+        share = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+        return count * (difference - delta) ** 2 - z**2 * max(2 * share + delta * (1 - delta), 0.0)
+
+    step = 1e-9  # At the difference itself, the variance is zero where nothing flips, or all does.
+    low = -1.0 if score(-1.0) <= 0 else optimize.brentq(score, -1.0, difference - step)
+    high = 1.0 if score(1.0) <= 0 else optimize.brentq(score, difference + step, 1.0)
     return float(low), float(high)
 
 

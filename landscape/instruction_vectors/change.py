@@ -16,7 +16,7 @@ from landscape.errors import InputError
 from landscape.instruction_vectors.changed import AccuracyChange, InstructionVectorChange, Recovery, TaskChange
 from landscape.instruction_vectors.effects import top_heads
 from landscape.instruction_vectors.prompts import VectorOptions
-from landscape.instruction_vectors.result import Estimate, InstructionVector, check_statistics, mean_of
+from landscape.instruction_vectors.result import Estimate, InstructionVector, check_statistics, fall_of, mean_of
 from landscape.instruction_vectors.runs import answers_with_vectors_added
 from landscape.instruction_vectors.tasks import InContextTask
 from landscape.instruction_vectors.vector import (
@@ -64,7 +64,8 @@ def compare_instruction_vectors(
         tokenizer: The tokenizer of both models; a checkpoint brings its own.
         options: How vectors are made.
         confidence: Confidence of the intervals. Those of cosines and overlaps are percentiles of resampled prompts, and
-            the heads are chosen anew for each resample of overlaps; the others are studentized.
+            the heads are chosen anew for each resample of overlaps; those of answers that were lost or gained are score
+            intervals (Tango 1998); the others are studentized.
         resamples: Bootstrap samples.
         batch_tokens: Tokens in memory at once, at most.
         seed: Seed of all draws.
@@ -197,7 +198,7 @@ def _task_change(
         [site.attention.written(of_heads, chosen).double().cpu().numpy() for chosen in (heads, of_model.heads)]
         for site, of_heads, of_model in zip(sites, outputs, (before, after), strict=True)
     ]
-    lost = [mean_of(b - t, *over) for b, t in zip(*judged, strict=True)]
+    lost = [fall_of(b - t, statistics.confidence) for b, t in zip(*judged, strict=True)]
     changes = [AccuracyChange(float(b.mean()), float(t.mean()), fall) for b, t, fall in zip(*judged, lost, strict=True)]
     count = len(heads)
     return TaskChange(
@@ -243,8 +244,11 @@ def _recoveries(
             parts = np.split(right, ends, axis=1)
             steered = {kind: part.mean(1) for kind, part in zip(vectors, parts, strict=True)}
             for kind, share in steered.items():
-                over_random = None if kind == "random" else mean_of(share - steered["random"], *over)
-                gained = mean_of(share - plain, *over)
+                change, limits = share - plain, (-1.0, 1.0)
+                # With random vectors a prompt has a share of right answers, and no one answer.
+                random = kind == "random"
+                over_random = None if random else mean_of(share - steered["random"], *over, limits)
+                gained = mean_of(change, *over, limits) if random else fall_of(change, statistics.confidence)
                 recoveries.append(Recovery(words, kind, float(share.mean()), gained, over_random))
     return tuple(recoveries)
 

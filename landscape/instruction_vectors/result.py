@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from landscape.errors import InputError
-from landscape.forgetting.paired import paired_interval
+from landscape.forgetting.paired import flip_interval, paired_interval
 from landscape.results import Provenance, Result
 
 
@@ -114,9 +114,16 @@ def share_of(right: np.ndarray, confidence: float) -> Estimate:
     return Estimate(float(right.mean()), float(found.low), float(found.high))
 
 
-def mean_of(values: np.ndarray, confidence: float, resamples: int, seed: int) -> Estimate:
-    """Return the mean over prompts with its studentized bootstrap interval."""
-    low, high = paired_interval(values, np.ones(len(values)), confidence, resamples, seed)
+def fall_of(falls: np.ndarray, confidence: float) -> Estimate:
+    """Return the mean over prompts of 1 (lost), 0 and -1 (gained), with the interval of Tango 1998."""
+    return Estimate(float(falls.mean()), *flip_interval(falls, confidence))
+
+
+def mean_of(
+    values: np.ndarray, confidence: float, resamples: int, seed: int, limits: tuple[float, float] | None = None
+) -> Estimate:
+    """Return the mean over prompts with its studentized bootstrap interval; `limits` as in `paired_interval`."""
+    low, high = paired_interval(values, np.ones(len(values)), confidence, resamples, seed, limits)
     return Estimate(float(values.mean()), low, high)
 
 

@@ -107,14 +107,19 @@ def _by_name(surfaces: Sequence[Surface]) -> dict[str, dict[int | None, Surface]
                 f"{first.name} has the seeds {_listed(by_name[first.name])} and {name} {_listed(own)}; "
                 "checkpoints are compared draw by draw."
             )
-    agreed = (first.data, _grid(first))
+    agreed = (*_data(first), _grid(first))
     for surface in surfaces:
-        if (surface.data, _grid(surface)) != agreed:
+        if (*_data(surface), _grid(surface)) != agreed:
             raise InputError(
                 f"{surface.name} with seed {surface.seed} is of another grid or other data than {first.name} with "
                 f"seed {first.seed}; draws are averaged over the same grid and data only."
             )
     return by_name
+
+
+def _data(surface: Surface) -> tuple[str, Any]:
+    """Return name and digest of the data; the digest is None where a file of an older version has none."""
+    return surface.data, (surface.provenance.data or {}).get("digest")
 
 
 def _grid(surface: Surface) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from landscape import SURFACE_KINDS, Basin, KLDivergence, Run, compute_basin, measure_surface, random_directions
+from landscape import SURFACE_KINDS, Basin, KLDivergence, Run, Scope, compute_basin, measure_surface, random_directions
 from landscape.basins.radius import find_radius, median_radius
 from landscape.basins.smoothing import smoothing_bound
 from landscape.errors import InputError
@@ -155,6 +155,24 @@ def test_noise_has_the_standard_deviation_that_the_bound_takes_it_for():
     assert bound.smoothed == pytest.approx(stats.norm.cdf(margin(model.weight) / (bound.sigma * math.sqrt(2))), abs=0.1)
     assert bound.lower < bound.smoothed
     assert bound.bound == pytest.approx(bound.lower)  # without a base, a step of length 0
+
+
+def test_the_bound_is_refused_where_the_step_leaves_the_noise():
+    """With noise on the bias alone, a bound would count the step of the bias and miss that of the weights."""
+    model, base = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+    base.load_state_dict(model.state_dict())
+    options = {"height": "accuracy", "drop": 0.5, "directions": 2, "base": base}
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([5.0, 0.0]))
+        base.bias.copy_(torch.tensor([4.0, 0.0]))
+    scope = Scope(parameters="bias", include_1d=True)
+    basin = compute_basin(model, ONE, sigma=0.1, scope=scope, **options)
+    assert basin.bound.distance == pytest.approx(1.0)
+    with torch.no_grad():
+        model.weight += 0.1
+    assert compute_basin(model, ONE, scope=scope, **options).bound is None
+    with pytest.raises(InputError, match="fine-tuning changed weight, which parameters"):
+        compute_basin(model, ONE, sigma=0.1, scope=scope, **options)
 
 
 def test_a_language_model_comes_back_and_its_basin_reloads_and_continues(tmp_path):

@@ -74,6 +74,10 @@ def test_what_is_not_a_set_of_draws_is_refused():
         metrics_over_draws([*draws, line(matrix, 2, span=0.5)])
     with pytest.raises(InputError, match=r"has the seeds 0, 1 and other 0; checkpoints are compared draw by draw"):
         metrics_over_draws([*draws, dataclasses.replace(draws[0], name="other")])
+    other = draws[1].provenance.data | {"digest": "of other data"}
+    elsewhere = dataclasses.replace(draws[1], provenance=dataclasses.replace(draws[1].provenance, data=other))
+    with pytest.raises(InputError, match="other data"):  # of the same name
+        metrics_over_draws([draws[0], elsewhere])
     along = [Direction({"first": torch.ones(1, 4, dtype=torch.float64)}, "given", "ones")]
     model = Quadratic(matrix, torch.zeros(8), torch.ones(8))
     given = compute_surface(model, [torch.zeros(2)], along, points=5, scope=SCOPE, run=Run())

@@ -83,6 +83,12 @@ def test_a_line_of_a_quadratic_is_its_closed_form(quadratic):
     assert surface.loss[4] == surface.center
 
 
+def test_a_choice_of_tensors_is_refused_beside_directions_that_have_theirs(quadratic):
+    scope = Scope(loss_fn=quadratic_loss, parameters="first")
+    with pytest.raises(InputError, match="parameters"):
+        compute_surface(quadratic, ANY_DATA, directions_of(quadratic)[:1], points=3, scope=scope, **QUIET)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_centre_loss_is_the_plain_loop_over_transformers(architecture):
     model, batches = build_model(architecture), make_batches()

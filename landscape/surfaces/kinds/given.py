@@ -16,6 +16,7 @@ class GivenSurface(AlongDirections):
     """
 
     name = "given"
+    scope_options = ("loss_fn",)  # which tensors move is in the directions
     help = "The surface lies along directions that were given."
 
     @classmethod
