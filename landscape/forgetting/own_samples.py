@@ -25,10 +25,10 @@ def own_samples(
 
     With the base's own samples, `measure_forgetting(base, tuned, {"own": own_samples(base, data)})` measures
 
-        E over prompts x and y ~ p_base(. | x) of sum_t KL(p_base(. | x, y_<t) || p_tuned(. | x, y_<t)) / tokens,
+        E[sum_t KL(p_base(. | x, y_<t) || p_tuned(. | x, y_<t))] / E[tokens of y] over prompts x and y ~ p_base(. | x),
 
-    which is the divergence of the two as generators (the KL of whole answers, by the chain rule, over their length),
-    whereas KL at given completions asks what the two would say in texts that neither need have written.
+    which is the divergence of the two as generators (the mean KL of whole answers, by the chain rule, over their mean
+    length), whereas KL at given completions asks what the two would say in texts that neither need have written.
 
     The prompt of an example is what comes before its first supervised token. Nothing cuts or warps the distribution: no
     top-k, top-p, min-p or repetition penalty, whatever the checkpoint's own settings for generation. A completion ends

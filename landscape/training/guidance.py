@@ -22,9 +22,10 @@ class GuidedTrainer(Trainer):
     """A Trainer whose loss has the term weight * KL(P || P_base+vector) at the last token of each prompt.
 
     P is the next-token distribution of the model in training, and P_base+vector that of the frozen base with the
-    instruction vector added to the attention output of its layer at that token; both at temperature 2. The term is a
-    mean over the examples of a step. A step takes one more forward pass, of the base over the prompts, and with SAM
-    two; a copy of the base is in memory.
+    instruction vector added to the attention output of its layer at that token; both at temperature 2. In an example
+    without a prompt, such as plain text, that token is the first, where there is no instruction: guidance is for
+    records with a prompt. The term is a mean over the examples of a step. A step takes one more forward pass, of the
+    base over the prompts, and with SAM two; a copy of the base is in memory.
 
     Args:
         *args: Arguments of `transformers.Trainer`.

@@ -133,6 +133,8 @@ def filter_trace(
 ) -> Measurement:
     """The mean curvature along filter-normalized random directions, one of which a plot draws.
 
+    Tensors of one dimension, biases and norms' weights, have no filters and are left out, as in plots.
+
     `normalize` is "filter", "unit", "head" or "layer".
     """
     return _trace(site, normalize, rtol, max_probes, curvature, method)

@@ -46,7 +46,8 @@ def average_case(
     """The mean rise of the loss under random perturbations of the weights.
 
     c = 1, or |w| with `adaptive`. `normalize="filter"` (or "unit", "head", "layer") takes c = |w_f| / sqrt(n_f) in
-    every filter f: rho is then the length of the step relative to each filter. Perturbations come in antithetic pairs
+    every filter f of tensors of at least two dimensions, and 0 in biases and norms' weights: rho is then the length of
+    the step relative to each filter. Perturbations come in antithetic pairs
     +d and -d, which removes odd orders of the loss exactly; the standard error is over pairs. To second order the value
     is rho^2 / 2 sum_i c_i^2 H_ii.
 
