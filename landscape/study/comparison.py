@@ -324,4 +324,6 @@ def _warn_of_default_data(files: Sequence[CheckpointFiles], evaluated_on: dict |
         key = "digest" if "digest" in evaluated_on else "source"
         if any(other.get(key) != evaluated_on[key] for other in others):
             words += " (not all checkpoints were)"
+        if any(record.get("held_out") is False for record in (evaluated_on, *others)):
+            words += ", and which are not held out from training: a loss there says little of other texts"
     warnings.warn(f"{words}.", MeasurementWarning, stacklevel=3)

@@ -102,8 +102,8 @@ def measure_checkpoints(
         - METRIC_*, METRIC-option_value_*: flatness; the options tell two of the same metric apart
         - predicted_rise_*: g'D + D'HD / 2 at the base, for the step D from there, with displacement_curvature
         - surface_*_*: see `SurfaceMetrics`
-        - basin_*, basin_worst_*: radii along random rays (median) and along the worst, over the norm of the weights; one
-          that is beyond the end of its ray counts as 1, and its detail says that it has not converged
+        - basin_*, basin_worst_*: radii along random rays (median) and along the worst, over the norm of the weights;
+          one beyond the end of its ray counts as 1, and its detail says that it has not converged
         - instruction_vector_cosine, instruction_vector_heads_kept, instruction_vector_effect_lost,
           accuracy_loss_few_shot, accuracy_loss_zero_shot, accuracy_before_*_shot, accuracy_after_*_shot: means over
           in-context tasks, see `TaskChange`
