@@ -55,6 +55,7 @@ TOOLS = ("landscape", "bare", "pyhessian", "eigenthings", "curvlinops")
 ROWS = ("line", "plane", "eigenvalue", "trace", "worst_case", "sam", "kl")
 PEERS_OF_CURVATURE = TOOLS[2:]
 RHO, SPAN, RTOL, TRACE_RTOL = 0.05, 0.1, 1e-2, 0.1
+STEPS = 8  # of Lanczos, for a tool that asks for their number; ours stopped after 7 or 8
 CHAT = {
     "What is the capital of France?": "Paris.",
     "How many legs does a spider have?": "Eight.",
@@ -175,7 +176,9 @@ def eigenvalue(checkpoint, data, tool: str):
     if tool == "eigenthings":
         from hessian_eigenthings import HessianOperator, hf_lm_loss, lanczos
 
-        found = lanczos(HessianOperator(checkpoint.model, list(data), hf_lm_loss()), k=1, tol=RTOL, seed=0)
+        # It takes the steps that it is told, by default 2 for one eigenvalue, whatever their residual.
+        operator = HessianOperator(checkpoint.model, list(data), hf_lm_loss())
+        found = lanczos(operator, k=1, max_iter=STEPS, tol=RTOL, seed=0)
         return float(found.eigenvalues[0]), found.eigenvectors.reshape(-1)
     product, size = products(checkpoint, data, tool)
     linear = LinearOperator(
