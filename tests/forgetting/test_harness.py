@@ -94,8 +94,11 @@ def test_our_accuracies_are_those_of_lm_eval(save_checkpoint_folder, tmp_path, o
             p = other["before"]
             assert other["before_stderr"] == pytest.approx((p * (1 - p) / 59) ** 0.5)
             low, high = ours[f"{kind}_interval"]
-            # a bootstrap of 60 questions against the normal interval of the paired standard error
-            assert high - low == pytest.approx(2 * 1.96 * other["fall_stderr"], rel=0.25)
+            # The score interval against the normal one of the paired standard error, which is too short where fewer
+            # than five answers flip; one that took the two models' answers for unpaired would be three times as wide.
+            normal, flips = 2 * 1.96 * other["fall_stderr"], 60**2 * other["fall_stderr"] ** 2
+            assert high - low == pytest.approx(normal, rel=0.25 if flips > 5 else 0.7)
+            assert low <= ours[f"{kind}_loss"] <= high
     # per byte it would be 24 of 60, per token or with the space another number again: a wrong norm would show
     (asked,) = (asked["plain"] for asked in found["choices"] if asked["name"] == "open_ended")
     assert (asked["accuracy_before"], asked["norm_before"]) == pytest.approx((20 / 60, 23 / 60))
