@@ -337,6 +337,20 @@ def test_traces_that_cannot_be_had_are_refused(options, said):
 # --- density and layers -------------------------------------------------------------------------------------
 
 
+def test_nodes_that_are_zero_but_for_rounding_are_no_negative_eigenvalues():
+    """Five examples of least squares in 40 weights: 35 eigenvalues are 0, none is negative.
+
+    By the sign of the nodes alone, 45% of them would be.
+    """
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(40, 1, bias=False)
+    data = [(torch.randn(5, 40, generator=generator), torch.zeros(5, 1))]
+    scope = Scope(loss_fn=landscape.supervised_loss(torch.nn.MSELoss()))
+    density = hessian_density(model, data, scope=scope)
+    assert (density.nodes < 0).any()
+    assert dict(density.rows())["negative"].startswith("0.0% of eigenvalues below -")
+
+
 def test_density_of_a_float64_transformer(transformer):
     model, dense = transformer
     truth = np.linalg.eigvalsh(dense)
