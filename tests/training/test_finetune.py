@@ -110,9 +110,8 @@ def test_a_run_is_evaluated_on_few_examples_that_are_held_out_where_enough_are_l
     assert (evaluated["limit"], evaluated["held_out"]) == (limit, held_out)
     read_again(evaluated, load_checkpoint(base, device="cpu").tokenizer)
     of_training = "" if held_out else ", and which are not held out from training: .*"
-    with pytest.warns(
-        MeasurementWarning, match=f"was evaluated on{of_training}\\.$"
-    ):  # and not: though not on the same tokens
+    words = f"was evaluated on{of_training}\\.$"  # and not: though not on the same tokens
+    with pytest.warns(MeasurementWarning, match=words):
         (tokens,) = open_comparison([str(tmp_path / "tuned")], load_options=LoadOptions(device="cpu")).data.values()
     assert tokens.digest == evaluated["digest"]
     tokenizer = load_checkpoint(base, device="cpu").tokenizer
