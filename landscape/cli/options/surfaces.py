@@ -42,8 +42,9 @@ Span = Annotated[
         "S|LOW,HIGH|auto",
         "Range of each axis: from -S to S, or from LOW to HIGH. For random surfaces the unit is the length of the "
         "direction (default 1), for eigen and worst_case surfaces the distance in weight space (default auto), and "
-        "for interpolate the first checkpoint is at 0 and the second at 1 (default -0.5,1.5). auto finds where the "
-        "loss has risen by 1 nat; several checkpoints and data sets share the largest of their ranges.",
+        "for interpolate, which takes LOW,HIGH alone, the first checkpoint is at 0 and the second at 1 (default "
+        "-0.5,1.5). auto finds where the loss has risen by 1 nat; several checkpoints and data sets share the largest "
+        "of their ranges.",
     ),
 ]
 Margin = Annotated[
