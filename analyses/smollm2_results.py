@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
-from smollm2_contrasts import LEVEL, contrast, corrected, in_numbers
+from smollm2_contrasts import LEVEL, contrast, in_numbers, with_evidence
 from smollm2_correlations import VECTOR, correlations, correlations_in_words, rivalry, rivalry_in_words
 from study_folder import plain, read_settings, write_json, write_lines
 
@@ -58,9 +59,9 @@ def main(rows: Path, output: Path, replications: int = 200) -> str:
         "chosen": chosen([row for row in read if row["kind"] == "pilot"]),
         "level": LEVEL,
         "as_much": AS_MUCH,
-        "forgetting": corrected([contrast(runs, *pair, "forgetting") for pair in CONTRASTS]),
+        "forgetting": with_evidence([contrast(runs, *pair, "forgetting") for pair in CONTRASTS]),
         "learned": [contrast(runs, *pair, "learned") for pair in CONTRASTS],
-        "flatter": corrected([contrast(runs, *pair, name) for name in FLATNESS for pair in FLATTER]),
+        "flatter": with_evidence([contrast(runs, *pair, name) for name in FLATNESS for pair in FLATTER]),
         "explored": [contrast(runs, *each) for each in explored],
         "recovered": recovered(runs),
         "correlations": correlations(runs, replications),
@@ -142,7 +143,11 @@ def choice_in_words(choice: dict[str, Any]) -> str:
 
 
 def corrected_p(of: dict[str, Any]) -> str:
-    return "" if math.isnan(of["p"]) else f", corrected p {of['p_holm']:.3g}"
+    """The corrected p-value of the plan, and that without its pooling of the tasks' variances."""
+    if math.isnan(of["p"]):
+        return ""
+    apart = "" if math.isnan(of["apart_p"]) else f" ({of['apart_p_holm']:.3g} where each task has its own variance)"
+    return f", corrected p {of['p_holm']:.3g}{apart}"
 
 
 def verdict(of: dict[str, Any], learned: dict[str, Any], flatter: Sequence[dict[str, Any]] = ()) -> str:
@@ -150,18 +155,26 @@ def verdict(of: dict[str, Any], learned: dict[str, Any], flatter: Sequence[dict[
     if math.isnan(of["low"]):
         return f"{in_numbers(of)}."
     words = "no evidence of a difference in forgetting"
-    if of["p_holm"] < LEVEL:
+    if of["evidence"]:
         words = "forgets more" if of["difference"] > 0 else "forgets less"
         if of["difference"] < 0:
-            words += " without learning less" if learned["low"] > AS_MUCH else ", and may have learned less"
+            words += " without learning less" if above(AS_MUCH, learned) else ", and may have learned less"
+    elif of["p_holm"] < LEVEL:
+        more = "more" if of["difference"] > 0 else "less"
+        words = f"{words}, though by the plan's interval, in which both tasks vary alike, it forgets {more}"
     return f"{in_numbers(of)}{corrected_p(of)}; learned {in_numbers(learned)}: {words}{flatness(of, flatter)}."
+
+
+def above(bound: float, of: dict[str, Any]) -> bool:
+    """Whether both intervals of a contrast lie above a number."""
+    return bool(of["low"] > bound and of["apart_low"] > bound)
 
 
 def flatness(of: dict[str, Any], flatter: Sequence[dict[str, Any]]) -> str:
     """By which metrics SAM is flatter or sharper in a contrast; without one, the contrast says nothing about it."""
     pair = of["first"], of["second"]
     here = [each for each in flatter if (each["first"], each["second"]) == pair]
-    shown = [each for each in here if each["p_holm"] < LEVEL]
+    shown = [each for each in here if each["evidence"]]
     down, up = ([each["outcome"] for each in shown if each["difference"] * sign > 0] for sign in (-1, 1))
     parts = [f"flatter by {', '.join(down)}"] if down else []
     parts += [f"sharper by {', '.join(up)}"] if up else []
@@ -180,18 +193,22 @@ def recovery(lost: dict[str, Any], over_random: dict[str, Any], gained: dict[str
         f"few-shot accuracy lost {_interval(lost)}; gained with the base's vector over random ones "
         f"{_interval(over_random)}; gained with it by itself {_interval(gained)}: "
     )
-    if not lost["low"] > 0:
+    if not above(0, lost):
         return f"{numbers}not read, as no loss was shown."
-    if not over_random["low"] > 0:
-        return numbers + ("less than with random ones." if over_random["high"] < 0 else "no evidence.")
-    if not gained["low"] > 0:
+    if not above(0, over_random):
+        below = over_random["high"] < 0 and over_random["apart_high"] < 0
+        return numbers + ("less than with random ones." if below else "no evidence.")
+    if not above(0, gained):
         return f"{numbers}less harm than random ones, and no evidence that anything came back."
     return f"{numbers}speaks for Jiang et al."
 
 
 def _interval(of: dict[str, Any]) -> str:
-    ends = "without an interval" if math.isnan(of["low"]) else f"[{of['low']:+.3f}, {of['high']:+.3f}]"
-    return f"{of['difference']:+.3f} {ends}"
+    """A mean with the wider of its two intervals."""
+    if math.isnan(of["low"]):
+        return f"{of['difference']:+.3f} without an interval"
+    low, high = np.nanmin([of["low"], of["apart_low"]]), np.nanmax([of["high"], of["apart_high"]])
+    return f"{of['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def draw(runs: pandas.DataFrame, base: dict, results: dict) -> Any:
     for task, mark in zip(tasks, MARKS, strict=False):
         kept.plot([], [], mark, color="0.5", fillstyle=FILL[mark], label=task)
     kept.legend(fontsize=7)
-    contrasts(differences, results["forgetting"], tasks, level=results["level"])
+    contrasts(differences, results["forgetting"], tasks)
     contrasts(learning, results["learned"], tasks)
     differences.set_yticks(
         range(len(results["forgetting"])),
@@ -76,9 +76,9 @@ def draw(runs: pandas.DataFrame, base: dict, results: dict) -> Any:
         fontsize=8,
     )
     differences.set_xlabel(
-        "difference in forgetting: mean over tasks with 95% interval over seeds,\n"
-        "each by itself (small marks: pairs of one task and seed; full circle: evidence,\n"
-        f"that is corrected p < {results['level']:g})",
+        "difference in forgetting, mean over tasks; 95% intervals over\n"
+        "seeds, the tasks' variances pooled, and apart (thin)\n"
+        f"full circle: corrected p < {results['level']:g} by both; small: single pairs",
         fontsize=8,
     )
     learning.set_yticks([])
@@ -98,7 +98,7 @@ def points(axes: Any, runs: pandas.DataFrame, column: str, label: str) -> None:
     axes.set_ylabel("forgetting (nats per answer, six old tasks)", fontsize=9)
 
 
-def contrasts(axes: Any, rows: list[dict], tasks: list[str], level: float = 0.0) -> None:
+def contrasts(axes: Any, rows: list[dict], tasks: list[str]) -> None:
     """Every contrast on a line of its own, with its pairs; without an interval where there are too few of them."""
     for place, each in enumerate(reversed(rows)):
         colour = METHODS[each["first"]][0]
@@ -109,7 +109,9 @@ def contrasts(axes: Any, rows: list[dict], tasks: list[str], level: float = 0.0)
             words = f"no interval ({each['pairs']} pairs)"
             axes.annotate(words, (0.5, place - 0.15), xycoords=("axes fraction", "data"), fontsize=7, ha="center")
             continue
-        shown = each.get("p_holm", 1) < level
+        shown = each.get("evidence", False)
+        if each["apart_low"] is not None:
+            axes.plot([each["apart_low"], each["apart_high"]], [place, place], color=colour, linewidth=0.8)
         axes.plot([each["low"], each["high"]], [place, place], color=colour, linewidth=2)
         axes.plot(each["difference"], place, "o", color=colour, fillstyle="full" if shown else "none", markersize=7)
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -118,11 +120,11 @@ def contrasts(axes: Any, rows: list[dict], tasks: list[str], level: float = 0.0)
 
 def markdown(results: dict) -> str:
     """The contrasts as a table, those without an interval as well."""
-    lines = ["| contrast | pairs | forgetting | corrected p | learned |", "|---|---|---|---|---|"]
+    lines = ["| contrast | pairs | forgetting | corrected p | variances apart | learned |", "|---|---|---|---|---|---|"]
     for each, learned in zip(results["forgetting"], results["learned"], strict=True):
         words = f"{METHODS[each['first']][1]} - {METHODS[each['second']][1]}"
-        p = "" if each["p"] is None else f"{each['p_holm']:.3g}"
-        lines.append(f"| {words} | {each['pairs']} | {cell(each)} | {p} | {cell(learned)} |")
+        p, apart = ("" if each[of] is None else f"{each[f'{of}_holm']:.3g}" for of in ("p", "apart_p"))
+        lines.append(f"| {words} | {each['pairs']} | {cell(each)} | {p} | {apart} | {cell(learned)} |")
     return "\n".join(lines)
 
 

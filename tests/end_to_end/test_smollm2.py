@@ -234,20 +234,63 @@ def test_intervals_of_contrasts_hold_the_truth_as_often_as_they_say(results):
     assert 0.91 < held / 200 < 0.99
 
 
+def test_variances_of_the_tasks_apart_are_welchs_test_of_two_samples(results):
+    """The sum of two means has the test of the difference between the one and minus the other."""
+    runs = planted({"sam": -0.1, "adamw": 0.0})
+    runs.loc[runs["task"] == "math", "forgetting"] *= 3
+    found = results.contrast(runs, "sam", "adamw", "forgetting")
+    math, intent = (np.array(found["by_task"][task]) for task in ("math", "intent"))
+    welch = stats.ttest_ind(math, -intent, equal_var=False)
+    low, high = welch.confidence_interval(0.95)
+    assert found["apart_p"] == pytest.approx(welch.pvalue)
+    assert (found["apart_low"], found["apart_high"]) == pytest.approx((low / 2, high / 2))
+
+
+def test_intervals_hold_the_truth_where_one_task_varies_far_more(results):
+    """As forgetting does after `intent`. The interval that pools the two variances then covers 89% (here 91%)."""
+    drawn, held, pooled = np.random.default_rng(3), 0, 0
+    for _ in range(300):
+        rows = [
+            {"task": task, "seed": seed, "method": method, "forgetting": scale * drawn.normal()}
+            for task, scale in (("math", 0.1), ("intent", 1.0)) for seed in range(3) for method in ("sam", "adamw")
+        ]  # fmt: skip
+        found = results.contrast(pandas.DataFrame(rows), "sam", "adamw", "forgetting")
+        held += found["apart_low"] <= 0 <= found["apart_high"]
+        pooled += found["low"] <= 0 <= found["high"]
+    assert held / 300 > 0.91  # 95% less three standard errors of 1.3%
+    assert pooled < held
+
+
+def test_a_task_of_one_pair_has_no_variance_of_its_own_and_no_evidence(results):
+    runs = planted({"sam": -5.0, "adamw": 0.0})
+    runs = runs[(runs["task"] == "math") | (runs["seed"] == 0)]
+    (found,) = results.with_evidence([results.contrast(runs, "sam", "adamw", "forgetting")])
+    assert found["p_holm"] < 0.01
+    assert np.isnan(found["apart_low"])
+    assert not found["evidence"]
+
+
 def test_holm_corrects_as_in_the_textbook(results):
     ps = [0.01, 0.04, 0.03, 0.005]
-    found = [each["p_holm"] for each in results.corrected([{"p": p} for p in ps])]
+    corrected = sys.modules["smollm2_contrasts"].corrected
+    found = [each["p_holm"] for each in corrected([{"p": p} for p in ps])]
     assert found == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm 1979: 4 x 0.005, 3 x 0.01, 2 x 0.03, then no less
 
 
 def test_a_verdict_claims_no_more_than_its_interval(results):
     far = {"first": "a", "second": "b", "difference": -1.0, "low": -1.1, "high": -0.9, "pairs": 6, "p": 0.002}
-    far["p_holm"] = 0.01
-    same = {**far, "difference": 0.0, "low": -0.01, "high": 0.01}
+    far |= {"apart_low": -1.2, "apart_high": -0.8, "apart_p": 0.004, "p_holm": 0.01, "apart_p_holm": 0.02}
+    far["evidence"] = True
+    same = {**far, "difference": 0.0, "low": -0.01, "high": 0.01, "apart_low": -0.02, "apart_high": 0.02}
     less = {**far, "difference": -0.2, "low": -0.3, "high": -0.1}
     assert results.verdict(far, same).endswith("forgets less without learning less.")
     assert results.verdict(far, less).endswith("forgets less, and may have learned less.")
-    assert results.verdict({**far, "p_holm": 0.06}, same).endswith("no evidence of a difference in forgetting.")
+    assert results.verdict(far, {**same, "apart_low": -0.06}).endswith("forgets less, and may have learned less.")
+    none = {**far, "evidence": False, "p_holm": 0.06}
+    assert results.verdict(none, same).endswith("no evidence of a difference in forgetting.")
+    one = results.verdict({**none, "p_holm": 0.01, "apart_p_holm": 0.06}, same)
+    assert "corrected p 0.01 (0.06 where each task has its own variance)" in one
+    assert one.endswith("though by the plan's interval, in which both tasks vary alike, it forgets less.")
     short = results.contrast(planted({"sam": 0.0, "adamw": 0.0}, seeds=1), "sam", "adamw", "forgetting")
     assert "too few for an interval" in results.verdict(short, short)
 
@@ -263,16 +306,18 @@ def test_a_contrast_that_lacks_a_task_has_no_mean_over_tasks(results):
 
 def test_where_sam_is_not_flatter_its_contrast_says_nothing_about_flatness(results):
     of = {"first": "sam", "second": "adamw", "outcome": "x", "difference": -1.0, "low": -2.0, "high": -0.1, "pairs": 6}
-    of |= {"p": 0.001, "p_holm": 0.01}
+    of |= {"apart_low": -2.5, "apart_high": -0.05, "apart_p": 0.002}
+    of |= {"p": 0.001, "p_holm": 0.01, "apart_p_holm": 0.02, "evidence": True}
     flat, sharp = {**of, "outcome": "flat"}, {**of, "outcome": "sharp", "difference": 1.0}
     assert results.verdict(of, of, [flat, sharp]).endswith("less (flatter by flat; sharper by sharp).")
-    assert "says nothing about flatness" in results.verdict(of, of, [{**flat, "p_holm": 0.06}, sharp])
+    assert "says nothing about flatness" in results.verdict(of, of, [{**flat, "evidence": False}, sharp])
     assert "flat" not in results.verdict(of, of, [{**flat, "first": "sam-wide"}])
 
 
 def test_nothing_can_come_back_that_was_not_lost(results):
     lost = {"first": "adamw", "second": "nothing", "difference": 0.2, "low": 0.1, "high": 0.3, "pairs": 6}
-    held = {**lost, "low": -0.1}
+    lost |= {"apart_low": 0.05, "apart_high": 0.35}
+    held = {**lost, "apart_low": -0.1}
     assert results.recovery(lost, lost, lost).endswith("speaks for Jiang et al.")
     assert results.recovery(lost, held, lost).endswith("no evidence.")
     assert results.recovery(lost, lost, held).endswith("no evidence that anything came back.")
