@@ -19,7 +19,7 @@ def contrast(runs: pandas.DataFrame, first: str, second: str, outcome: str) -> d
     standard error is s sqrt(sum_t 1 / n_t) / number of tasks, and has sum_t (n_t - 1) degrees of freedom. The other
     (`apart_low`, `apart_high`, `apart_p`) has a variance s_t^2 for each task, and the degrees of freedom of Welch 1947
     and Satterthwaite 1946: (sum_t s_t^2 / n_t)^2 / sum_t (s_t^2 / n_t)^2 / (n_t - 1). Where one task varies much more
-    than the other, as the differences in forgetting do, the first covers 89% at a nominal 95%.
+    than the other, as the differences in forgetting do, the first covers down to 89% at a nominal 95%.
 
     The difference is NaN where a task of `runs` has no pair, as it is a mean over all of them. The plan's interval is
     NaN where no task has two seeds, the other where any has not.
