@@ -293,7 +293,7 @@ class _KeptBasis:
     @property
     def vectors(self) -> float:
         """The memory of the basis, in vectors of the operator's type."""
-        return (self.basis_size - 1) * PACKED_SHARE if self.packed else self.basis_size
+        return self.basis_size * (PACKED_SHARE if self.packed else 1)
 
     def save(self, state: LanczosState) -> None:
         """Keep a state where it is time to."""

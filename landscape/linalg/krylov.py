@@ -158,9 +158,12 @@ class KrylovSpace:
     def measured(self, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the Rayleigh quotients y'Ay and |A y - (y'Ay) y| of unit vectors y, with a product for each.
 
+        The tails are given up, and the space cannot be expanded any more.
+
         Args:
             turn: The coefficients of the vectors in those of the space, as columns.
         """
+        self.tails, self._couplings = [], []
         values, residuals = np.zeros(turn.shape[1]), np.zeros(turn.shape[1])
         for i, column in enumerate(turn.T):
             y = self._basis.combined(column[:, None])
@@ -169,6 +172,7 @@ class KrylovSpace:
             values[i] = float(self._operator.inner(y, image)[0])
             image.sub_(y[0], alpha=values[i])
             residuals[i] = float(self._operator.norm(image))
+            del image, y  # before the next product, which is as large again
         return values, residuals
 
     def _add(self, tail: Tensor, coupling: np.ndarray) -> None:

@@ -78,7 +78,7 @@ class Effort:
             return self.vectors
         packed = weights >= LARGE
         kept = default_basis_size(self.eigenvalues, packed)
-        return max(self.vectors, WORKING_VECTORS + (math.ceil((kept - 1) * PACKED_SHARE) if packed else kept))
+        return max(self.vectors, WORKING_VECTORS + (math.ceil(kept * PACKED_SHARE) if packed else kept))
 
     def seconds(self, loss: float, move: float) -> float:
         """Return the time it takes, from the seconds of one loss over the data and of one change of all weights."""
