@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from landscape.checkpoints import Checkpoint
-from landscape.errors import InputError
+from landscape.errors import InputError, MeasurementWarning, as_typed
 from landscape.instruction_vectors.changed import AccuracyChange, InstructionVectorChange, Recovery, TaskChange
 from landscape.instruction_vectors.effects import top_heads
 from landscape.instruction_vectors.prompts import VectorOptions
@@ -55,7 +56,8 @@ def compare_instruction_vectors(
     Beside the cosine of the vectors and the heads in common stand the effect of the base's heads in both models, the
     few-shot and zero-shot accuracy that was lost, and whether the base's vector, added to the tuned model, brings lost
     answers back where random vectors and the vector of another task do not. Both models are in memory at once, and come
-    back bit for bit as they were.
+    back bit for bit as they were. MeasurementWarning where the base's vector brings the base itself no answer, so that
+    nothing can be asked of its bringing answers back.
 
     Args:
         base: The model before tuning, or its checkpoint.
@@ -121,6 +123,7 @@ def compare_by(
         _check_same_shape(*sites)
         pairs[name] = sites
     vectors = {name: measure(pairs[name][0], task, True) for name, task in tasks.items()}
+    _warn_of_idle(vectors)
     after = {name: measure(pairs[name][1], task, False) for name, task in tasks.items()}
     names = list(tasks)
     changes = []
@@ -147,6 +150,20 @@ def compare_by(
             seconds=time.perf_counter() - started,
         ),
     )
+
+
+def _warn_of_idle(vectors: Mapping[str, InstructionVector]) -> None:
+    """Warn of tasks in which the vector brings the base itself no answer: it cannot bring back what tuning lost."""
+    idle = [name for name, vector in vectors.items() if vector.steered.value <= vector.zero_shot.value]
+    if idle:
+        layers = sorted({vectors[name].layer for name in idle})
+        warnings.warn(
+            f"without examples the base itself answers no more of {', '.join(idle)} with its vector at layer "
+            f"{', '.join(map(str, layers))} than without: whether it brings back what tuning lost cannot be asked "
+            f"there; try another {as_typed('layer')}.",
+            MeasurementWarning,
+            stacklevel=4,
+        )
 
 
 def _check_known(vector: InstructionVector, site: Site, task: InContextTask, options: VectorOptions, seed: int) -> None:

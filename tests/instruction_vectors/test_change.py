@@ -12,6 +12,7 @@ from conftest import build_model
 from landscape import (
     InputError,
     InstructionVectorChange,
+    MeasurementWarning,
     VectorOptions,
     compare_instruction_vectors,
     compute_instruction_vector,
@@ -69,6 +70,16 @@ def test_a_model_against_itself_has_changed_nothing_and_without_its_heads_it_has
         assert change.tasks[0].recoveries[index].accuracy == pytest.approx(sum(right) / len(right))
     assert InstructionVectorChange.load(change.save(tmp_path / "change.json")) == change
     assert "heads in common" in str(change)
+
+
+@pytest.mark.slow
+def test_a_vector_that_does_nothing_in_the_base_is_no_test_of_recovery():
+    """The heads of the first layer see no examples yet: their vector brings the base no answer to a bare question."""
+    model, tokenizer = planted.trained()
+    tasks = load_tasks(planted.tasks())
+    options = VectorOptions(shots=planted.SHOTS, prompts=16, heads=2, layer=0)
+    with pytest.warns(MeasurementWarning, match=r"with its vector at layer 0 than without: .* cannot be asked"):
+        compare_instruction_vectors(model, model, tasks, tokenizer=tokenizer, options=options, resamples=99)
 
 
 def test_models_of_other_shapes_are_refused():

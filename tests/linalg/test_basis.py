@@ -65,17 +65,22 @@ def test_while_a_product_is_taken_the_basis_and_what_is_multiplied_are_all_there
     """Of 135 million weights each further vector is 538 MB; the estimate before a run counts none of them."""
     size, held = 70_000, []
 
+    def tensors():
+        return [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+
     class Counting(MatrixOperator):
         def __init__(self, diagonal):
             self.diagonal, self.size, self.device, self.dtype = diagonal, size, diagonal.device, diagonal.dtype
 
         def __call__(self, vectors):
-            alive = {t.untyped_storage().data_ptr(): t for t in gc.get_objects() if isinstance(t, torch.Tensor)}
-            long = [t for t in alive.values() if t.numel() >= size and t is not self.diagonal]
+            alive = {t.untyped_storage().data_ptr(): t for t in tensors() if id(t) not in before}
+            long = [t for t in alive.values() if t.numel() >= size]
             held.append((sum(t.dtype == torch.float32 for t in long), sum(t.dtype == torch.int16 for t in long)))
             return vectors * self.diagonal
 
     diagonal = torch.cat([torch.tensor([9.0, -8.0]), torch.linspace(-1, 1, size - 2)])
+    others = tensors()  # are held until the end, so that no other tensor gets the id of one of them
+    before = {id(t) for t in others}
     found = lanczos(Counting(diagonal), start_vector(size).float(), (1, 1), which="BE", rtol=0.05, packed=True)
     assert found.converged.all()
     assert len(held) == found.matvecs
