@@ -51,9 +51,10 @@ def main(rows: str, folder: str) -> None:
 
 def draw(runs: pandas.DataFrame, base: dict, results: dict) -> Any:
     """What each checkpoint forgot and learned; differences between methods in both; flatness beside forgetting."""
-    figure, (kept, differences, learning, flat) = plt.subplots(
-        1, 4, figsize=(15, 4.2), layout="constrained", width_ratios=[3, 3, 1.5, 3]
+    figure, places = plt.subplot_mosaic(
+        [["kept"] * 3 + ["flat"] * 3, ["differences"] * 4 + ["learning"] * 2], figsize=(9.5, 8), layout="constrained"
     )
+    kept, flat, differences, learning = (places[name] for name in ("kept", "flat", "differences", "learning"))
     tasks = sorted(runs["task"].unique())
     points(kept, runs, "learned", "learned: fall of the new task's loss (nats per token)")
     points(flat, runs, FLATNESS, "surface curvature on old text (our reconstruction)")
