@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 import weakref
+from pathlib import Path
 
 import pytest
 from conftest import build_model
@@ -36,7 +38,8 @@ def test_default_data_are_read_as_the_checkpoint_recorded_and_questions_at_the_l
     question = {"question": "which?", "choices": ["one", "fox " * 20, "three"], "answer": 0}
     asked = tmp_path / "questions.jsonl"
     asked.write_text("".join(json.dumps({**question, "question": f"which? {index}"}) + "\n" for index in range(6)))
-    folder = save_checkpoint_folder("llama", seed=0)
+    # a copy: other tests share the folder
+    folder = Path(shutil.copytree(save_checkpoint_folder("llama", seed=0), tmp_path / "llama"))
     recorded = {"source": str(asked), "limit": 4, "seed": 3, "max_length": 24}
     (folder / "landscape.json").write_text(json.dumps({"evaluated_on": recorded}))
     with pytest.warns(MeasurementWarning, match="was evaluated on"):
